@@ -1,0 +1,165 @@
+"""The acts on a run's checkpoints: list, read, commit, set aside, remove, reclaim.
+
+Writing is data first, manifest last; deleting is the reverse. A crash between any two calls leaves at worst bytes that
+nothing refers to, which `reclaim` frees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from holdfast.catalog.keys import CHECKPOINTS, DATA, TRASH, manifest_key, parse_manifest_key, trash_key
+from holdfast.catalog.lease import Lease
+from holdfast.core.errors import (
+    AlreadyExists,
+    CommitConflict,
+    CommitUnknown,
+    HoldfastError,
+    InvalidFormat,
+    MissingObject,
+    NotFound,
+    StoreError,
+)
+from holdfast.format.manifest import Manifest, decode_manifest, encode_manifest
+from holdfast.stores import Store
+
+__all__ = ["Entry", "commit", "entries", "read_entry", "read_trash", "reclaim", "remove", "retire"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A committed checkpoint by its key: step, ordinal (0, or higher for a later state of the same step)."""
+
+    key: str
+    step: int
+    ordinal: int
+
+
+def entries(store: Store) -> list[Entry]:
+    """Return the committed checkpoints in step order; of a step that was committed again, the newest state only."""
+    newest: dict[int, Entry] = {}
+    for found in store.list(CHECKPOINTS):
+        parsed = parse_manifest_key(found.key)
+        if parsed is not None:
+            step, ordinal = parsed
+            newest[step] = Entry(found.key, step, ordinal)
+    return [newest[s] for s in sorted(newest)]
+
+
+def read_entry(store: Store, entry: Entry) -> Manifest:
+    """Return the manifest of a checkpoint.
+
+    Raises:
+        IntegrityError: it does not verify, or speaks of another step.
+        MissingObject: it was deleted meanwhile.
+    """
+    try:
+        manifest = decode_manifest(store.read(entry.key), entry.key)
+    except NotFound as e:
+        raise MissingObject(f"{entry.key}: the manifest is gone") from e
+    if manifest.step != entry.step:
+        raise InvalidFormat(f"{entry.key}: holds the manifest of step {manifest.step}; files were swapped")
+    return manifest
+
+
+def commit(store: Store, manifest: Manifest, lease: Lease) -> Entry:
+    """Make a checkpoint exist. Its data must be durable already.
+
+    A step that has a checkpoint gets a newer state under the next ordinal; the older one is removed afterwards by
+    whoever prunes.
+
+    Raises:
+        LeaseLost: another process took the run over.
+        CommitConflict: a rival committed at this very place.
+        CommitUnknown: the store failed in a way that leaves the outcome open.
+    """
+    lease.check()
+    present = [e for e in entries(store) if e.step == manifest.step]
+    ordinal = present[0].ordinal + 1 if present else 0
+    key = manifest_key(manifest.step, ordinal)
+    try:
+        store.create(key, encode_manifest(manifest))  # durability: the commit
+    except AlreadyExists as e:
+        raise CommitConflict(f"{key}: another writer committed this step first; its checkpoint is intact") from e
+    except StoreError as e:
+        _settle(store, key, manifest, e)
+    lease.check()
+    return Entry(key, manifest.step, ordinal)
+
+
+def _settle(store: Store, key: str, manifest: Manifest, cause: StoreError) -> None:
+    """Find out, after a failed create, whether the manifest is there; never guess."""
+    try:
+        found = decode_manifest(store.read(key), key)
+    except NotFound:
+        raise cause from None
+    except HoldfastError as e:
+        raise CommitUnknown(f"{key}: the commit failed ({cause}) and what is there cannot be read ({e})") from cause
+    if found.attempt == manifest.attempt:
+        raise CommitUnknown(
+            f"{key}: the commit was written but the store did not confirm that it is durable ({cause})"
+        ) from cause
+    raise CommitConflict(f"{key}: another writer committed this step first; its checkpoint is intact") from cause
+
+
+def retire(store: Store, entry: Entry, attempt: str) -> None:
+    """Set a checkpoint aside: it is no longer listed, its bytes stay until `reclaim` frees the trash."""
+    try:
+        raw = store.read(entry.key)
+    except NotFound:
+        return
+    store.replace(trash_key(entry.step, attempt), raw)
+    store.delete([entry.key])
+
+
+def read_trash(store: Store) -> list[Manifest] | None:
+    """Return the manifests that were set aside, or None when one of them cannot be read."""
+    found: list[Manifest] = []
+    for info in store.list(TRASH):
+        try:
+            found.append(decode_manifest(store.read(info.key), info.key))
+        except NotFound:
+            continue
+        except HoldfastError:
+            return None
+    return found
+
+
+def remove(store: Store, victims: Sequence[tuple[Entry, Manifest]], kept: Iterable[Manifest] | None) -> int:
+    """Delete checkpoints, then every data file that only they referred to; return the bytes freed.
+
+    `kept` must hold the manifest of every other checkpoint, listed or set aside; None says that one of them cannot be
+    read, and then all data stays for a later `reclaim`.
+    """
+    store.delete([entry.key for entry, _ in victims])  # durability: no name before its bytes
+    if kept is None:
+        return 0
+    needed = {key for manifest in kept for key in manifest.file_keys}
+    sizes = {f.key: f.size for _, m in victims for p in m.parts.values() for f in p.files}
+    unreferenced = sorted(set(sizes) - needed)
+    store.delete(unreferenced)
+    return sum(sizes[key] for key in unreferenced)
+
+
+def reclaim(store: Store, *, trash_before: float = 0.0) -> int:
+    """Free what nothing refers to: attempts that never committed, older states of a step, trash older than
+    `trash_before` (seconds since the Unix epoch).
+
+    Only the holder of the lease may call this, with no save under way. While any manifest cannot be read no data is
+    freed: what it refers to is unknown, and it may be repaired. Returns the bytes freed.
+    """
+    store.delete([o.key for o in store.list(TRASH) if o.modified < trash_before])
+    newest = {e.key for e in entries(store)}
+    manifests = [o.key for o in store.list(CHECKPOINTS) if parse_manifest_key(o.key) is not None]
+    store.delete([key for key in manifests if key not in newest])
+    needed: set[str] = set()
+    listed = store.list(DATA)
+    for found in store.list(CHECKPOINTS) + store.list(TRASH):
+        try:
+            needed |= decode_manifest(store.read(found.key), found.key).file_keys
+        except HoldfastError:
+            return 0
+    orphans = [o for o in listed if o.key not in needed]
+    store.delete([o.key for o in orphans])
+    return sum(o.size for o in orphans)

@@ -1,0 +1,92 @@
+"""The bytes behind a manifest: headers and tensors, read and verified."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+from holdfast.core.errors import DigestMismatch, MissingObject, NotFound, Truncated
+from holdfast.format.datafile import DataHeader, StoredTensor, decode_header
+from holdfast.format.digest import Block, digest
+from holdfast.format.manifest import FileEntry
+from holdfast.stores import Store
+
+__all__ = ["DataFile", "check_block", "describe_block", "open_file"]
+
+
+class DataFile:
+    """A data file of a checkpoint with its verified header."""
+
+    def __init__(self, store: Store, entry: FileEntry, header: DataHeader) -> None:
+        self.store = store
+        self.entry = entry
+        self.header = header
+        self.by_name = {t.name: i for i, t in enumerate(header.tensors)}
+        self._starts = [b.start for b in header.blocks]
+
+    def blocks_of(self, start: int, end: int) -> range:
+        """Return the indices of the blocks that cover bytes `start` to `end` of the data region."""
+        if start >= end:
+            return range(0)
+        first = bisect.bisect_right(self._starts, start) - 1
+        last = bisect.bisect_left(self._starts, end)
+        return range(first, last)
+
+    def read(self, start: int, target: memoryview) -> None:
+        """Fill `target` with bytes of the data region from `start` on, unverified."""
+        try:
+            self.store.read_into(self.entry.key, self.header.data_start + start, target)
+        except NotFound as e:
+            raise MissingObject(f"{self.entry.key}: the data file is gone") from e
+
+    def check(self, index: int, data: memoryview) -> None:
+        """Raise DigestMismatch when the bytes of block `index` are not what was committed."""
+        check_block(self.header, index, data, self.entry.key)
+
+    def read_block(self, index: int) -> memoryview:
+        """Return the bytes of block `index`, verified."""
+        block = self.header.blocks[index]
+        data = memoryview(bytearray(block.end - block.start))
+        self.read(block.start, data)
+        self.check(index, data)
+        return data
+
+
+def open_file(store: Store, entry: FileEntry) -> DataFile:
+    """Return a data file with its header read and verified.
+
+    Raises:
+        MissingObject, Truncated, DigestMismatch, InvalidFormat: it is not what the manifest says.
+    """
+    try:
+        size = store.info(entry.key).size
+        if size != entry.size:
+            raise Truncated(f"{entry.key}: has {size} bytes; {entry.size} were committed")
+        raw = store.read(entry.key, 0, entry.header_size)
+    except NotFound as e:
+        raise MissingObject(f"{entry.key}: the data file is gone") from e
+    if digest(raw).hex() != entry.header_digest:
+        raise DigestMismatch(f"{entry.key}: its header does not match the manifest's digest, so at least one byte changed")
+    header = decode_header(raw, entry.key)
+    if header.file_bytes != entry.size:
+        raise Truncated(f"{entry.key}: its header describes {header.file_bytes} bytes; {entry.size} were committed")
+    return DataFile(store, entry, header)
+
+
+def describe_block(tensors: Sequence[StoredTensor], block: Block) -> str:
+    """Return which tensors a block holds, for a message."""
+    first, last = tensors[block.first].name, tensors[block.last].name
+    if block.first == block.last:
+        return f"tensor {first!r}"
+    return f"{block.last - block.first + 1} small tensors, {first!r} to {last!r}"
+
+
+def check_block(header: DataHeader, index: int, data: memoryview, key: str) -> None:
+    """Raise DigestMismatch, naming file and tensors, when `data` is not block `index`."""
+    block = header.blocks[index]
+    if digest(data) != header.digests[index]:
+        start, end = header.data_start + block.start, header.data_start + block.end
+        raise DigestMismatch(
+            f"{key}: bytes {start} to {end} do not match their digest, so at least one byte changed in "
+            f"{describe_block(header.tensors, block)}"
+        )

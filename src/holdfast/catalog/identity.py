@@ -1,0 +1,58 @@
+"""`run.json`: what makes a place a run, and its identity."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+
+from holdfast.catalog.keys import RUN
+from holdfast.core.errors import AlreadyExists, InvalidFormat, NotARun, NotFound
+from holdfast.format.manifest import FORMAT_VERSION, check_version
+from holdfast.format.sealed import seal, unseal
+from holdfast.stores import Store
+
+__all__ = ["RunIdentity", "create_run", "read_identity"]
+
+
+class RunIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The identity of a run: format version, a random id, when it was made (seconds since the Unix epoch)."""
+
+    format: int
+    run: str
+    created: float
+
+
+def read_identity(store: Store) -> RunIdentity:
+    """Return the identity of the run in a store.
+
+    Raises:
+        NotARun: the store holds none.
+        UnsupportedVersion: a newer holdfast made it.
+    """
+    try:
+        raw = store.read(RUN)
+    except NotFound:
+        raise NotARun(
+            f"{store.url} is not a holdfast run: it has no {RUN}. Check the path; `holdfast ls DIR` finds runs below a directory"
+        ) from None
+    body = unseal(raw, RUN)
+    check_version(body, f"{store.url}/{RUN}")
+    try:
+        return msgspec.json.decode(body, type=RunIdentity)
+    except msgspec.MsgspecError as e:
+        raise InvalidFormat(f"{store.url}/{RUN}: is not a run's identity: {e}") from e
+
+
+def create_run(store: Store, now: float) -> RunIdentity:
+    """Return the identity of the run in a store, made if there is none."""
+    try:
+        return read_identity(store)
+    except NotARun:
+        pass
+    identity = RunIdentity(FORMAT_VERSION, uuid.uuid4().hex, now)
+    try:
+        store.create(RUN, seal(msgspec.json.encode(identity)))
+    except AlreadyExists:  # a rival made it
+        return read_identity(store)
+    return identity

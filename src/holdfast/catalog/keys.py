@@ -1,0 +1,70 @@
+"""Where things lie in a run's store."""
+
+from __future__ import annotations
+
+import re
+
+from holdfast.core.names import check_tag, step_name
+
+__all__ = [
+    "CHECKPOINTS",
+    "DATA",
+    "LEASES",
+    "LOG",
+    "RUN",
+    "TAGS",
+    "TRASH",
+    "data_prefix",
+    "lease_key",
+    "log_key",
+    "manifest_key",
+    "parse_manifest_key",
+    "tag_key",
+    "trash_key",
+]
+
+RUN = "run.json"
+CHECKPOINTS = "checkpoints"
+DATA = "data"
+TAGS = "tags"
+LOG = "log"
+LEASES = "lease"
+TRASH = "trash"
+
+_MANIFEST = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
+
+
+def manifest_key(step: int, ordinal: int = 0) -> str:
+    """Return the key of a step's manifest; `ordinal` counts later states of the same step (an epoch's end, say)."""
+    return f"{CHECKPOINTS}/{step_name(step)}{f'-{ordinal:04d}' if ordinal else ''}.json"
+
+
+def parse_manifest_key(key: str) -> tuple[int, int] | None:
+    """Return (step, ordinal) of a manifest's key, or None when the key is not one."""
+    found = _MANIFEST.fullmatch(key)
+    return (int(found[1]), int(found[2] or 0)) if found else None
+
+
+def data_prefix(step: int, attempt: str) -> str:
+    """Return the prefix of the data files that one attempt to save a step writes."""
+    return f"{DATA}/{step_name(step)}-{attempt}"
+
+
+def tag_key(tag: str) -> str:
+    """Return the key of a tag."""
+    return f"{TAGS}/{check_tag(tag)}.json"
+
+
+def trash_key(step: int, attempt: str) -> str:
+    """Return the key under which a manifest that was set aside is kept."""
+    return f"{TRASH}/{step_name(step)}-{attempt}.json"
+
+
+def lease_key(generation: int) -> str:
+    """Return the key of a lease generation."""
+    return f"{LEASES}/{generation:012d}.json"
+
+
+def log_key(writer: str, segment: int) -> str:
+    """Return the key of a run-log segment."""
+    return f"{LOG}/{writer}-{segment:06d}.jsonl"

@@ -1,0 +1,190 @@
+"""Who writes a run: a lease by generations, with fencing.
+
+The holder is the creator of the highest-numbered object under `lease/`. Taking a run over is creating the next number,
+which only one rival can do. A holder looks for a higher number before and after each commit, so a holder that was
+paused past its lease and then woke up cannot have a commit acknowledged.
+Source of the idea: Litestream's lease file and Kleppmann, "How to do distributed locking" (fencing tokens).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from pathlib import Path
+
+import msgspec
+
+from holdfast.catalog.keys import LEASES, lease_key
+from holdfast.core.clock import SystemTime, TimeSource
+from holdfast.core.errors import AlreadyExists, LeaseHeld, LeaseLost, NotFound, StoreError
+from holdfast.format.sealed import seal, unseal
+from holdfast.stores import Store
+
+__all__ = ["Lease", "LeaseDoc", "acquire", "holder"]
+
+LEASE_SECONDS = 60.0
+
+
+class LeaseDoc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One generation of a run's lease. `namespace` names the machine boot and process namespace that `pid` is in."""
+
+    generation: int
+    host: str
+    pid: int
+    started: str
+    namespace: str
+    acquired: float
+    expires: float
+    released: bool = False
+
+    @property
+    def owner(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def _read_text(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text()
+    return ""
+
+
+def _namespace() -> str:
+    boot = _read_text("/proc/sys/kernel/random/boot_id").strip()
+    with contextlib.suppress(OSError):
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def _process_start(pid: int) -> str:
+    """Return the start time of a process in clock ticks since boot, "" when there is no such process or no /proc."""
+    stat = _read_text(f"/proc/{pid}/stat")
+    return stat.rpartition(")")[2].split()[19] if stat else ""
+
+
+def _is_dead(doc: LeaseDoc) -> bool:
+    """Return True only when the holder is known to be gone: same process namespace, and no such process."""
+    if doc.namespace != _namespace():
+        return False
+    if os.path.isdir("/proc/self"):
+        return _process_start(doc.pid) != doc.started
+    try:
+        os.kill(doc.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _is_local_and_alive(doc: LeaseDoc) -> bool:
+    return doc.namespace == _namespace() and not _is_dead(doc)
+
+
+def holder(store: Store) -> LeaseDoc | None:
+    """Return the newest lease of a run, held or released, or None when nobody ever wrote it."""
+    found = store.list(LEASES)
+    while found:
+        key = found.pop().key
+        try:
+            return msgspec.json.decode(unseal(store.read(key), key), type=LeaseDoc)
+        except NotFound:  # its holder cleaned up while we looked
+            continue
+    return None
+
+
+def acquire(store: Store, time: TimeSource | None = None, *, heartbeat: bool = True) -> Lease:
+    """Take the run's lease.
+
+    A lease whose process is gone from this machine is taken at once; one from elsewhere when it has expired.
+
+    Raises:
+        LeaseHeld: another living process holds it; the message says who and until when.
+    """
+    time = time or SystemTime()
+    present = holder(store)
+    if present is not None and not present.released and not _is_dead(present):
+        remaining = present.expires - time.now()
+        if _is_local_and_alive(present) or remaining > 0:
+            raise LeaseHeld(
+                f"{store.url} is being written by {present.owner} (since {time.now() - present.acquired:.0f} s ago). "
+                "Stop that process, or use another directory"
+                + ("" if _is_local_and_alive(present) else f"; if that machine is gone, its lease ends in {remaining:.0f} s")
+            )
+    generation = present.generation + 1 if present is not None else 1
+    pid = os.getpid()
+    now = time.now()
+    doc = LeaseDoc(
+        generation, socket.gethostname(), pid, _process_start(pid), _namespace(), now, now + LEASE_SECONDS
+    )
+    try:
+        store.create(lease_key(generation), seal(msgspec.json.encode(doc)))
+    except AlreadyExists:
+        rival = holder(store)
+        raise LeaseHeld(f"{store.url} was just taken by {rival.owner if rival else 'another process'}") from None
+    store.delete([o.key for o in store.list(LEASES) if o.key < lease_key(generation)])
+    return Lease(store, doc, time, heartbeat=heartbeat)
+
+
+class Lease:
+    """The right to write a run; renewed in the background until `release`."""
+
+    def __init__(self, store: Store, doc: LeaseDoc, time: TimeSource, *, heartbeat: bool) -> None:
+        self._store = store
+        self._doc = doc
+        self._time = time
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        if heartbeat:
+            threading.Thread(target=self._beat, name="holdfast-lease", daemon=True).start()
+
+    @property
+    def generation(self) -> int:
+        """The fencing token: it grows with every taking of the run."""
+        return self._doc.generation
+
+    def check(self) -> None:
+        """Raise LeaseLost when another process has taken the run over."""
+        found = [o.key for o in self._store.list(LEASES)]
+        mine = lease_key(self.generation)
+        if found and found[-1] > mine:
+            taker = holder(self._store)
+            raise LeaseLost(
+                f"{self._store.url} was taken over by {taker.owner if taker else 'another process'}; "
+                "nothing more is committed from this one. Its earlier checkpoints are intact"
+            )
+
+    def renew(self) -> None:
+        """Put the lease's end off by another term."""
+        with self._lock:
+            if self._stop.is_set():
+                return
+            self._doc = msgspec.structs.replace(self._doc, expires=self._time.now() + LEASE_SECONDS)
+            self._store.replace(lease_key(self.generation), seal(msgspec.json.encode(self._doc)))
+
+    def release(self) -> None:
+        """Give the run up, so that another process may take it at once."""
+        with self._lock:
+            if self._stop.is_set():
+                return
+            self._stop.set()
+            if os.getpid() != self._doc.pid:
+                return  # a forked child never held it
+            doc = msgspec.structs.replace(self._doc, released=True)
+            with contextlib.suppress(StoreError):  # it expires by itself
+                self._store.replace(lease_key(self.generation), seal(msgspec.json.encode(doc)))
+
+    def _beat(self) -> None:
+        while not self._stop.wait(LEASE_SECONDS / 3):
+            with contextlib.suppress(StoreError):  # a store that is away: the next commit will say so
+                self.check_and_renew()
+
+    def check_and_renew(self) -> None:
+        """Renew, unless the run was taken over."""
+        try:
+            self.check()
+        except LeaseLost:
+            self._stop.set()
+            return
+        self.renew()

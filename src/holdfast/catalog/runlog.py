@@ -1,0 +1,98 @@
+"""The run log: append-only segments, one series per writer, read back as one list of events."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+from holdfast.catalog.keys import LOG, log_key
+from holdfast.format.events import Event, Observed, Resumed, Verdicted, decode_events, encode_event
+from holdfast.stores import Store
+
+__all__ = ["LogReader", "LogWriter", "timeline"]
+
+
+class LogWriter:
+    """Collects events and makes them durable on `flush`. Each writer has a series of segments of its own."""
+
+    def __init__(self, store: Store, writer: str) -> None:
+        self._store = store
+        self._writer = writer
+        self._pending: list[bytes] = []
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._key = log_key(writer, 0)
+
+    def record(self, event: Event) -> None:
+        """Add an event; it is durable after the next `flush`."""
+        line = encode_event(event)
+        with self._lock:
+            self._pending.append(line)
+
+    def flush(self) -> None:
+        """Make every recorded event durable.
+
+        A segment whose write failed is never touched again: what it should have held goes to the next one.
+        """
+        with self._flushing:
+            with self._lock:
+                lines, self._pending = self._pending, []
+            if not lines:
+                return
+            try:
+                if self._store.appendable:
+                    self._store.append(self._key, b"".join(lines))
+                else:
+                    self._key = log_key(self._writer, next(self._numbers))
+                    self._store.create(self._key, b"".join(lines))
+            except BaseException:
+                with self._lock:
+                    self._pending = lines + self._pending
+                self._key = log_key(self._writer, next(self._numbers))
+                raise
+
+
+class LogReader:
+    """Reads a run's log; what it has read already it does not read again."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._segments: dict[str, tuple[int, list[Event]]] = {}
+
+    def events(self) -> list[Event]:
+        """Return every event of the run, writer by writer in the order they took the run up."""
+        found: list[Event] = []
+        for info in self._store.list(LOG):
+            size, events = self._segments.get(info.key, (0, []))
+            if info.size > size:
+                raw = self._store.read(info.key, size, info.size)
+                whole = raw[: raw.rfind(b"\n") + 1]
+                events = events + decode_events(whole, info.key)
+                self._segments[info.key] = (size + len(whole), events)
+            found += events
+        return found
+
+
+def timeline(events: list[Event]) -> list[Event]:
+    """Return the events that belong to the run as it stands: a resume at step k cuts what was seen after k.
+
+    Observations made after a commit (they name an attempt) are kept: they speak of a checkpoint, not of the loop.
+    """
+    kept: list[Event] = []
+    last_clock = None
+    for event in events:
+        if isinstance(event, Resumed):
+            kept = [e for e in kept if not _is_after(e, event.step)]
+        if isinstance(event, Observed) and event.attempt is None:
+            if event.clock == last_clock:
+                continue  # flushed twice: the first flush failed after its bytes were written
+            last_clock = event.clock
+        kept.append(event)
+    return kept
+
+
+def _is_after(event: Event, step: int) -> bool:
+    if isinstance(event, Observed):
+        return event.attempt is None and event.clock[0] > step
+    return isinstance(event, Verdicted) and event.step > step

@@ -1,0 +1,73 @@
+"""Read everything a checkpoint stands on and say what is wrong, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from holdfast.catalog.content import DataFile, open_file
+from holdfast.core.errors import HoldfastError, IntegrityError
+from holdfast.core.names import name_in_file
+from holdfast.format.manifest import Manifest
+from holdfast.format.values import tensor_leaves
+from holdfast.stores import Store
+
+__all__ = ["Problem", "verify_manifest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that does not verify: the object's key and what is wrong with it."""
+
+    key: str
+    message: str
+
+
+def verify_manifest(
+    store: Store, manifest: Manifest, progress: Callable[[int], None] = lambda done: None
+) -> Iterator[Problem]:
+    """Yield every problem of a checkpoint: each file's size, header and data blocks, and tensors nobody holds.
+
+    `progress` is told the number of bytes read since its last call.
+    """
+    held: dict[str, set[str]] = {}
+    whole = True
+    seen: set[str] = set()
+    for part_name, part in manifest.parts.items():
+        names = held.setdefault(part_name, set())
+        for entry in part.files:
+            first_time = entry.key not in seen
+            seen.add(entry.key)
+            try:
+                file = open_file(store, entry)
+            except HoldfastError as e:
+                whole = False
+                if first_time:
+                    yield Problem(entry.key, str(e))
+                continue
+            names |= file.by_name.keys()
+            if first_time:
+                yield from _verify_blocks(file, progress)
+    if whole:
+        for name in _missing_tensors(manifest, held):
+            yield Problem(name, f"{name}: no listed data file holds this tensor")
+
+
+def _missing_tensors(manifest: Manifest, held: dict[str, set[str]]) -> list[str]:
+    """Return the tensors that a checkpoint's values refer to and none of its files hold."""
+    missing: set[str] = set()
+    for part in manifest.parts.values():
+        for leaf in tensor_leaves(part.values()):
+            name = part.aliases.get(leaf.name, leaf.name)
+            owner = manifest.part_of(name)
+            if name_in_file(owner, name) not in held[owner]:
+                missing.add(name)
+    return sorted(missing)
+
+
+def _verify_blocks(file: DataFile, progress: Callable[[int], None]) -> Iterator[Problem]:
+    for index in range(len(file.header.blocks)):
+        try:
+            progress(len(file.read_block(index)))
+        except IntegrityError as e:
+            yield Problem(file.entry.key, str(e))

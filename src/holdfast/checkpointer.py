@@ -1,0 +1,285 @@
+"""The Checkpointer: four lines around a training loop."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TypeVar, cast, overload
+
+from holdfast.core.clock import Clock, SystemTime, TimeSource
+from holdfast.core.errors import HoldfastError, PolicyError
+from holdfast.core.names import check_tag
+from holdfast.loop.batches import BatchSource
+from holdfast.loop.engine import Engine
+from holdfast.policies import EarlyStopping, Rule, Verdict, every, require_retention, require_trigger
+from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
+from holdfast.stores import Store, open_store
+
+__all__ = ["Checkpointer"]
+
+Batch = TypeVar("Batch")
+_open: weakref.WeakSet[Checkpointer] = weakref.WeakSet()
+
+
+class Checkpointer:
+    """Saves, resumes, keeps and stops one training run.
+
+    Args:
+        url: the run's place: a directory, `file://` or `memory://`.
+        state: the named things the run consists of: modules, optimizers, schedulers, loaders, anything with
+            `state_dict`, and nested plain values. Every random generator is captured unasked.
+        save: when to save (`every`, `at`, `best`, ... joined with `|`); by default every ten minutes. A run is also
+            saved when it ends, and when SIGINT, SIGTERM or SIGUSR1 arrives.
+        keep: what to keep (`last`, `best`, `every`, ... joined with `|`); by default everything.
+        stop: early stopping.
+        background: persist on a background thread; otherwise a save returns when it is durable.
+        deadline_seconds: how long after SIGTERM or Ctrl-C the process may live to make its last checkpoint.
+        missing, unexpected, cast: globs over tree paths where a restore may be less than strict.
+
+    Raises:
+        LeaseHeld: another living process writes this run.
+        PolicyError: a policy makes no sense.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | Store,
+        state: Mapping[str, object],
+        *,
+        save: Rule | None = None,
+        keep: Rule | None = None,
+        stop: EarlyStopping | None = None,
+        background: bool = True,
+        deadline_seconds: float = 30.0,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        cast: Sequence[str] = (),
+        time: TimeSource | None = None,
+    ) -> None:
+        if not deadline_seconds > 0:
+            raise PolicyError(f"deadline_seconds={deadline_seconds!r} must be a positive number of seconds")
+        self.state: dict[str, object] = dict(state)
+        self._pid = os.getpid()
+        self._depth = 0
+        self._engine = Engine(
+            open_store(url),
+            self.state,
+            save=require_trigger(save) if save is not None else every(minutes=10),
+            keep=require_retention(keep) if keep is not None else None,
+            stop=stop,
+            options=RestoreOptions((), tuple(missing), tuple(unexpected), tuple(cast)),
+            background=background,
+            deadline_seconds=deadline_seconds,
+            time=time or SystemTime(),
+        )
+        _open.add(self)
+
+    @property
+    def url(self) -> str:
+        """Where the run lives."""
+        return self._engine.session.store.url
+
+    @property
+    def clock(self) -> Clock:
+        """How far training has come."""
+        return self._engine.clock
+
+    @property
+    def step(self) -> int:
+        """The number of finished steps."""
+        return self._engine.clock.step
+
+    @property
+    def stopped(self) -> Verdict | None:
+        """The verdict that ended training early, with its reason, or None."""
+        return self._engine.stopped
+
+    @property
+    def capture_report(self) -> CaptureReport | None:
+        """What the newest snapshot found, captured and left out on purpose."""
+        return self._engine.capture_report
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    @overload
+    def steps(self, total: int | None = None) -> Iterator[int]: ...
+    @overload
+    def steps(self, total: int | None, data: Iterable[Batch]) -> Iterator[tuple[int, Batch]]: ...
+    @overload
+    def steps(self, *, data: Iterable[Batch]) -> Iterator[tuple[int, Batch]]: ...
+
+    def steps(self, total: int | None = None, data: Iterable[Batch] | None = None) -> Iterator[object]:
+        """Restore the newest valid checkpoint, then yield the steps that remain.
+
+        A step ends when the loop asks for the next one. With `data`, yields (step, batch), going through the data
+        again and again; inside `epochs()` only to the end of the epoch. `total` counts the steps of the whole run.
+
+        Raises:
+            SaveFailed: a save in the background failed; raised at the next step's end.
+            KeyboardInterrupt, SystemExit: after a signal, once the last checkpoint is durable.
+        """
+        return self._steps(_count("steps", total), BatchSource(data) if data is not None else None)
+
+    def _steps(self, total: int | None, source: BatchSource | None) -> Iterator[object]:
+        engine, inner = self._engine, self._depth > 0
+        with self._looping(source):
+            while (total is None or self.step < total) and self.stopped is None:
+                if source is None:
+                    yield self.step
+                    engine.boundary(steps=1)
+                    continue
+                if not source.is_open:
+                    source.open(resumed_at=engine.resumed_batch())
+                present, batch = source.take()
+                if present:
+                    yield self.step, batch
+                    engine.boundary(steps=1)
+                elif inner:
+                    return
+                else:
+                    engine.boundary(steps=0, epochs=1, events=frozenset({"epoch_end"}))
+            if not inner:
+                engine.finish()
+
+    def epochs(self, total: int) -> Iterator[int]:
+        """Restore the newest valid checkpoint, then yield the epochs that remain; `steps()` may run inside.
+
+        An epoch in which no step was counted counts as one step.
+        """
+        return self._epochs(cast(int, _count("epochs", total)))
+
+    def _epochs(self, total: int) -> Iterator[int]:
+        engine = self._engine
+        with self._looping(None):
+            while self.clock.epoch < total and self.stopped is None:
+                before = self.step
+                yield self.clock.epoch
+                alone = self.step == before == self.clock.epoch  # no step was ever counted but for the epochs
+                engine.boundary(steps=int(alone), epochs=1, events=frozenset({"epoch_end"}))
+            engine.finish()
+
+    def log(self, **metrics: object) -> None:
+        """Record metrics of the present step: numbers, or arrays of one element.
+
+        Triggers, retention and early stopping read them at the end of the step.
+
+        Raises:
+            PolicyError: a value is not a number.
+        """
+        self._engine.tracker.log(metrics)
+
+    def count(self, *, samples: int = 0, tokens: int = 0) -> None:
+        """Add to the run's counts of samples and tokens, for triggers in those units."""
+        self._engine.tracker.count(samples=samples, tokens=tokens)
+
+    def step_end(self, step: int | None = None, metrics: Mapping[str, object] | None = None) -> None:
+        """End a step of a loop that belongs to someone else: the same safe point that `steps()` has.
+
+        Call `restore()` before such a loop to resume. `step` is the number of finished steps, for loops that count by
+        themselves.
+
+        Raises:
+            PolicyError: `step` lies before the clock.
+            SaveFailed: a save in the background failed.
+        """
+        self._engine.start()
+        if metrics:
+            self._engine.tracker.log(metrics)
+        ahead = 1 if step is None else step - self.step
+        if ahead < 0:
+            raise PolicyError(f"step_end({step}) goes back: the run's clock stands at {self.step}; use restore()")
+        self._engine.boundary(steps=ahead)
+
+    # ---- verbs ----------------------------------------------------------------------------------------------------
+
+    def save(self, tag: str | None = None) -> None:
+        """Save now; inside a loop, at the end of the present step. `tag` names the checkpoint."""
+        tags = [] if tag is None else [check_tag(tag)]
+        if self._depth:
+            self._engine.requested = [*(self._engine.requested or []), *tags]
+        else:
+            self._engine.save(("asked for",), tags=tuple(tags))
+
+    def restore(self, which: int | str = "latest", *, only: Sequence[str] = ()) -> RestoreReport:
+        """Put a checkpoint (a step, "latest", "best" or another tag) into the state.
+
+        With `only` (globs over tree paths) just that part is restored, and the run's clock stays. Training that goes
+        on after the restore of an older step sets the newer checkpoints aside.
+
+        Raises:
+            NoCheckpoint: there is none.
+            IntegrityError: it does not verify; nothing live was changed.
+            StateError: it does not fit the live objects; nothing live was changed.
+        """
+        return self._engine.restore(which, only).report
+
+    def wait(self) -> None:
+        """Return when every save that was started is durable. Raises SaveFailed when one failed."""
+        self._engine.wait()
+
+    def close(self) -> None:
+        """Wait for what is under way and give the run up. Safe to call twice."""
+        _open.discard(self)
+        self._engine.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        engine = self._engine
+        if isinstance(error, Exception) and not isinstance(error, HoldfastError) and not engine.closed:
+            engine.save_after(error)
+        if engine.interrupts.aborted:  # a second Ctrl-C: leave at once
+            _open.discard(self)
+            return
+        self.close()
+
+    @contextlib.contextmanager
+    def _looping(self, source: BatchSource | None) -> Iterator[None]:
+        engine = self._engine
+        if self._depth == 0:
+            engine.start()
+            engine.tracker.start_timing()
+            engine.interrupts.install()
+        self._depth += 1
+        engine.source = source
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            engine.source = None
+            if self._depth == 0:
+                engine.interrupts.remove()
+
+    def _at_exit(self) -> bool:
+        """Finish what the user left open; return False when a save failed."""
+        if self._pid != os.getpid() or self._engine.interrupts.aborted:
+            return True
+        try:
+            self.close()
+        except HoldfastError as e:
+            print(f"holdfast: {e}", file=sys.stderr)
+            return False
+        return True
+
+
+def _count(what: str, total: int | None) -> int | None:
+    if total is not None and (isinstance(total, bool) or not isinstance(total, int) or total < 0):
+        raise PolicyError(f"{what}({total!r}): expected a number of {what} that is not negative")
+    return total
+
+
+@atexit.register
+def _close_all() -> None:
+    """Make every open run durable before the interpreter ends; a failed save is an exit code that is not zero."""
+    if not all([c._at_exit() for c in list(_open)]):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)

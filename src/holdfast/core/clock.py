@@ -1,0 +1,54 @@
+"""The run's clock: how far training has come, as a vector of counters, and where wall time comes from."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["UNITS", "Clock", "SystemTime", "TimeSource"]
+
+UNITS = ("step", "epoch", "samples", "tokens", "active_seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How far a run has come: counts of finished steps, epochs, samples and tokens, and seconds spent training.
+
+    Every field only grows. `active_seconds` adds up over resumes, so time away from training does not count.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    samples: int = 0
+    tokens: int = 0
+    active_seconds: float = 0.0
+
+
+class TimeSource(Protocol):
+    """Where wall time, monotonic time and sleep come from; tests pass their own."""
+
+    def now(self) -> float:
+        """Return seconds since the Unix epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds from an arbitrary origin that never go back."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Block for `seconds`."""
+        ...
+
+
+class SystemTime:
+    """The machine's own clocks."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)

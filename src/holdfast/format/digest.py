@@ -1,0 +1,80 @@
+"""Digest blocks: how the data region of a file is cut so that any part of it can be verified alone.
+
+The cut is a pure function of the tensors' sizes, so it is never stored: a tensor of at least 64 KiB has blocks of its
+own, aligned to its rows and at most 64 MiB; runs of smaller tensors share a block of at most 1 MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from holdfast.core.buffers import Buffer
+
+__all__ = ["DIGEST_BYTES", "OWN_BLOCK_BYTES", "Block", "cut_blocks", "digest"]
+
+DIGEST_BYTES = 32
+BLOCK_BYTES = 64 << 20
+OWN_BLOCK_BYTES = 64 << 10
+GROUP_BYTES = 1 << 20
+_THREADED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Bytes `start` to `end` of a data region, covering (parts of) tensors `first` to `last` in data order."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def digest(data: Buffer) -> bytes:
+    """Return the 32-byte BLAKE3 digest of `data`."""
+    threads = blake3.AUTO if len(data) >= _THREADED_BYTES else 1
+    return blake3(data, max_threads=threads).digest()
+
+
+def _own_blocks(index: int, start: int, nbytes: int, shape: Sequence[int]) -> Iterator[Block]:
+    rows = shape[0] if shape else 1
+    row_bytes = max(1, nbytes // max(1, rows))
+    step = max(1, BLOCK_BYTES // row_bytes) * row_bytes if row_bytes <= BLOCK_BYTES else BLOCK_BYTES
+    for offset in range(0, nbytes, step):
+        yield Block(start + offset, start + min(nbytes, offset + step), index, index)
+
+
+def cut_blocks(tensors: Sequence[tuple[int, Sequence[int]]]) -> list[Block]:
+    """Return the blocks of a data region from each tensor's (size in bytes, shape), in data order.
+
+    Empty tensors belong to no block. The blocks cover the region without holes, in order.
+    """
+    blocks: list[Block] = []
+    position = 0
+    group_start, group_first, group_last = 0, -1, -1
+
+    def close_group() -> None:
+        nonlocal group_first
+        if group_first >= 0:
+            blocks.append(Block(group_start, position, group_first, group_last))
+        group_first = -1
+
+    for index, (nbytes, shape) in enumerate(tensors):
+        if nbytes == 0:
+            continue
+        if nbytes >= OWN_BLOCK_BYTES:
+            close_group()
+            blocks.extend(_own_blocks(index, position, nbytes, shape))
+        else:
+            if group_first >= 0 and position + nbytes - group_start > GROUP_BYTES:
+                close_group()
+            if group_first < 0:
+                group_start, group_first = position, index
+            group_last = index
+        position += nbytes
+    close_group()
+    return blocks
+
+

@@ -1,0 +1,114 @@
+"""Run-log events: one sealed JSON object a line, append-only, in segments.
+
+The log is the run's memory: every policy is a fold over it. A last line that a crash cut off before its newline is
+ignored; any other line that does not verify is an IntegrityError.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from holdfast.core.errors import InvalidFormat
+from holdfast.format.manifest import ClockDoc
+from holdfast.format.sealed import LINE_DIGEST_CHARS, seal, unseal
+
+__all__ = [
+    "Event",
+    "Observed",
+    "Removed",
+    "Resumed",
+    "Saved",
+    "Started",
+    "Verified",
+    "Verdicted",
+    "decode_events",
+    "encode_event",
+]
+
+
+class Started(msgspec.Struct, frozen=True, tag="started", tag_field="event"):
+    """A process took the run up; `generation` is its lease."""
+
+    time: float
+    generation: int
+    host: str
+    pid: int
+
+
+class Resumed(msgspec.Struct, frozen=True, tag="resumed", tag_field="event"):
+    """Training went on from this step: what the log says of later steps belongs to an abandoned branch."""
+
+    time: float
+    step: int
+    attempt: str
+    note: str = ""
+
+
+class Observed(msgspec.Struct, frozen=True, tag="observed", tag_field="event"):
+    """Metrics seen when the clock stood here; `attempt` names a checkpoint for observations made after its commit."""
+
+    clock: ClockDoc
+    metrics: dict[str, float | str]
+    attempt: str | None = None
+
+
+class Saved(msgspec.Struct, frozen=True, tag="saved", tag_field="event"):
+    """A checkpoint of this step was asked for; it exists only if its manifest does."""
+
+    time: float
+    clock: ClockDoc
+    attempt: str
+    reasons: list[str]
+
+
+class Verdicted(msgspec.Struct, frozen=True, tag="verdict", tag_field="event"):
+    """Early stopping said to stop."""
+
+    step: int
+    action: str
+    reason: str
+
+
+class Removed(msgspec.Struct, frozen=True, tag="removed", tag_field="event"):
+    """A checkpoint was deleted, demoted, or set aside; `reasons` say why."""
+
+    time: float
+    step: int
+    attempt: str
+    action: str
+    reasons: list[str]
+
+
+class Verified(msgspec.Struct, frozen=True, tag="verified", tag_field="event"):
+    """Every byte of this checkpoint was read back and was right."""
+
+    time: float
+    step: int
+    attempt: str
+
+
+Event = Verified | Started | Resumed | Observed | Saved | Verdicted | Removed
+_DECODER = msgspec.json.Decoder(Event)
+
+
+def encode_event(event: Event) -> bytes:
+    """Return the sealed line of an event."""
+    return seal(msgspec.json.encode(event), LINE_DIGEST_CHARS)
+
+
+def decode_events(raw: bytes, name: str) -> list[Event]:
+    """Return the events of a segment (or of whole lines of it); what follows the last newline is left out.
+
+    Raises:
+        IntegrityError: a line does not verify.
+    """
+    events: list[Event] = []
+    lines = raw.split(b"\n")
+    lines.pop()  # empty, or a line that a crash cut off before its newline
+    for number, line in enumerate(lines, 1):
+        where = f"{name}, line {number}"
+        try:
+            events.append(_DECODER.decode(unseal(line + b"\n", where, LINE_DIGEST_CHARS)))
+        except msgspec.MsgspecError as e:
+            raise InvalidFormat(f"{where}: is not a run-log event: {e}") from e
+    return events

@@ -1,0 +1,180 @@
+"""The manifest: the commit record of one checkpoint, as sealed JSON.
+
+A manifest lists, for every top-level key of the state (a *part*), the tree of its non-tensor values and the data files
+its tensors live in. A tensor is found in the first listed file that has its name: an unchanged tensor is not written
+again, its older file is listed behind the new one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from holdfast.core.clock import Clock
+from holdfast.core.errors import InvalidFormat, UnsupportedVersion
+from holdfast.core.names import check_key, check_path
+from holdfast.format.sealed import seal, unseal
+from holdfast.format.values import decode_value
+
+__all__ = [
+    "FORMAT_VERSION",
+    "FileEntry",
+    "Manifest",
+    "Part",
+    "clock_from_doc",
+    "clock_to_doc",
+    "decode_manifest",
+    "encode_manifest",
+    "floats_from_doc",
+    "floats_to_doc",
+]
+
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 1 << 30
+
+ClockDoc = tuple[int, int, int, int, float]
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A data file: its key in the run, its size, and the size and BLAKE3 digest (hex) of its header."""
+
+    key: str
+    size: int
+    header_size: int
+    header_digest: str
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One top-level key of the state: its value tree (kept as JSON until asked for), what kind of object it was, its files
+    (newest first), its tied names (alias to stored tensor, by full name)."""
+
+    tree: msgspec.Raw = msgspec.Raw(b"null")
+    kind: str = ""
+    files: list[FileEntry] = []
+    aliases: dict[str, str] = {}
+
+    def values(self) -> object:
+        """Return the decoded value tree, with `TensorLeaf` where tensors are. Raises InvalidFormat."""
+        try:
+            return decode_value(msgspec.json.decode(self.tree))
+        except (msgspec.MsgspecError, RecursionError) as e:
+            raise InvalidFormat(f"a value tree is malformed: {e}") from e
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything a checkpoint is, but the tensors' bytes. Times are seconds since the Unix epoch."""
+
+    format: int
+    run: str
+    step: int
+    attempt: str
+    generation: int
+    time: float
+    clock: ClockDoc
+    parts: dict[str, Part]
+    metrics: dict[str, float | str] = {}
+    reasons: list[str] = []
+    parent: str | None = None
+    new_bytes: int = 0
+    exact: bool = True
+    demoted: bool = False
+    world_size: int = 1
+    environment: dict[str, str] = {}
+    loop: dict[str, int] = {}
+
+    def part_of(self, path: str) -> str:
+        """Return the part that a full tensor name belongs to.
+
+        Raises:
+            InvalidFormat: it belongs to none.
+        """
+        part = path
+        while part not in self.parts:
+            part, found, _ = part.rpartition("/")
+            if not found:
+                raise InvalidFormat(f"{path}: belongs to no part of step {self.step}")
+        return part
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all data files this checkpoint refers to."""
+        return sum({f.key: f.size for part in self.parts.values() for f in part.files}.values())
+
+    @property
+    def file_keys(self) -> frozenset[str]:
+        """Keys of all data files this checkpoint needs."""
+        return frozenset(f.key for part in self.parts.values() for f in part.files)
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+def clock_to_doc(clock: Clock) -> ClockDoc:
+    """Return the clock as the array the format keeps."""
+    return (clock.step, clock.epoch, clock.samples, clock.tokens, clock.active_seconds)
+
+
+def clock_from_doc(doc: ClockDoc) -> Clock:
+    """Return the clock that an array stands for."""
+    return Clock(*doc)
+
+
+def floats_to_doc(values: dict[str, float]) -> dict[str, float | str]:
+    """Return metrics as JSON can hold them: finite floats exactly, the others as "nan", "inf", "-inf"."""
+    return {k: v if math.isfinite(v) else repr(v) for k, v in values.items()}
+
+
+def floats_from_doc(doc: dict[str, float | str]) -> dict[str, float]:
+    """Return the metrics that a JSON form stands for."""
+    try:
+        return {k: float(v) for k, v in doc.items()}
+    except ValueError as e:
+        raise InvalidFormat(f"a metric is not a number: {e}") from e
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the sealed bytes of a manifest."""
+    return seal(msgspec.json.encode(manifest))
+
+
+def decode_manifest(raw: bytes, name: str) -> Manifest:
+    """Return the manifest in `raw`, verified; `name` is its key for the messages.
+
+    Raises:
+        IntegrityError: it is cut off, changed, or outside the grammar.
+        UnsupportedVersion: a newer holdfast wrote it.
+    """
+    body = unseal(raw, name)
+    check_version(body, name)
+    try:
+        manifest = msgspec.json.decode(body, type=Manifest)
+        for part_name, part in manifest.parts.items():
+            check_path(part_name)
+            for file in part.files:
+                _check_file(file, name)
+    except (msgspec.MsgspecError, RecursionError) as e:
+        raise InvalidFormat(f"{name}: is not a manifest: {e}") from e
+    return manifest
+
+
+def check_version(body: bytes, name: str) -> None:
+    """Raise UnsupportedVersion when a document's format number is not one this holdfast reads."""
+    try:
+        version = msgspec.json.decode(body, type=_Version).format
+    except (msgspec.MsgspecError, RecursionError) as e:
+        raise InvalidFormat(f"{name}: has no format number: {e}") from e
+    if version != FORMAT_VERSION:
+        raise UnsupportedVersion(
+            f"{name}: has format version {version}; this holdfast reads version {FORMAT_VERSION}. "
+            "Install a newer holdfast (pip install --upgrade holdfast) to read it"
+        )
+
+
+def _check_file(file: FileEntry, name: str) -> None:
+    check_key(file.key)
+    if not file.key.startswith("data/"):
+        raise InvalidFormat(f"{name}: refers to {file.key!r}, which is outside data/")
+    if not 0 < file.header_size <= file.size or len(file.header_digest) != 64:
+        raise InvalidFormat(f"{name}: its entry for {file.key} is malformed")

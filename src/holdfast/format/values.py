@@ -1,0 +1,275 @@
+"""The typed, code-free JSON encoding of non-tensor values.
+
+JSON's own types mean themselves: null, booleans, integers, finite floats (always with a point or an exponent),
+strings, arrays (Python lists) and objects (dicts with string keys that do not start with `$`). Every other value is
+an object with one key that starts with `$` and names its type. Nothing in a file can name code to run.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import datetime
+import decimal
+import fractions
+import math
+import pathlib
+import struct
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from holdfast.core.errors import InvalidFormat, UnsupportedValue
+from holdfast.core.names import check_path, join_path
+
+__all__ = ["Json", "TensorLeaf", "Typed", "decode_value", "encode_value", "tensor_leaves"]
+
+Json = object  # null | bool | int | float | str | list[Json] | dict[str, Json]
+
+MAX_DEPTH = 100
+_INT64 = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLeaf:
+    """The place of a tensor in a value tree: the tensor's bytes are stored under `name`.
+
+    `kind` says what to give back: "torch.Tensor", "torch.Parameter", "numpy.ndarray", "numpy.scalar", "jax.Array".
+    """
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A value of a type the grammar knows only by name: `kind` is the name, `value` a storable value.
+
+    Kinds: "torch.Size", "torch.dtype", "torch.device", "torch.layout", "torch.memory_format", "numpy.dtype",
+    "enum" (value: {"type", "member"}), "dataclass" and "namedtuple" (value: {"type", "fields"}),
+    "codec:<name>" (a codec registered by the user).
+    """
+
+    kind: str
+    value: object
+
+    def __hash__(self) -> int:
+        # Enum members and frozen dataclasses are dict keys and set elements; their parts are dicts.
+        return hash(self.kind)
+
+
+def _float(value: float) -> Json:
+    if math.isfinite(value):
+        return value
+    return {"$float": struct.pack(">d", value).hex()}
+
+
+def _pairs(value: dict[object, object], path: str, depth: int) -> list[Json]:
+    return [
+        [encode_value(k, f"{path} (key)", depth + 1), encode_value(v, join_path(path, k), depth + 1)]
+        for k, v in value.items()
+    ]
+
+
+def _items(values: object, path: str, depth: int) -> list[Json]:
+    return [encode_value(v, join_path(path, i), depth + 1) for i, v in enumerate(values)]  # type: ignore[arg-type, var-annotated]
+
+
+def _dict(value: dict[object, object], path: str, depth: int) -> Json:
+    if all(type(k) is str and not k.startswith("$") for k in value):
+        return {str(k): encode_value(v, join_path(path, k), depth + 1) for k, v in value.items()}
+    return {"$dict": _pairs(value, path, depth)}
+
+
+def _set(value: set[object] | frozenset[object], path: str, depth: int) -> list[Json]:
+    # A set has no order; sort by the encoding so that equal sets have equal bytes.
+    return sorted(_items(value, path, depth), key=repr)
+
+
+_ENCODERS: dict[type, Callable[..., Json]] = {
+    complex: lambda v, p, d: {"$complex": [_float(v.real), _float(v.imag)]},
+    bytes: lambda v, p, d: {"$bytes": base64.b64encode(v).decode()},
+    bytearray: lambda v, p, d: {"$bytearray": base64.b64encode(v).decode()},
+    tuple: lambda v, p, d: {"$tuple": _items(v, p, d)},
+    set: lambda v, p, d: {"$set": _set(v, p, d)},
+    frozenset: lambda v, p, d: {"$frozenset": _set(v, p, d)},
+    range: lambda v, p, d: {"$range": [v.start, v.stop, v.step]},
+    slice: lambda v, p, d: {"$slice": _items((v.start, v.stop, v.step), p, d)},
+    collections.OrderedDict: lambda v, p, d: {"$ordereddict": _pairs(v, p, d)},
+    collections.Counter: lambda v, p, d: {"$counter": _pairs(v, p, d)},
+    collections.deque: lambda v, p, d: {"$deque": [_items(v, p, d), v.maxlen]},
+    datetime.datetime: lambda v, p, d: {"$datetime": v.isoformat()},
+    datetime.date: lambda v, p, d: {"$date": v.isoformat()},
+    datetime.time: lambda v, p, d: {"$time": v.isoformat()},
+    datetime.timedelta: lambda v, p, d: {"$timedelta": [v.days, v.seconds, v.microseconds]},
+    decimal.Decimal: lambda v, p, d: {"$decimal": str(v)},
+    fractions.Fraction: lambda v, p, d: {"$fraction": [_int(v.numerator), _int(v.denominator)]},
+    uuid.UUID: lambda v, p, d: {"$uuid": v.hex},
+}
+
+
+def _int(value: int) -> Json:
+    return value if -_INT64 <= value < _INT64 else {"$int": hex(value)}
+
+
+def encode_value(value: object, path: str = "", depth: int = 0) -> Json:
+    """Return the JSON form of `value`.
+
+    Raises:
+        UnsupportedValue: a type outside the grammar; the message carries the tree path.
+    """
+    if depth > MAX_DEPTH:
+        raise UnsupportedValue(f"{path or 'the state'}: nested deeper than {MAX_DEPTH} levels (or refers to itself)")
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind is str:
+        try:
+            value.encode()  # type: ignore[attr-defined]
+        except UnicodeEncodeError:
+            return {"$str": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}  # type: ignore[attr-defined]
+        return value
+    if kind is int:
+        return _int(value)  # type: ignore[arg-type]
+    if kind is float:
+        return _float(value)  # type: ignore[arg-type]
+    if kind is list:
+        return _items(value, path, depth)
+    if kind is dict:
+        return _dict(value, path, depth)  # type: ignore[arg-type]
+    if kind is TensorLeaf:
+        return {"$tensor": [value.name, value.kind]}  # type: ignore[attr-defined]
+    if kind is Typed:
+        return {"$typed": [value.kind, encode_value(value.value, path, depth + 1)]}  # type: ignore[attr-defined]
+    if kind in _ENCODERS:
+        return _ENCODERS[kind](value, path, depth)
+    if isinstance(value, pathlib.PurePath):
+        return {"$path": str(value)}
+    raise UnsupportedValue(
+        f"{path or 'the state'}: a {kind.__module__}.{kind.__qualname__} cannot be stored without running code at load; "
+        "give it state_dict()/load_state_dict(), keep its parts as plain values, or call holdfast.register_codec"
+    )
+
+
+def _decode_float(x: Json) -> float:
+    raw = bytes.fromhex(str(x))
+    if len(raw) != 8:
+        raise ValueError(f"a $float has {len(raw)} bytes; expected 8")
+    return float(struct.unpack(">d", raw)[0])
+
+
+def _decode_items(x: Json, depth: int) -> list[object]:
+    if not isinstance(x, list):
+        raise ValueError(f"expected an array, found {type(x).__name__}")
+    return [decode_value(v, depth + 1) for v in x]
+
+
+def _decode_pairs(x: Json, depth: int) -> dict[object, object]:
+    out: dict[object, object] = {}
+    for pair in _as_list(x):
+        k, v = _as_list(pair)
+        key = decode_value(k, depth + 1)
+        if key in out:
+            raise ValueError(f"key {key!r} occurs twice")
+        out[key] = decode_value(v, depth + 1)
+    return out
+
+
+def _as_list(x: Json) -> list[Json]:
+    if not isinstance(x, list):
+        raise ValueError(f"expected an array, found {type(x).__name__}")
+    return x
+
+
+def _text(x: Json) -> str:
+    if not isinstance(x, str):
+        raise ValueError(f"expected a string, found {type(x).__name__}")
+    return x
+
+
+def _decode_deque(x: Json, depth: int) -> object:
+    items, maxlen = _as_list(x)
+    return collections.deque(_decode_items(items, depth), maxlen if isinstance(maxlen, int) else None)
+
+
+def _decode_tensor(x: Json, depth: int) -> TensorLeaf:
+    name, kind = _as_list(x)
+    return TensorLeaf(check_path(_text(name)), _text(kind))
+
+
+def _decode_typed(x: Json, depth: int) -> Typed:
+    kind, value = _as_list(x)
+    return Typed(_text(kind), decode_value(value, depth + 1))
+
+
+_DECODERS: dict[str, Callable[[Json, int], object]] = {
+    "$float": lambda x, d: _decode_float(x),
+    "$int": lambda x, d: int(_text(x), 16),
+    "$str": lambda x, d: base64.b64decode(_text(x), validate=True).decode("utf-8", "surrogatepass"),
+    "$complex": lambda x, d: complex(*_decode_items(x, d)),  # type: ignore[arg-type]
+    "$bytes": lambda x, d: base64.b64decode(_text(x), validate=True),
+    "$bytearray": lambda x, d: bytearray(base64.b64decode(_text(x), validate=True)),
+    "$tuple": lambda x, d: tuple(_decode_items(x, d)),
+    "$set": lambda x, d: set(_decode_items(x, d)),
+    "$frozenset": lambda x, d: frozenset(_decode_items(x, d)),
+    "$range": lambda x, d: range(*_decode_items(x, d)),  # type: ignore[arg-type]
+    "$slice": lambda x, d: slice(*_decode_items(x, d)),
+    "$dict": _decode_pairs,
+    "$ordereddict": lambda x, d: collections.OrderedDict(_decode_pairs(x, d)),
+    "$counter": lambda x, d: collections.Counter(_decode_pairs(x, d)),
+    "$deque": _decode_deque,
+    "$datetime": lambda x, d: datetime.datetime.fromisoformat(_text(x)),
+    "$date": lambda x, d: datetime.date.fromisoformat(_text(x)),
+    "$time": lambda x, d: datetime.time.fromisoformat(_text(x)),
+    "$timedelta": lambda x, d: datetime.timedelta(*_decode_items(x, d)),  # type: ignore[arg-type]
+    "$decimal": lambda x, d: decimal.Decimal(_text(x)),
+    "$fraction": lambda x, d: fractions.Fraction(*_decode_items(x, d)),  # type: ignore[arg-type]
+    "$uuid": lambda x, d: uuid.UUID(_text(x)),
+    "$path": lambda x, d: pathlib.PurePosixPath(_text(x)),
+    "$tensor": _decode_tensor,
+    "$typed": _decode_typed,
+}
+
+
+def decode_value(x: Json, depth: int = 0) -> object:
+    """Return the value that a JSON form stands for; tensors stay `TensorLeaf`, named types stay `Typed`.
+
+    Raises:
+        InvalidFormat: the JSON is outside the grammar.
+    """
+    if depth > 2 * MAX_DEPTH:
+        raise InvalidFormat(f"values are nested deeper than {2 * MAX_DEPTH} levels")
+    if isinstance(x, list):
+        return [decode_value(v, depth + 1) for v in x]
+    if not isinstance(x, dict):
+        return x
+    if len(x) == 1:
+        ((key, inner),) = x.items()
+        if key.startswith("$"):
+            decoder = _DECODERS.get(key)
+            if decoder is None:
+                raise InvalidFormat(f"unknown value type {key[:40]!r}; was it written by a newer holdfast?")
+            try:
+                return decoder(inner, depth)
+            except (ValueError, TypeError, OverflowError, ArithmeticError) as e:
+                raise InvalidFormat(f"a value of type {key} is malformed: {e}") from e
+    if any(k.startswith("$") for k in x):
+        raise InvalidFormat("an object mixes a type name that starts with '$' with other keys")
+    return {k: decode_value(v, depth + 1) for k, v in x.items()}
+
+
+def tensor_leaves(value: object) -> list[TensorLeaf]:
+    """Return every `TensorLeaf` of a decoded value tree, in order."""
+    found: list[TensorLeaf] = []
+    stack = [value]
+    while stack:
+        v = stack.pop()
+        if isinstance(v, TensorLeaf):
+            found.append(v)
+        elif isinstance(v, Typed):
+            stack.append(v.value)
+        elif isinstance(v, dict):
+            stack.extend(reversed(v.values()))
+        elif isinstance(v, (list, tuple, set, frozenset, collections.deque)):
+            stack.extend(reversed(list(v)))
+    return found

@@ -1,0 +1,124 @@
+"""Save and load in one call each, without a training loop."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Literal, overload
+
+from holdfast.checkpoint import Checkpoint
+from holdfast.core.clock import Clock, SystemTime
+from holdfast.core.errors import PolicyError
+from holdfast.loop.resume import restore_state
+from holdfast.loop.session import SaveOrder, Session
+from holdfast.run import Run
+from holdfast.save.arena import Arena
+from holdfast.save.snapshot import RNG_PART, take_snapshot
+from holdfast.state.reports import RestoreOptions, RestoreReport
+from holdfast.stores import Store, open_store
+
+__all__ = ["load", "open", "save"]
+
+
+def save(
+    url: str | os.PathLike[str] | Store,
+    state: Mapping[str, object],
+    *,
+    step: int | None = None,
+    metrics: Mapping[str, float] | None = None,
+    tag: str | None = None,
+    rng: bool = False,
+) -> Checkpoint:
+    """Save a state as a checkpoint of the run at `url`, and return it when it is durable.
+
+    `step` is by default one after the newest. With `rng` the random generators are saved too.
+
+    Raises:
+        UnsupportedValue: something cannot be stored without running code at load; nothing was written.
+        LeaseHeld: a training process writes the run.
+    """
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+        raise PolicyError(f"step={step!r} must be a number of steps that is not negative")
+    snapshot = take_snapshot(state, Arena(), rng=rng)
+    session = Session(open_store(url), SystemTime())
+    try:
+        steps = session.history.steps
+        at = step if step is not None else (steps[-1] + 1 if steps else 0)
+        order = SaveOrder(
+            Clock(step=at), {k: float(v) for k, v in (metrics or {}).items()}, ("asked for",), (tag,) if tag else ()
+        )
+        return Checkpoint(session.store, session.persist(snapshot, order))
+    finally:
+        session.close()
+
+
+def open(url: str | os.PathLike[str] | Store, step: int | str = "latest") -> Checkpoint:  # noqa: A001
+    """Open a checkpoint of the run at `url` lazily: a step, "latest", or a tag.
+
+    Needs neither torch nor the model's class. Only the manifest is read; tensors are read when they are indexed.
+
+    Raises:
+        NotARun, NoCheckpoint, IntegrityError, UnsupportedVersion: there is nothing sound to open.
+    """
+    return Run(url)[step]
+
+
+@overload
+def load(
+    url: str | os.PathLike[str] | Store,
+    *,
+    into: Mapping[str, object],
+    step: int | str = ...,
+    only: Sequence[str] = ...,
+    missing: Sequence[str] = ...,
+    unexpected: Sequence[str] = ...,
+    cast: Sequence[str] = ...,
+    rng: bool = ...,
+) -> RestoreReport: ...
+@overload
+def load(
+    url: str | os.PathLike[str] | Store,
+    *,
+    into: None = ...,
+    step: int | str = ...,
+    only: Sequence[str] = ...,
+    rng: bool = ...,
+    as_: Literal["numpy", "torch"] | None = ...,
+) -> dict[str, object]: ...
+
+
+def load(
+    url: str | os.PathLike[str] | Store,
+    *,
+    into: Mapping[str, object] | None = None,
+    step: int | str = "latest",
+    only: Sequence[str] = (),
+    missing: Sequence[str] = (),
+    unexpected: Sequence[str] = (),
+    cast: Sequence[str] = (),
+    rng: bool = False,
+    as_: Literal["numpy", "torch"] | None = None,
+) -> dict[str, object] | RestoreReport:
+    """Return a checkpoint's values, or put them into live objects.
+
+    Without `into`: a dictionary of new values by top-level key; tensors come back as torch tensors where they were
+    and torch is imported (`as_="torch"`), else as numpy arrays (`as_="numpy"`). With `into`: the live objects are
+    filled, and the report of it is returned. `only`, `missing`, `unexpected`, `cast` are globs over tree paths.
+
+    Raises:
+        IntegrityError: a byte is not what was committed; nothing live was changed.
+        StateError: checkpoint and live objects do not fit; the message names every path.
+    """
+    run = Run(url)
+    options = RestoreOptions(tuple(only), tuple(missing), tuple(unexpected), tuple(cast))
+    if into is not None:
+        return restore_state(run._history, into, step, options, rng=rng).report
+    checkpoint = run[step]
+    parts = [p for p in checkpoint.parts if rng or p != RNG_PART]
+    return checkpoint.values(parts, only=tuple(only), as_=as_ or _default_kind())
+
+
+def _default_kind() -> Literal["numpy", "torch"]:
+    return "torch" if "torch" in sys.modules else "numpy"
+

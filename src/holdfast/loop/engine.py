@@ -1,0 +1,268 @@
+"""The safe point: the one place where a run's clock moves, its policies speak, and its state is saved or restored.
+
+The order is fixed: clock, metrics, early-stop verdict, save decision, snapshot; then, behind the training thread, log,
+data, commit, tags, retention. So a saved state contains its own verdict, and nothing is deleted before its successor
+is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from holdfast.core.clock import Clock, TimeSource
+from holdfast.core.errors import HoldfastError, LeaseLost, PolicyError, SaveFailed
+from holdfast.format.events import Resumed, Verdicted
+from holdfast.format.manifest import clock_from_doc
+from holdfast.loop.batches import BatchSource
+from holdfast.loop.interrupts import Interrupts
+from holdfast.loop.pending import PendingGradients
+from holdfast.loop.resume import Restored, restore_state
+from holdfast.loop.session import SaveOrder, Session
+from holdfast.loop.tracker import Tracker
+from holdfast.policies import EarlyStopping, Rule, Verdict, best_of
+from holdfast.save.arena import Arena
+from holdfast.save.snapshot import take_snapshot
+from holdfast.save.writer import Writer
+from holdfast.state.reports import CaptureReport, RestoreOptions
+from holdfast.stores import Store
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger("holdfast")
+
+NO_EVENTS: frozenset[str] = frozenset()
+
+
+class Engine:
+    """Everything a Checkpointer does besides iterating."""
+
+    def __init__(
+        self,
+        store: Store,
+        state: dict[str, object],
+        *,
+        save: Rule,
+        keep: Rule | None,
+        stop: EarlyStopping | None,
+        options: RestoreOptions,
+        background: bool,
+        deadline_seconds: float,
+        time: TimeSource,
+    ) -> None:
+        self.state = state
+        self._keep = keep
+        self._options = options
+        self._time = time
+        self.tracker = Tracker(save, stop, time)
+        self.session = Session(store, time)
+        self.gradients = PendingGradients(state)
+        self.interrupts = Interrupts(deadline_seconds, self.session.newest)
+        self.source: BatchSource | None = None
+        self.requested: list[str] | None = None  # tags of a save that was asked for in the present step
+        self.capture_report: CaptureReport | None = None
+        self.started = False
+        self.closed = False
+        self._best = self.tracker.best_rule(keep)
+        self._writer = Writer(background=background)
+        self._arena = Arena()
+        self._restored: Restored | None = None
+        self._moved = False  # a restore set the clock, and nothing was trained since
+        self._saved_clock: Clock | None = None
+
+    @property
+    def clock(self) -> Clock:
+        return self.tracker.clock
+
+    @property
+    def stopped(self) -> Verdict | None:
+        """The verdict that ends training, or None."""
+        verdict = self.tracker.verdict
+        return verdict if verdict is not None and verdict.action == "stop" else None
+
+    # ---- taking the run up ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take the run up where it stands, unless that was done: restore, and cut off what is left behind."""
+        self.refuse_closed()
+        if self.started and not self._moved:
+            return
+        history = self.session.history
+        if self._restored is None and (history.manifests or history.broken):
+            self.restore("latest")
+        fresh = not self.started and self._restored is None
+        self.started = True
+        self._go_on()
+        if fresh:
+            moment, _ = self.tracker.advance(step=0, epochs=0, events=frozenset({"start"}), in_flight=False)
+            reasons = self.tracker.reasons(moment)
+            if reasons:
+                self.save(reasons)
+
+    def restore(self, which: int | str, only: Sequence[str] = ()) -> Restored:
+        """Put a checkpoint into the live objects; a whole one sets the clock too."""
+        self.wait()
+        options = replace(self._options, only=tuple(only))
+        restored = restore_state(self.session.history, self.state, which, options)
+        self.state.update(restored.replaced)
+        if restored.whole:
+            self.session.note_verified(restored.manifest)
+        if not only:
+            self._restored = restored
+            clock = clock_from_doc(restored.manifest.clock)
+            self.tracker.rewind(self.session.events_until(clock.step), clock, clock)
+            self._saved_clock = clock
+            self._moved = True
+        return restored
+
+    def resumed_batch(self) -> int:
+        """Return how many batches of the present pass over the data were taken before the resume, else 0."""
+        if self._restored is None or clock_from_doc(self._restored.manifest.clock) != self.clock:
+            return 0
+        return self._restored.manifest.loop.get("batch", 0)
+
+    def _go_on(self) -> None:
+        """Training goes on from the present clock: what lies beyond belongs to an abandoned branch."""
+        self._moved = False
+        step = self.clock.step
+        abandoned = self.session.abandon_after(step, f"training went on from step {step}")
+        if abandoned:
+            logger.warning("training goes on from step %d; later checkpoints %s were set aside", step, abandoned)
+        attempt = self._restored.manifest.attempt if self._restored is not None else ""
+        self.session.parent = attempt or None
+        self.session.log.record(Resumed(self._time.now(), step, attempt))
+        if self.source is not None:
+            self.source.drop()
+
+    # ---- the safe point -------------------------------------------------------------------------------------------
+
+    def boundary(self, *, steps: int, epochs: int = 0, events: frozenset[str] = NO_EVENTS) -> None:
+        """End a step or an epoch. Raises SaveFailed, and what a signal asks for once the last checkpoint is durable."""
+        self._raise_failure()
+        if self._moved:  # the body of this step restored another one: it trained nothing
+            self._go_on()
+            steps = epochs = 0
+        moment, observed = self.tracker.advance(
+            step=self.clock.step + steps, epochs=epochs, events=events, in_flight=self._writer.busy
+        )
+        if epochs and self.source is not None:
+            self.source.batch = 0
+        if observed is not None:
+            self.session.log.record(observed)
+        if observed is not None and self.stopped is not None:
+            self.session.log.record(Verdicted(self.clock.step, "stop", self.stopped.reason))
+        reasons = self.tracker.reasons(moment) + self._asked()
+        if reasons:
+            self.save(reasons, tags=self._take_tags())
+        self.gradients.next_step()
+        self.leave_if_told()
+
+    def _asked(self) -> tuple[str, ...]:
+        """Return the reasons to save that do not come from the save rule."""
+        asked: tuple[str, ...] = ("asked for",) if self.requested is not None else ()
+        if self.interrupts.take_save():
+            asked += ("signal SIGUSR1",)
+        if self.interrupts.stop_signal is not None:
+            asked += ("preempted by a signal",)
+        return asked
+
+    def _take_tags(self) -> tuple[str, ...]:
+        tags, self.requested = tuple(self.requested or ()), None
+        return tags
+
+    def leave_if_told(self) -> None:
+        """Raise what a stop signal asks for, once every save is durable."""
+        if self.interrupts.stop_signal is not None:
+            self.wait()
+            leave = self.interrupts.leave()
+            self.interrupts.remove()
+            raise leave
+
+    def finish(self) -> None:
+        """End the loop naturally: one last save, unless this very state is saved already."""
+        if self.started and self._saved_clock != self.clock and self.clock.step > 0:
+            self.save(("early stopping: " + self.stopped.reason if self.stopped else "end of training",))
+        self.wait()
+        self.session.log.flush()
+        self.leave_if_told()
+
+    # ---- saving ---------------------------------------------------------------------------------------------------
+
+    def save(self, reasons: tuple[str, ...], *, tags: tuple[str, ...] = (), exact: bool = True) -> None:
+        """Take a snapshot now and hand it to the writer."""
+        self.refuse_closed()
+        self.wait()
+        started = self._time.monotonic()
+        snapshot = take_snapshot(self.state, self._arena, gradients=self.gradients.found())
+        self.capture_report = snapshot.report
+        self.tracker.saved(self._time.monotonic() - started)
+        self._saved_clock = self.clock
+        loop = {"batch": self.source.batch} if self.source is not None else {}
+        order = SaveOrder(self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact)
+
+        def job() -> None:
+            self.session.persist(snapshot, order)
+            self._label_best()
+            self.session.retain(self._keep)
+
+        try:
+            self._writer.submit(job)
+        except Exception as e:
+            raise _failed(e) from e
+
+    def save_after(self, error: Exception) -> None:
+        """Save after an exception in the loop, if the save rule asks for it; never hide the exception."""
+        moment, _ = self.tracker.advance(
+            step=self.clock.step, epochs=0, events=frozenset({"exception"}), in_flight=self._writer.busy
+        )
+        reasons = self.tracker.reasons(moment)
+        if reasons:
+            try:
+                self.save((f"exception {type(error).__name__}", *reasons), exact=False)
+            except HoldfastError as e:
+                logger.error("could not save after %s: %s", type(error).__name__, e)
+
+    def wait(self) -> None:
+        """Return when every save is durable. Raises SaveFailed when one failed."""
+        try:
+            self._writer.wait()
+        except Exception as e:
+            raise _failed(e) from e
+
+    def close(self) -> None:
+        """Wait for what is under way and give the run up."""
+        if self.closed:
+            return
+        self.closed = True
+        self.gradients.remove()
+        self.interrupts.remove()
+        try:
+            self.wait()
+        finally:
+            self.session.close()
+
+    def refuse_closed(self) -> None:
+        """Raise PolicyError when the run was given up."""
+        if self.closed:
+            raise PolicyError(f"the checkpointer of {self.session.store.url} is closed; make a new one")
+
+    def _label_best(self) -> None:
+        if self._best is not None:
+            found = best_of(self.session.history.records(), self._best.metric, self._best.mode)
+            if found:
+                self.session.publish_best(found[0].step)
+
+    def _raise_failure(self) -> None:
+        try:
+            self._writer.raise_failure()
+        except Exception as e:
+            raise _failed(e) from e
+
+
+def _failed(error: Exception) -> HoldfastError:
+    if isinstance(error, (SaveFailed, LeaseLost)):
+        return error
+    return SaveFailed(f"a save failed: {error}. Checkpoints committed before it are intact; the next save tries afresh")
+
+

@@ -1,0 +1,44 @@
+"""Gradients that no optimizer step has consumed yet: in the middle of an accumulation window they are state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+__all__ = ["PendingGradients"]
+
+
+class _Handle(Protocol):
+    def remove(self) -> None: ...
+
+
+class PendingGradients:
+    """Notices, by a post-step hook on each optimizer of the state, whether a step consumed the gradients."""
+
+    def __init__(self, state: Mapping[str, object]) -> None:
+        self._stepped = False
+        self._handles: list[_Handle] = []
+        self._watching = False
+        for value in state.values():
+            register = getattr(value, "register_step_post_hook", None)
+            if callable(register):
+                self._handles.append(register(self._note))
+                self._watching = True
+
+    def _note(self, *_: object) -> None:
+        self._stepped = True
+
+    def found(self) -> bool:
+        """Return whether this step ended without an optimizer step, so that gradients must be saved."""
+        return self._watching and not self._stepped
+
+    def next_step(self) -> None:
+        """Begin to watch the next step."""
+        self._stepped = False
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._watching = False

@@ -1,0 +1,107 @@
+"""From a run's history into live objects: pick a checkpoint, read and verify all of it, then place it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from holdfast.catalog.history import History
+from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError
+from holdfast.core.names import matches
+from holdfast.format.manifest import Manifest
+from holdfast.restore.reader import Reader
+from holdfast.save.environment import differences, fingerprint
+from holdfast.save.snapshot import RNG_PART
+from holdfast.state.place import RestorePlan, materialize, plan_restore
+from holdfast.state.reports import RestoreOptions, RestoreReport
+from holdfast.state.rng import restore_rng
+
+__all__ = ["Restored", "restore_state"]
+
+logger = logging.getLogger("holdfast")
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore gave: the checkpoint, the report, values to put in place of immutable ones, what was passed over."""
+
+    manifest: Manifest
+    report: RestoreReport
+    replaced: dict[str, object]
+    passed_over: dict[int, str]
+    whole: bool
+
+
+def restore_state(
+    history: History, state: Mapping[str, object], which: int | str, options: RestoreOptions, *, rng: bool = True
+) -> Restored:
+    """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
+
+    "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it passed over.
+
+    Raises:
+        NoCheckpoint: there is none.
+        IntegrityError: the one that was asked for does not verify.
+        StateError: it does not fit the live objects; the message names every path.
+    """
+    history.refresh()
+    if which != "latest":
+        _, manifest = history.resolve(which)
+        return _restore_one(history, manifest, state, options, {}, rng=rng)
+    passed_over: dict[int, str] = {}
+    for step in sorted({*history.manifests, *history.broken}, reverse=True):
+        try:
+            if step in history.broken:
+                raise history.broken[step][1]
+            _, manifest = history.manifests[step]
+            if manifest.demoted:
+                passed_over[step] = "holds weights only"
+                continue
+            return _restore_one(history, manifest, state, options, passed_over, rng=rng)
+        except IntegrityError as e:
+            passed_over[step] = str(e)
+            logger.warning("step %d does not verify, falling back to an older checkpoint: %s", step, e)
+    what = "; ".join(f"step {s}: {why}" for s, why in passed_over.items())
+    raise NoCheckpoint(f"{history.store.url} has no checkpoint to resume from{': ' + what if what else ''}")
+
+
+def _restore_one(
+    history: History,
+    manifest: Manifest,
+    state: Mapping[str, object],
+    options: RestoreOptions,
+    passed_over: dict[int, str],
+    *,
+    rng: bool,
+) -> Restored:
+    with_rng = rng and RNG_PART in manifest.parts and (not options.only or matches(RNG_PART, options.only))
+    parts = [p for p in manifest.parts if p != RNG_PART or with_rng]
+    if manifest.demoted:
+        _refuse_demoted(manifest, state, options)
+    reader = Reader(history.store, manifest, parts)
+    rng_tree = reader.tree.pop(RNG_PART, None)
+    plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
+    wanted = plan.needed | {n for n in reader.specs if with_rng and manifest.part_of(n) == RNG_PART}
+    tensors = reader.read(wanted)  # every byte is verified here, before anything live changes
+    plan.apply({n: t for n, t in tensors.items() if n in plan.needed})
+    for note in differences(manifest.environment, fingerprint()):
+        plan.report.notes.append(note)
+    if not manifest.exact:
+        plan.report.notes.append(f"step {manifest.step} was saved after an exception: the resume is not bit-exact")
+    for step, why in passed_over.items():
+        plan.report.notes.append(f"passed over step {step}: {why}")
+    if rng_tree is not None:
+        plan.report.notes += restore_rng(materialize(rng_tree, tensors, as_="numpy"))
+    whole = wanted >= frozenset(reader.specs)
+    return Restored(manifest, plan.report, plan.replaced, passed_over, whole)
+
+
+def _refuse_demoted(manifest: Manifest, state: Mapping[str, object], options: RestoreOptions) -> None:
+    lost = [p for p in state if p not in manifest.parts and (not options.only or matches(p, options.only))]
+    if lost and not all(matches(p, options.missing) for p in lost):
+        raise StateError(
+            f"step {manifest.step} was demoted to its weights by the retention rule and has no {', '.join(lost)}; "
+            f"restore it with only={[f'{p}/**' for p in manifest.parts]}"
+        )
+

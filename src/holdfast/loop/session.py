@@ -1,0 +1,215 @@
+"""The session: a run that this process holds the lease of, with everything that writes to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from holdfast.catalog.checkpoints import Entry, commit, read_trash, reclaim, remove, retire
+from holdfast.catalog.history import History
+from holdfast.catalog.identity import create_run
+from holdfast.catalog.lease import acquire
+from holdfast.catalog.runlog import LogWriter, timeline
+from holdfast.catalog.tags import Tag, delete_tag, read_tags, set_tag
+from holdfast.core.clock import Clock, TimeSource
+from holdfast.core.errors import IntegrityError
+from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
+from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
+from holdfast.policies import Decision, Rule, plan
+from holdfast.save.environment import fingerprint
+from holdfast.save.persist import KnownTensors, new_attempt, persist_parts
+from holdfast.save.snapshot import Snapshot
+from holdfast.stores import Store
+
+__all__ = ["SaveOrder", "Session"]
+
+logger = logging.getLogger("holdfast")
+
+TRASH_SECONDS = 24 * 3600.0
+WEIGHTS = "module"
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOrder:
+    """What a checkpoint says besides the state: clock, metrics, reasons, tags to set once it is committed."""
+
+    clock: Clock
+    metrics: dict[str, float]
+    reasons: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    loop: dict[str, int] | None = None
+    exact: bool = True
+
+
+class Session:
+    """A run held for writing. Opening takes the lease and frees what dead writers left behind.
+
+    Raises:
+        LeaseHeld: another living process writes the run.
+    """
+
+    def __init__(self, store: Store, time: TimeSource) -> None:
+        self.store = store
+        self.time = time
+        self.identity = create_run(store, time.now())
+        self.lease = acquire(store, time)
+        self.history = History(store)
+        self.log = LogWriter(store, f"g{self.lease.generation:012d}")
+        self.parent: str | None = None
+        self._known: KnownTensors | None = None
+        self._verified: set[str] = set()
+        self._closed = False
+        freed = reclaim(store, trash_before=time.now() - TRASH_SECONDS)
+        if freed:
+            logger.info("freed %d bytes that dead writers had left in %s", freed, store.url)
+        self.history.refresh()
+        self.log.record(Started(time.now(), self.lease.generation, socket.gethostname(), os.getpid()))
+
+    def events(self) -> list[Event]:
+        """Return the run's whole log, what this session recorded included."""
+        self.log.flush()
+        return self.history.events()
+
+    def events_until(self, step: int) -> list[Event]:
+        """Return what the log says of the run up to a step, abandoned branches left out."""
+        return timeline([*self.events(), Resumed(self.time.now(), step, "")])
+
+    def newest(self) -> str:
+        """Return a few words on the newest checkpoint, from what this session knows."""
+        steps = self.history.steps
+        return f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+
+    def persist(self, snapshot: Snapshot, order: SaveOrder) -> Manifest:
+        """Make a snapshot a committed checkpoint: data, log, manifest, tags, in this order."""
+        if self._known is None:
+            self._known = self._known_tensors()
+        attempt = new_attempt()
+        parts, known, written = persist_parts(self.store, order.clock.step, attempt, snapshot, self._known)
+        now = self.time.now()
+        self.log.record(Saved(now, clock_to_doc(order.clock), attempt, list(order.reasons)))
+        self.log.flush()
+        manifest = Manifest(
+            format=FORMAT_VERSION,
+            run=self.identity.run,
+            step=order.clock.step,
+            attempt=attempt,
+            generation=self.lease.generation,
+            time=now,
+            clock=clock_to_doc(order.clock),
+            parts=parts,
+            metrics=floats_to_doc(order.metrics),
+            reasons=list(order.reasons),
+            parent=self.parent,
+            new_bytes=written,
+            exact=order.exact,
+            environment=fingerprint(),
+            loop=order.loop or {},
+        )
+        entry = commit(self.store, manifest, self.lease)
+        self._known, self.parent = known, attempt
+        self._replace(entry, manifest)
+        for tag in order.tags:
+            set_tag(self.store, Tag(tag, manifest.step, attempt, now))
+        return manifest
+
+    def note_verified(self, manifest: Manifest) -> None:
+        """Record that every byte of a checkpoint was read and was right."""
+        self.log.record(Verified(self.time.now(), manifest.step, manifest.attempt))
+
+    def publish_best(self, step: int) -> None:
+        """Point the tag "best" at a checkpoint, unless it points there already."""
+        _, manifest = self.history.manifests[step]
+        tag = self.history.tags().get("best")
+        if tag is None or tag.attempt != manifest.attempt:
+            set_tag(self.store, Tag("best", step, manifest.attempt, self.time.now(), automatic=True))
+
+    def retain(self, keep: Rule | None) -> tuple[Decision, ...]:
+        """Delete and demote what the retention rule lets go; return what was decided."""
+        if keep is None:
+            return ()
+        decisions = plan(self.history.records(self.events()), keep, now=self.time.now())
+        drops = [d for d in decisions if d.action == "drop"]
+        self.remove_steps([d.step for d in drops], {d.step: list(d.reasons) for d in drops})
+        for d in decisions:
+            if d.action == "demote" and not self.history.manifests[d.step][1].demoted:
+                self._demote(d)
+        return decisions
+
+    def remove_steps(self, steps: Sequence[int], why: dict[int, list[str]]) -> int:
+        """Delete checkpoints and the bytes only they needed; return the bytes freed."""
+        if not steps:
+            return 0
+        self.lease.check()
+        victims = [self.history.manifests.pop(s) for s in steps]
+        gone = {m.attempt for _, m in victims}
+        for name, tag in read_tags(self.store).items():
+            if tag.attempt in gone:
+                delete_tag(self.store, name)
+        freed = remove(self.store, victims, self._others())
+        for _, m in victims:
+            self.log.record(Removed(self.time.now(), m.step, m.attempt, "removed", why.get(m.step, [])))
+        self.log.flush()
+        return freed
+
+    def abandon_after(self, step: int, why: str) -> list[int]:
+        """Set aside every checkpoint beyond `step`, sound or broken: training goes on from there."""
+        later = {s: (e, m.attempt) for s, (e, m) in self.history.manifests.items() if s > step}
+        later |= {s: (e, "broken") for s, (e, _) in self.history.broken.items()}
+        for s in sorted(later):
+            entry, attempt = later[s]
+            retire(self.store, entry, attempt)
+            self.history.manifests.pop(s, None)
+            self.history.broken.pop(s, None)
+            self.log.record(Removed(self.time.now(), s, attempt, "set aside", [why]))
+        self._known = None
+        return sorted(later)
+
+    def close(self) -> None:
+        """Make the log durable and give the run up."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.log.flush()
+        finally:
+            self.lease.release()
+
+    def _known_tensors(self) -> KnownTensors:
+        for step in reversed(self.history.steps):
+            _, manifest = self.history.manifests[step]
+            if manifest.attempt == self.parent or self.parent is None:
+                try:
+                    return KnownTensors.of(self.store, manifest)
+                except IntegrityError as e:
+                    logger.warning("step %d does not verify, so everything is written anew: %s", step, e)
+                    break
+        return KnownTensors()
+
+    def _others(self) -> list[Manifest] | None:
+        """Return every manifest whose bytes must stay, or None when one of them cannot be read."""
+        if self.history.broken:
+            return None
+        aside = read_trash(self.store)
+        return None if aside is None else [m for _, m in self.history.manifests.values()] + aside
+
+    def _replace(self, entry: Entry, manifest: Manifest) -> None:
+        """Take a committed manifest into the history; the state of the same step before it is removed."""
+        before = self.history.manifests.pop(manifest.step, None)
+        self.history.manifests[manifest.step] = (entry, manifest)
+        if before is not None:
+            remove(self.store, [before], self._others())
+
+    def _demote(self, decision: Decision) -> None:
+        """Replace a checkpoint by one that holds its weights alone."""
+        _, manifest = self.history.manifests[decision.step]
+        weights = {name: part for name, part in manifest.parts.items() if part.kind == WEIGHTS}
+        if not weights:
+            return
+        lighter = msgspec.structs.replace(manifest, parts=weights, demoted=True)
+        self._replace(commit(self.store, lighter, self.lease), lighter)
+        self.log.record(Removed(self.time.now(), manifest.step, manifest.attempt, "demoted", list(decision.reasons)))

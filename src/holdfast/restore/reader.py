@@ -1,0 +1,160 @@
+"""Read a checkpoint's tensors: only the bytes that are needed, verified block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from holdfast.catalog.content import DataFile, open_file
+from holdfast.core.errors import MissingObject
+from holdfast.core.names import name_in_file
+from holdfast.format.datafile import StoredTensor
+from holdfast.format.manifest import Manifest
+from holdfast.format.values import tensor_leaves
+from holdfast.state.tensors import HostTensor, TensorSpec
+from holdfast.stores import Store
+
+__all__ = ["Reader"]
+
+T = TypeVar("T")
+
+READ_BYTES = 16 << 20
+THREADS = 4
+
+
+class Reader:
+    """The values and tensors of one checkpoint, or of some of its parts; `trees` gives decoded (and cut) value trees.
+
+    Opening it reads headers only, and only of the files that hold a wanted tensor.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        parts: Iterable[str] | None = None,
+        trees: Mapping[str, object] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self._store = store
+        self._places: dict[str, tuple[DataFile, int]] = {}
+        self._opened: dict[str, DataFile] = {}
+        self.tree: dict[str, object] = {}
+        self.aliases: dict[str, str] = {}
+        for name in manifest.parts if parts is None else parts:
+            part = manifest.parts[name]
+            self.tree[name] = part.values() if trees is None else trees[name]
+            self.aliases |= part.aliases
+            for leaf in tensor_leaves(self.tree[name]):
+                self._place(part.aliases.get(leaf.name, leaf.name))
+
+    def _place(self, name: str) -> None:
+        """Find the file that holds a tensor: the first one its part lists that has the name."""
+        if name in self._places:
+            return
+        part = self.manifest.part_of(name)
+        inside = name_in_file(part, name)
+        for entry in self.manifest.parts[part].files:
+            if entry.key not in self._opened:
+                self._opened[entry.key] = open_file(self._store, entry)
+            file = self._opened[entry.key]
+            if inside in file.by_name:
+                self._places[name] = (file, file.by_name[inside])
+                return
+        raise MissingObject(f"{name}: no data file of step {self.manifest.step} holds this tensor")
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every stored tensor by its full name."""
+        return {name: self.spec(name) for name in self._places}
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return what a tensor is; a tied name stands for the tensor it is tied to."""
+        t = self._stored(name)
+        return TensorSpec(self.aliases.get(name, name), t.dtype, t.shape, t.stride)
+
+    def place(self, name: str) -> tuple[str, int, int]:
+        """Return (file key, first byte, end byte) of a tensor's bytes."""
+        file, index = self._places[self.aliases.get(name, name)]
+        t = file.header.tensors[index]
+        return file.entry.key, file.header.data_start + t.start, file.header.data_start + t.end
+
+    def _stored(self, name: str) -> StoredTensor:
+        file, index = self._places[self.aliases.get(name, name)]
+        return file.header.tensors[index]
+
+    def read(self, names: Iterable[str]) -> dict[str, HostTensor]:
+        """Return tensors by name, every byte verified.
+
+        Raises:
+            IntegrityError: bytes are not what was committed; names the file and the tensors.
+        """
+        wanted: dict[str, list[tuple[int, str]]] = {}
+        opened: dict[str, DataFile] = {}
+        for name in names:
+            file, index = self._places[name]
+            opened[file.entry.key] = file
+            wanted.setdefault(file.entry.key, []).append((index, name))
+        out: dict[str, HostTensor] = {}
+        for key, found in wanted.items():
+            found.sort()
+            out |= _read_from(opened[key], found, self)
+        return out
+
+    def read_rows(self, name: str, start: int, stop: int) -> HostTensor:
+        """Return rows `start` to `stop` of a tensor, reading and verifying only the blocks they lie in."""
+        file, index = self._places[self.aliases.get(name, name)]
+        t = file.header.tensors[index]
+        row = t.nbytes // t.shape[0] if t.shape and t.shape[0] else 0
+        first, end = t.start + start * row, t.start + stop * row
+        spec = TensorSpec(name, t.dtype, (stop - start, *t.shape[1:]), None)
+        data = bytearray()
+        blocks = file.blocks_of(first, end)
+        for i in blocks:
+            data += file.read_block(i)
+        offset = first - file.header.blocks[blocks.start].start if blocks else 0
+        return HostTensor(spec, memoryview(data)[offset : offset + end - first])
+
+
+def _read_from(file: DataFile, found: Sequence[tuple[int, str]], reader: Reader) -> dict[str, HostTensor]:
+    """Read the blocks of some tensors of one file into one buffer for each run of neighbouring blocks."""
+    header = file.header
+    blocks = sorted({b for i, _ in found for b in file.blocks_of(header.tensors[i].start, header.tensors[i].end)})
+    runs: list[list[int]] = []
+    for b in blocks:
+        if runs and runs[-1][-1] + 1 == b:
+            runs[-1].append(b)
+        else:
+            runs.append([b])
+    held: dict[int, tuple[int, memoryview]] = {}  # block -> (start of its run in the data region, the run's bytes)
+    pieces: list[tuple[int, memoryview]] = []
+    for run in runs:
+        start, end = header.blocks[run[0]].start, header.blocks[run[-1]].end
+        view = memoryview(bytearray(end - start))
+        held |= {b: (start, view) for b in run}
+        pieces += [(start + o, view[o : o + READ_BYTES]) for o in range(0, len(view), READ_BYTES)]
+
+    def check(b: int) -> None:
+        start, view = held[b]
+        file.check(b, view[header.blocks[b].start - start : header.blocks[b].end - start])
+
+    _in_parallel(lambda piece: file.read(*piece), pieces)
+    _in_parallel(check, blocks)
+    out: dict[str, HostTensor] = {}
+    for index, name in found:
+        t = header.tensors[index]
+        covering = file.blocks_of(t.start, t.end)
+        start, view = held[covering.start] if covering else (t.start, memoryview(b""))
+        out[name] = HostTensor(reader.spec(name), view[t.start - start : t.end - start])
+    return out
+
+
+def _in_parallel(act: Callable[[T], None], items: Sequence[T]) -> None:
+    if len(items) < 2:
+        for item in items:
+            act(item)
+        return
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-read") as pool:
+        for done in [pool.submit(act, item) for item in items]:
+            done.result()

@@ -1,0 +1,204 @@
+"""A run as something to look at: its checkpoints, tags and log, from any process, without holding its lease."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+
+from holdfast.catalog.history import History
+from holdfast.catalog.identity import read_identity
+from holdfast.catalog.lease import LeaseDoc, holder
+from holdfast.catalog.runlog import LogWriter, timeline
+from holdfast.catalog.tags import Tag, delete_tag, set_tag
+from holdfast.catalog.verify import Problem
+from holdfast.checkpoint import Checkpoint
+from holdfast.core.clock import SystemTime, TimeSource
+from holdfast.core.errors import HoldfastError, NoCheckpoint, PolicyError, StateError
+from holdfast.core.names import check_tag
+from holdfast.core.records import CheckpointRecord, Observation
+from holdfast.format.events import Event, Observed
+from holdfast.format.manifest import clock_from_doc, clock_to_doc, floats_from_doc, floats_to_doc
+from holdfast.loop.session import Session
+from holdfast.policies import Decision, Rule, best_of, require_retention, plan
+from holdfast.stores import Store, open_store
+
+__all__ = ["Run"]
+
+
+class Run:
+    """The history of a run, read from its store.
+
+    Iterating yields its checkpoints, oldest first. Changing it (`remove`, `prune`) takes the run's lease for a moment.
+
+    Raises:
+        NotARun: the place holds no run.
+    """
+
+    def __init__(self, url: str | os.PathLike[str] | Store, *, time: TimeSource | None = None) -> None:
+        self.store = open_store(url)
+        self.identity = read_identity(self.store)
+        self._time = time or SystemTime()
+        self._history = History(self.store)
+        self._history.refresh()
+
+    def __repr__(self) -> str:
+        return f"<Run {self.store.url}: {len(self)} checkpoints>"
+
+    @property
+    def id(self) -> str:
+        """The run's random identity."""
+        return self.identity.run
+
+    def __len__(self) -> int:
+        return len(self._history.steps)
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        for step in self._history.steps:
+            yield self[step]
+
+    def __getitem__(self, which: int | str) -> Checkpoint:
+        """Return the checkpoint of a step, "latest", or a tag. Raises NoCheckpoint, IntegrityError."""
+        return Checkpoint(self.store, self._history.resolve(which)[1])
+
+    def refresh(self) -> None:
+        """Look at the store again."""
+        self._history.refresh()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, oldest first."""
+        return self._history.steps
+
+    @property
+    def broken(self) -> dict[int, HoldfastError]:
+        """The steps whose manifest does not verify, and why."""
+        return {step: error for step, (_, error) in self._history.broken.items()}
+
+    @property
+    def latest(self) -> Checkpoint:
+        """The newest checkpoint. Raises NoCheckpoint when there is none."""
+        return self["latest"]
+
+    def best(self, metric: str, *, mode: str) -> Checkpoint:
+        """Return the checkpoint with the best finite value of a metric; of equal ones the earlier.
+
+        Raises:
+            NoCheckpoint: no checkpoint has a finite value of it.
+        """
+        found = best_of(self.records(), metric, mode)
+        if not found:
+            raise NoCheckpoint(f"{self.store.url} has no checkpoint with a finite value of {metric!r}")
+        return self[found[0].step]
+
+    def records(self) -> list[CheckpointRecord]:
+        """Return every checkpoint as policies see it, in step order."""
+        return self._history.records()
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """Each tag and the step it points to."""
+        return {name: tag.step for name, tag in sorted(self._history.tags().items())}
+
+    def tag(self, name: str, which: int | str = "latest") -> None:
+        """Point a tag at a checkpoint; a tagged checkpoint is never pruned."""
+        check_tag(name)
+        _, manifest = self._history.resolve(which)
+        set_tag(self.store, Tag(name, manifest.step, manifest.attempt, self._time.now()))
+
+    def untag(self, name: str) -> None:
+        """Remove a tag. Raises NoCheckpoint when there is none of this name."""
+        if name not in self._history.tags():
+            raise NoCheckpoint(f"{self.store.url} has no tag {name!r}; its tags are: {', '.join(self.tags) or 'none'}")
+        delete_tag(self.store, name)
+
+    @property
+    def writer(self) -> LeaseDoc | None:
+        """Who holds the run for writing, or None."""
+        found = holder(self.store)
+        return None if found is None or found.released else found
+
+    def events(self) -> list[Event]:
+        """Return the run log, without what belongs to abandoned branches."""
+        return timeline(self._history.events())
+
+    def observations(self) -> list[Observation]:
+        """Return every metric that the training loop observed, oldest first."""
+        return [
+            Observation(metric, value, clock_from_doc(event.clock))
+            for event in self.events()
+            if isinstance(event, Observed) and event.attempt is None
+            for metric, value in floats_from_doc(event.metrics).items()
+        ]
+
+    def observe(self, which: int | str, metric: str, value: float) -> None:
+        """Attach a metric to a committed checkpoint, from any machine and at any time."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise PolicyError(f"metric {metric!r} is {value!r}; expected a number")
+        _, manifest = self._history.resolve(which)
+        log = LogWriter(self.store, f"o{secrets.token_hex(6)}")
+        clock = clock_to_doc(clock_from_doc(manifest.clock))
+        log.record(Observed(clock, floats_to_doc({metric: float(value)}), manifest.attempt))
+        log.flush()
+
+    def verify(
+        self, steps: Sequence[int] | None = None, progress: Callable[[int], None] = lambda done: None
+    ) -> dict[int, list[Problem]]:
+        """Read every byte of the given steps (all, by default) and return what is wrong with each."""
+        found: dict[int, list[Problem]] = {}
+        for step in sorted({*self._history.steps, *self._history.broken}) if steps is None else steps:
+            try:
+                found[step] = self[step].verify(progress)
+            except NoCheckpoint:
+                raise
+            except HoldfastError as e:
+                found[step] = [Problem(self._history.broken[step][0].key, str(e))]
+        return found
+
+    def plan(self, keep: Rule) -> tuple[Decision, ...]:
+        """Return what a retention rule would keep and drop, with the reasons. Changes nothing."""
+        return plan(self.records(), require_retention(keep), now=self._time.now())
+
+    def prune(self, keep: Rule) -> tuple[Decision, ...]:
+        """Delete and demote what a retention rule lets go, and return what was decided.
+
+        Raises:
+            LeaseHeld: a training process writes the run; its own retention rule is in force.
+        """
+        session = Session(self.store, self._time)
+        try:
+            return session.retain(require_retention(keep))
+        finally:
+            session.close()
+            self.refresh()
+
+    def remove(self, steps: Sequence[int], *, force: bool = False) -> int:
+        """Delete checkpoints; return the bytes freed.
+
+        Raises:
+            NoCheckpoint: one of them does not exist; nothing was deleted.
+            StateError: it is tagged or the last one, and `force` is not given.
+            LeaseHeld: a training process writes the run.
+        """
+        for step in steps:
+            if step not in self._history.broken:
+                self._history.resolve(step)
+        if not force:
+            self._refuse_precious(steps)
+        session = Session(self.store, self._time)
+        try:
+            broken = [session.history.broken.pop(s)[0] for s in steps if s in session.history.broken]
+            self.store.delete([e.key for e in broken])
+            return session.remove_steps([s for s in steps if s in session.history.manifests], {})
+        finally:
+            session.close()
+            self.refresh()
+
+    def _refuse_precious(self, steps: Sequence[int]) -> None:
+        for name, step in self.tags.items():
+            if step in steps:
+                raise StateError(f"step {step} has the tag {name!r}; remove the tag first, or force the removal")
+        if self._history.steps and set(self._history.steps) <= set(steps):
+            raise StateError(f"this would delete the last checkpoint of {self.store.url}; force it if that is meant")
+
+

@@ -1,0 +1,68 @@
+"""The environment fingerprint: what, besides the state, decides whether two runs are numerically the same."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sys
+from pathlib import Path
+
+__all__ = ["differences", "fingerprint"]
+
+_PACKAGES = ("torch", "numpy", "jax", "keras", "torchvision", "transformers", "lightning")
+_IGNORED = ("git", "host")
+
+
+def fingerprint() -> dict[str, str]:
+    """Return versions and determinism flags of what is loaded now. Imports nothing."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "machine": platform.machine()}
+    for name in _PACKAGES:
+        module = sys.modules.get(name)
+        version = getattr(module, "__version__", None)
+        if version is not None:
+            found[name] = str(version)
+    found |= _torch_flags()
+    commit = _git_commit()
+    if commit:
+        found["git"] = commit
+    found["host"] = platform.node()
+    return found
+
+
+def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Return a sentence for each entry that differs and can change numbers."""
+    return [
+        f"{key} was {then[key]} at the save and is {now[key]} now"
+        for key in sorted(then.keys() & now.keys())
+        if then[key] != now[key] and key not in _IGNORED
+    ]
+
+
+def _torch_flags() -> dict[str, str]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    flags: dict[str, str] = {}
+    with contextlib.suppress(AttributeError):
+        flags["torch.default_dtype"] = str(torch.get_default_dtype())
+        flags["torch.deterministic"] = str(torch.are_deterministic_algorithms_enabled())
+        flags["torch.threads"] = str(torch.get_num_threads())
+        flags["torch.matmul_precision"] = str(torch.get_float32_matmul_precision())
+        flags["torch.cudnn.benchmark"] = str(torch.backends.cudnn.benchmark)
+        flags["torch.cuda"] = str(torch.version.cuda)
+    return flags
+
+
+def _git_commit() -> str:
+    """Return the commit of the repository around the working directory, without running git."""
+    with contextlib.suppress(OSError):
+        here = Path.cwd()
+        for directory in (here, *here.parents):
+            git = directory / ".git"
+            if (git / "HEAD").is_file():
+                head = (git / "HEAD").read_text().strip()
+                if not head.startswith("ref: "):
+                    return head
+                ref = git / head.removeprefix("ref: ")
+                return ref.read_text().strip() if ref.is_file() else ""
+    return ""

@@ -1,0 +1,99 @@
+"""Snapshot: a copy of the state in host memory, taken at a safe point, laid out exactly as the files will be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from holdfast.core.errors import StateError
+from holdfast.core.names import check_path, name_in_file
+from holdfast.format.datafile import StoredTensor, lay_out
+from holdfast.format.values import encode_value
+from holdfast.save.arena import Arena
+from holdfast.state.capture import Captured, CaptureReport, capture, copy_tensors
+from holdfast.state.registry import family
+from holdfast.state.rng import capture_rng
+from holdfast.state.tensors import TensorSource
+
+__all__ = ["RNG_PART", "PartSnapshot", "Snapshot", "take_snapshot"]
+
+RNG_PART = "rng"
+
+
+@dataclass(frozen=True, slots=True)
+class PartSnapshot:
+    """One top-level key of the state: its encoded values, what kind of object it is, tied names, tensors
+    in data order, and their bytes."""
+
+    tree: msgspec.Raw
+    kind: str
+    aliases: dict[str, str]
+    tensors: list[StoredTensor]
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A whole state in host memory; valid until its arena is used again."""
+
+    parts: dict[str, PartSnapshot]
+    report: CaptureReport
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data."""
+        return sum(len(p.data) for p in self.parts.values())
+
+
+def take_snapshot(state: Mapping[str, object], arena: Arena, *, gradients: bool = False, rng: bool = True) -> Snapshot:
+    """Copy the state into the arena. Draws no random number and changes nothing.
+
+    The state of every random generator is captured unasked, as the part "rng".
+
+    Raises:
+        UnsupportedValue: something cannot be stored without running code at load; nothing was written.
+        StateError: a key of the state is reserved.
+    """
+    if rng and RNG_PART in state:
+        raise StateError(f"state key {RNG_PART!r} is reserved: holdfast captures every random generator by itself; rename yours")
+    whole = {**state, RNG_PART: capture_rng()} if rng else state
+    captured = capture(whole, gradients=gradients)
+    sources = _by_part(captured, whole)
+    laid = {part: lay_out([_stored(part, s) for s in found.values()]) for part, found in sources.items()}
+    pieces = arena.reserve([t[-1].end if t else 0 for t in laid.values()])
+    parts: dict[str, PartSnapshot] = {}
+    ordered: list[TensorSource] = []
+    targets: list[memoryview] = []
+    for (part, tensors), piece in zip(laid.items(), pieces, strict=True):
+        ordered += [sources[part][t.name] for t in tensors]
+        targets += [piece[t.start : t.end] for t in tensors]
+        aliases = {a: b for a, b in captured.aliases.items() if _part_of(a, whole) == part}
+        # Encoding is the copy: nothing of the live state is shared with the snapshot afterwards.
+        tree = msgspec.Raw(msgspec.json.encode(encode_value(captured.tree[part], part)))
+        parts[part] = PartSnapshot(tree, family(whole[part]), aliases, tensors, piece)
+    copy_tensors(ordered, targets)
+    return Snapshot(parts, captured.report)
+
+
+def _part_of(path: str, state: Mapping[str, object]) -> str:
+    part = path
+    while part not in state:
+        part, _, rest = part.rpartition("/")
+        if not part:
+            raise StateError(f"{path}: belongs to no top-level key of the state")
+    return part
+
+
+def _by_part(captured: Captured, state: Mapping[str, object]) -> dict[str, dict[str, TensorSource]]:
+    found: dict[str, dict[str, TensorSource]] = {check_path(part): {} for part in captured.tree}
+    for source in captured.tensors:
+        part = _part_of(source.spec.name, state)
+        found[part][name_in_file(part, check_path(source.spec.name))] = source
+    return found
+
+
+def _stored(part: str, source: TensorSource) -> StoredTensor:
+    spec = source.spec
+    return StoredTensor(name_in_file(part, spec.name), spec.dtype, spec.shape, spec.stride, 0, 0)

@@ -1,0 +1,1 @@
+"""Capture live objects as plain values and tensor bytes, and put them back exactly."""

@@ -1,0 +1,256 @@
+"""Built-in containers: captured by value, restored in place so that whoever holds them sees the restored content."""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import pathlib
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence
+from typing import cast
+
+from holdfast.core.names import join_path
+from holdfast.format.values import Typed
+from holdfast.state.adapter import Kinds
+from holdfast.state.capturing import PLAIN, Capturing
+from holdfast.state.materialize import Materializer
+from holdfast.state.restoring import Build, Restoring, Stage
+
+__all__ = ["Atoms", "Mappings", "Sequences", "Sets"]
+
+_DICTS = (dict, collections.OrderedDict, collections.Counter, collections.defaultdict)
+_FACTORIES = ("list", "dict", "set", "int", "float", "str", "bool", "tuple")
+
+
+class Mappings:
+    """dict, OrderedDict, Counter and defaultdict. A restored mapping holds exactly the stored keys, in stored order."""
+
+    divisible = True
+
+    def __init__(self) -> None:
+        self.kinds: Kinds = {"defaultdict": _new_defaultdict}
+
+    def claims(self, cls: type) -> bool:
+        return cls in _DICTS
+
+    def capture(self, value: object, path: str, into: Capturing) -> object:
+        live = cast("dict[object, object]", value)
+        into.note_container(path, type(value).__name__, len(live))
+        items = {into.key(k, path): into.value(v, join_path(path, k)) for k, v in list(live.items())}
+        if isinstance(value, collections.defaultdict):
+            factory = getattr(value.default_factory, "__name__", None)
+            known = factory in _FACTORIES and getattr(builtins, str(factory)) is value.default_factory
+            return Typed("defaultdict", {"factory": factory if known else None, "items": items})
+        if type(value) is collections.OrderedDict:
+            return collections.OrderedDict(items)
+        if type(value) is collections.Counter:
+            return collections.Counter(cast("dict[Hashable, int]", items))
+        return items
+
+    def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
+        target = cast("MutableMapping[object, object]", live)
+        stored = _stored_items(node)
+        if stored is None:
+            return _replace(live, node, path, ctx)
+        keys: list[object] = []
+        builds: list[Build] = []
+        keymaker = Materializer({}, ctx.dispatch, resolve=ctx.resolve)
+        for stored_key, child in stored.items():
+            ctx._check_types(stored_key, path)
+            key = keymaker.value(stored_key)
+            build = self._child(target, key, child, path=path, ctx=ctx)
+            if build is not None:
+                keys.append(key)
+                builds.append(build)
+        kept = self._kept(target, set(keys), path, ctx)
+
+        def commit(values: object) -> None:
+            target.clear()
+            target.update(zip(keys, cast("list[object]", values), strict=True))
+            target.update(kept)
+
+        ctx.act(Stage.VALUES, lambda m: [b(m) for b in builds], commit)
+        return lambda m: live
+
+    def _child(
+        self, target: Mapping[object, object], key: object, child: object, *, path: str, ctx: Restoring
+    ) -> Build | None:
+        below = join_path(path, key)
+        if key in target:
+            return ctx.plan(target[key], child, below)
+        if not ctx.selected(below):
+            return None
+        return ctx.fresh(child, below)
+
+    def _kept(
+        self, target: Mapping[object, object], stored: set[object], path: str, ctx: Restoring
+    ) -> dict[object, object]:
+        kept = {}
+        for key, value in target.items():
+            below = join_path(path, key)
+            if key in stored:
+                continue
+            if not ctx.selected(below):
+                kept[key] = value
+            elif ctx.relaxed("missing", below):
+                kept[key] = value
+                ctx.report.missing.append((below, "kept the live value"))
+            else:
+                ctx.report.notes.append(
+                    f"{below}: not in the checkpoint, removed (keep it with missing=({below!r},))"
+                )
+        return kept
+
+
+class Sequences:
+    """list, tuple and deque. A restored list holds exactly the stored elements; elements that fit are kept."""
+
+    divisible = True
+    kinds: Kinds = {}
+
+    def claims(self, cls: type) -> bool:
+        return cls in (list, tuple, collections.deque)
+
+    def capture(self, value: object, path: str, into: Capturing) -> object:
+        live = list(cast("list[object]", value))
+        if len(live) > 8 and all(type(v) in PLAIN for v in live):
+            into.note(path, "captured", type(value).__name__, f"{len(live)} plain values")
+            items = live
+        else:
+            items = [into.value(v, join_path(path, i)) for i, v in enumerate(live)]
+        if type(value) is tuple:
+            return tuple(items)
+        if isinstance(value, collections.deque):
+            return collections.deque(items, value.maxlen)
+        return items
+
+    def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
+        if type(node) not in (list, tuple, collections.deque) or (type(live) is tuple) != (
+            type(node) is tuple
+        ):
+            return _replace(live, node, path, ctx)
+        old, stored = list(cast("list[object]", live)), list(cast("list[object]", node))
+        whole = ctx.selected(path)
+        builds: list[Build] = []
+        with ctx.loosely(type(live) is not tuple and len(old) != len(stored)):
+            for i, child in enumerate(stored):
+                below = join_path(path, i)
+                if i < len(old):
+                    builds.append(ctx.plan(old[i], child, below))
+                elif whole:
+                    builds.append(ctx.fresh(child, below))
+        rest = [] if whole else old[len(builds) :]
+        if type(live) is tuple:
+            return _rebuilt(live, builds, lambda items: tuple(items + rest))
+        target = cast("MutableSequence[object]", live)
+        if (
+            isinstance(live, collections.deque)
+            and isinstance(node, collections.deque)
+            and live.maxlen != node.maxlen
+        ):
+            ctx.report.notes.append(
+                f"{path}: keeps its live maxlen {live.maxlen}; the checkpoint has {node.maxlen}"
+            )
+
+        def commit(items: object) -> None:
+            target.clear()
+            target.extend(cast("list[object]", items) + rest)
+
+        ctx.act(Stage.VALUES, lambda m: [b(m) for b in builds], commit)
+        return lambda m: live
+
+
+class Sets:
+    """set, frozenset and bytearray: values without places inside."""
+
+    divisible = False
+    kinds: Kinds = {}
+
+    def claims(self, cls: type) -> bool:
+        return cls in (set, frozenset, bytearray)
+
+    def capture(self, value: object, path: str, into: Capturing) -> object:
+        into.note(path, "captured", type(value).__name__)
+        if isinstance(value, bytearray):
+            return bytearray(value)
+        items = {into.key(v, path) for v in list(cast("set[object]", value))}
+        return frozenset(items) if isinstance(value, frozenset) else items
+
+    def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
+        if type(live) is not type(node) or isinstance(live, frozenset):
+            return _replace(live, node, path, ctx)
+        build = ctx.fresh(node, path)
+
+        def commit(value: object) -> None:
+            if isinstance(live, bytearray):
+                live[:] = cast("bytearray", value)
+            else:
+                target = cast("set[object]", live)
+                target.clear()
+                target.update(cast("set[object]", value))
+
+        ctx.act(Stage.VALUES, build, commit)
+        return lambda m: live
+
+
+class Atoms:
+    """Immutable values that need a name in the file: concrete paths and slices."""
+
+    divisible = False
+
+    def __init__(self) -> None:
+        self.kinds: Kinds = {"pathlib.Path": lambda m, v: pathlib.Path(str(v))}
+
+    def claims(self, cls: type) -> bool:
+        return cls is slice or issubclass(cls, pathlib.PurePath)
+
+    def capture(self, value: object, path: str, into: Capturing) -> object:
+        into.note(path, "captured", type(value).__name__)
+        if isinstance(value, slice):
+            return slice(*(into.key(v, path) for v in (value.start, value.stop, value.step)))
+        if isinstance(value, pathlib.Path):
+            return Typed("pathlib.Path", str(value))
+        return value
+
+    def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
+        return ctx.fresh(node, path)
+
+
+def _new_defaultdict(m: Materializer, value: object) -> object:
+    parts = cast("Mapping[str, object]", value)
+    name = parts.get("factory")
+    factory = cast("Callable[[], object]", getattr(builtins, str(name))) if name in _FACTORIES else None
+    return collections.defaultdict(factory, m.mapping(parts["items"]))
+
+
+def _stored_items(node: object) -> Mapping[object, object] | None:
+    if isinstance(node, Typed) and node.kind == "defaultdict" and isinstance(node.value, dict):
+        node = node.value.get("items")
+    return node if isinstance(node, dict) else None
+
+
+def _replace(live: object, node: object, path: str, ctx: Restoring) -> Build:
+    """Take a stored value of another type in place of a live container."""
+    if not ctx.selected(path):
+        return lambda m: live
+    if "/" not in path and not isinstance(live, (tuple, frozenset)) and not ctx.relaxed("unexpected", path):
+        ctx.mismatch(path, f"a {type(live).__name__}", f"a {_kind(node)}")
+        return lambda m: live
+    if type(live) is not type(node):
+        ctx.report.notes.append(f"{path}: was a {type(live).__name__}, is now the stored {_kind(node)}")
+    return ctx.fresh(node, path)
+
+
+def _kind(node: object) -> str:
+    return node.kind if isinstance(node, Typed) else type(node).__name__
+
+
+def _rebuilt(live: object, builds: list[Build], make: Callable[[list[object]], object]) -> Build:
+    """Return a build that keeps an immutable parent when all its children were restored in place."""
+    old = list(cast("list[object]", live))
+
+    def build(m: Materializer) -> object:
+        items = [b(m) for b in builds]
+        same = len(items) == len(old) and all(a is b for a, b in zip(items, old, strict=True))
+        return live if same else make(items)
+
+    return build

@@ -1,0 +1,121 @@
+"""Canonical names: where a parameter stands in the model, whatever wraps the model today."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from holdfast.core.names import join_path
+
+__all__ = ["canonical_modules", "has_own_state", "parameter_names", "unwrapped"]
+
+# Wrapper classes, by the module that defines them and the attribute that holds what they wrap. They are
+# looked up only where that module is already imported: an instance cannot exist before.
+_WRAPPERS = (
+    ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
+    ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
+    ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
+    (
+        "torch.distributed.fsdp.fully_sharded_data_parallel",
+        "FullyShardedDataParallel",
+        "_fsdp_wrapped_module",
+    ),
+    (
+        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
+        "ActivationWrapper",
+        "_checkpoint_wrapped_module",
+    ),
+)
+# A hook of torch that only records a version number.
+_HARMLESS_HOOKS = ("SpectralNormStateDictHook",)
+
+
+def _wrapper_classes() -> list[tuple[type, str]]:
+    found = []
+    for module, name, attribute in _WRAPPERS:
+        cls = vars(sys.modules[module]).get(name) if module in sys.modules else None
+        if isinstance(cls, type):
+            found.append((cls, attribute))
+    return found
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the user's module inside known wrappers, by their type and never by an attribute's name."""
+    wrappers = _wrapper_classes()
+    while True:
+        for cls, attribute in wrappers:
+            if isinstance(module, cls):
+                inner = module._modules.get(attribute)
+                if inner is None:
+                    return module
+                module = inner
+                break
+        else:
+            return module
+
+
+def has_own_state(module: nn.Module) -> bool:
+    """Return whether this module's content is what its own methods or hooks say, rather than its tensors."""
+    cls = type(module)
+    for method in ("state_dict", "load_state_dict", "_save_to_state_dict"):
+        if getattr(cls, method) is not getattr(nn.Module, method) or method in module.__dict__:
+            return True
+    hooks = [*module._state_dict_hooks.values(), *module._state_dict_pre_hooks.values()]
+    return any(type(hook).__name__ not in _HARMLESS_HOOKS for hook in hooks)
+
+
+def canonical_modules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield (canonical prefix with its final dot, module) for `root` and all below it, unwrapped, parents first.
+
+    Shared modules occur once per place. Below a module with its own state nothing is yielded.
+    """
+    yield from _walk(unwrapped(root), prefix, ())
+
+
+def _walk(module: nn.Module, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
+    if id(module) in above:
+        return
+    yield prefix, module
+    if has_own_state(module):
+        return
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _walk(unwrapped(child), f"{prefix}{name}.", (*above, id(module)))
+
+
+def parameter_names(state: Mapping[str, object]) -> dict[int, str]:
+    """Return id(parameter) -> tree path for every parameter of every module found in `state`; the first path wins.
+
+    Looks into containers and dataclasses, not into objects that look after their own state.
+    """
+    names: dict[int, str] = {}
+    stack: list[tuple[str, object, int]] = [(str(k), v, 0) for k, v in reversed(list(state.items()))]
+    while stack:
+        path, value, depth = stack.pop()
+        if isinstance(value, nn.Module):
+            _name_parameters(value, path, names)
+        elif depth < 20:
+            stack.extend((join_path(path, k), v, depth + 1) for k, v in reversed(_children(value)))
+    return names
+
+
+def _children(value: object) -> Sequence[tuple[object, object]]:
+    if isinstance(value, dict):
+        return [(k, v) for k, v in value.items() if not isinstance(v, (int, float, str, torch.Tensor))]
+    if isinstance(value, (list, tuple)):
+        return [(i, v) for i, v in enumerate(value) if not isinstance(v, (int, float, str, torch.Tensor))]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
+    return ()
+
+
+def _name_parameters(root: nn.Module, path: str, names: dict[int, str]) -> None:
+    for prefix, module in canonical_modules(root):
+        found = module.named_parameters() if has_own_state(module) else module._parameters.items()
+        for name, parameter in found:
+            if parameter is not None:
+                names.setdefault(id(parameter), join_path(path, prefix + name))

@@ -1,0 +1,294 @@
+"""torch tensors: what they are to holdfast, and how their bytes move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+
+from holdfast.core.dtypes import DTYPES
+from holdfast.core.errors import UnsupportedValue
+from holdfast.format.values import TensorLeaf
+from holdfast.state.adapter import Kinds
+from holdfast.state.capturing import Capturing
+from holdfast.state.restoring import Build, Restoring
+from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec, c_strides, layout_to_recreate
+
+__all__ = ["Tensors", "TorchEngine", "capture_tensor", "kind_of", "memory_of", "plan_tensor", "tensor_spec"]
+
+TORCH_DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in DTYPES if hasattr(torch, n)}
+NAMES: dict[torch.dtype, str] = {t: n for n, t in TORCH_DTYPES.items()}
+_OURS = (torch.Tensor, torch.nn.Parameter)
+_LAZY = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
+
+
+def tensor_spec(t: torch.Tensor, path: str) -> TensorSpec:
+    """Return the spec of a live tensor.
+
+    Raises:
+        UnsupportedValue: a tensor whose elements are not simply in one piece of memory; names the remedy.
+    """
+    refusal = why_not(t)
+    if refusal is not None:
+        raise UnsupportedValue(f"{path}: {refusal}")
+    shape, stride = tuple(t.shape), t.stride()
+    return TensorSpec(path, NAMES[t.dtype], shape, None if stride == c_strides(shape) else stride)
+
+
+def why_not(t: torch.Tensor) -> str | None:
+    """Return why this tensor cannot be stored or written in place, or None if it can."""
+    cls = type(t)
+    if cls not in _OURS:
+        if cls in _LAZY:
+            return f"a lazy {cls.__name__} has no shape yet; run one forward pass first"
+        if "DTensor" in {c.__name__ for c in cls.__mro__}:
+            return "a DTensor is spread over several ranks and distributed state is not supported yet; use full tensors"
+        if cls.__name__ == "FlatParameter":
+            return "FSDP's flat parameters are spread over ranks and distributed state is not supported yet"
+        if hasattr(cls, "__tensor_flatten__") or not torch._C._has_storage(t):
+            return f"a {cls.__name__} wraps other tensors; store those, or register a codec for it"
+    if t.is_meta:
+        return "a tensor on the meta device has no values; materialise it first, e.g. with module.to_empty(device=...)"
+    if t.is_nested:
+        return "a nested tensor cannot be stored; store its parts as a list"
+    if t.layout != torch.strided:
+        return f"a {t.layout} tensor cannot be stored; store its parts (indices, values) or its to_dense()"
+    if t.is_quantized:
+        return "a quantized tensor cannot be stored; store its int_repr() and scales"
+    if t.dtype not in NAMES:
+        return f"elements of type {t.dtype} cannot be stored; convert the tensor"
+    return None
+
+
+def memory_of(t: torch.Tensor) -> Hashable:
+    """Return what two tensors share when they are the same memory seen the same way; None for empty ones."""
+    if t.numel() == 0:
+        return None
+    return (t.data_ptr(), t.shape, t.stride(), t.dtype, t.device, t.is_conj(), t.is_neg())
+
+
+def kind_of(t: torch.Tensor) -> str:
+    """Return the leaf kind, which keeps whether it is a Parameter and whether it requires a gradient."""
+    if isinstance(t, torch.nn.Parameter):
+        return "torch.Parameter" if t.requires_grad else "torch.Parameter:frozen"
+    return "torch.Tensor:grad" if t.requires_grad and t.is_leaf else "torch.Tensor"
+
+
+def capture_tensor(t: torch.Tensor, path: str, into: Capturing, *, volatile: bool = True) -> TensorLeaf:
+    """Register a live tensor and return its leaf."""
+    spec = tensor_spec(t, path)
+    alias = t.detach()
+    if type(alias) is not torch.Tensor:
+        alias = alias.as_subclass(torch.Tensor)
+    return into.tensor(alias, spec, kind=kind_of(t), memory=memory_of(t), volatile=volatile)
+
+
+def _elements(data: memoryview, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a CPU tensor over the bytes of `data`, which are only read if they are read-only."""
+    kind = TORCH_DTYPES[dtype]
+    if len(data) == 0:
+        return torch.empty(shape, dtype=kind)
+    if not data.readonly:
+        return torch.frombuffer(data, dtype=kind).view(shape)
+    return torch.from_numpy(np.asarray(_Shared(np.frombuffer(data, np.uint8)))).view(kind).view(shape)
+
+
+class _Shared:
+    """Read-only bytes that numpy takes as an array without the flag that makes torch warn. Nobody writes them."""
+
+    def __init__(self, array: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
+        self.keep = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def _raw(t: torch.Tensor) -> torch.Tensor:
+    # A bool copy would turn any byte but 0 into 1, and packed float4 has no strided kernel everywhere.
+    if t.dtype == torch.bool or t.dtype == torch.float4_e2m1fn_x2:
+        return t.view(torch.uint8)
+    return t
+
+
+def _without_broadcast(t: torch.Tensor) -> torch.Tensor:
+    """Return the part of a live tensor that holds each element in memory once."""
+    for dim, (size, step) in enumerate(zip(t.shape, t.stride(), strict=True)):
+        if step == 0 and size > 1:
+            t = t.narrow(dim, 0, 1)
+    return t
+
+
+def overlaps(t: torch.Tensor) -> bool:
+    """Return whether elements of `t` share memory with each other, as after expand."""
+    return 0 in t.stride() and any(
+        step == 0 and size > 1 for size, step in zip(t.shape, t.stride(), strict=True)
+    )
+
+
+class TorchEngine:
+    """Move bytes of torch tensors in few calls: one for all tensors of a device."""
+
+    def owns(self, value: object) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    def copy_out(self, sources: Sequence[TensorSource], destinations: Sequence[memoryview]) -> None:
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for source, destination in zip(sources, destinations, strict=True):
+            spec = source.spec
+            if len(destination):
+                target = torch.frombuffer(destination, dtype=TORCH_DTYPES[spec.dtype]).view(spec.shape)
+                pairs.append((_raw(target), _raw(cast("torch.Tensor", source.value))))
+        _copy_all(pairs)
+
+    def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
+        plain: list[tuple[torch.Tensor, torch.Tensor]] = []
+        inference: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for live, host in pairs:
+            target = cast("torch.Tensor", live)
+            stored = _elements(host.data, host.spec.dtype, host.spec.shape)
+            if overlaps(target):
+                target = _without_broadcast(target.detach())
+                stored = stored[tuple(slice(0, n) for n in target.shape)]
+            if stored.dtype == target.dtype:
+                target, stored = _raw(target), _raw(stored)
+            (inference if target.is_inference() else plain).append((target, stored))
+        _copy_all(plain)
+        if inference:
+            with torch.inference_mode():
+                _copy_all(inference)
+
+    def make(self, host: HostTensor, kind: str) -> torch.Tensor:
+        spec = host.spec
+        stored = _elements(host.data, spec.dtype, spec.shape)
+        layout = layout_to_recreate(spec)
+        new = (
+            torch.empty(spec.shape, dtype=stored.dtype, device="cpu")
+            if layout is None
+            else torch.empty_strided(spec.shape, layout[0], dtype=stored.dtype, device="cpu")
+        )
+        self.copy_in([(new, host)])
+        return as_kind(new, kind)
+
+    def like(self, reference: Callable[[], object], value: object) -> object:
+        if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+            return value
+        return _moved(value, reference())
+
+
+def as_kind(t: torch.Tensor, kind: str) -> torch.Tensor:
+    """Return `t` as the Parameter, or with the requires_grad, that a leaf kind asks for."""
+    if kind.startswith("torch.Parameter"):
+        learns = not kind.endswith(":frozen") and (t.is_floating_point() or t.is_complex())
+        return torch.nn.Parameter(t, requires_grad=learns)
+    return t.requires_grad_() if kind == "torch.Tensor:grad" else t
+
+
+def _moved(value: object, like: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.to(like.device) if isinstance(like, torch.Tensor) else value
+    if isinstance(value, dict) and isinstance(like, dict):
+        for key in value.keys() & like.keys():
+            value[key] = _moved(value[key], like[key])
+    elif isinstance(value, list) and isinstance(like, (list, tuple)):
+        value[:] = [_moved(v, w) for v, w in zip(value, like, strict=False)] + value[len(like) :]
+    return value
+
+
+def _copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy each second tensor into the first, then wait for the devices that took part."""
+    by_device: dict[tuple[torch.device, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for target, source in pairs:
+        targets, sources = by_device.setdefault((target.device, source.device), ([], []))
+        targets.append(target)
+        sources.append(source)
+    with torch.no_grad():
+        for (to, of), (targets, sources) in by_device.items():
+            on_host = to.type == "cpu" and of.type == "cpu"
+            torch._foreach_copy_(targets, sources, non_blocking=not on_host)
+            if not on_host:
+                torch.accelerator.synchronize(of if of.type != "cpu" else to)
+
+
+def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Build | None:
+    """Plan an in-place copy of the stored tensor into `t`; return None if it does not fit there.
+
+    Fits: a stored tensor of equal shape and element type (another type where `cast` allows it) and live
+        memory that no other stored tensor goes to. Records nothing when it does not fit.
+    """
+    if not isinstance(node, TensorLeaf) or why_not(t) is not None:
+        return None
+    stored = ctx.need(node, path)
+    if stored is None or stored.shape != tuple(t.shape):
+        return None
+    if overlaps(t) and not _same_broadcast(t, stored):
+        return None
+    if stored.dtype != NAMES[t.dtype]:
+        if not ctx.relaxed("cast", path):
+            return None
+        ctx.report.cast.append((path, f"{stored.dtype} to {NAMES[t.dtype]}"))
+    name = ctx.stored_name(node)
+    claim = ctx.claim(memory_of(t), name, path)
+    if claim == "taken":
+        return None
+    if claim == "new":
+        ctx.copy(ENGINE, t, name)
+    ctx.report.restored.append((path, ""))
+    return lambda m: t
+
+
+def _same_broadcast(t: torch.Tensor, stored: TensorSpec) -> bool:
+    if stored.stride is None:
+        return False
+    return all(
+        live != 0 or size <= 1 or then == 0
+        for live, then, size in zip(t.stride(), stored.stride, t.shape, strict=True)
+    )
+
+
+class Tensors:
+    """Tensors in plain containers: restored in place where shape, element type and memory allow."""
+
+    divisible = False
+    kinds: Kinds = {}
+
+    def claims(self, cls: type) -> bool:
+        return issubclass(cls, torch.Tensor)
+
+    def capture(self, value: object, path: str, into: Capturing) -> object:
+        return capture_tensor(cast("torch.Tensor", value), path, into)
+
+    def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
+        t = cast("torch.Tensor", live)
+        if not isinstance(node, TensorLeaf):
+            return ctx.fresh(node, path)
+        build = plan_tensor(t, node, path, ctx)
+        if build is not None:
+            return build
+        stored = ctx.need(node, path)
+        name = NAMES.get(t.dtype)
+        if name is None or stored is None:
+            return ctx.unfit(live, node, path, live_is=f"{t.dtype}{list(t.shape)}", empty=False)
+        mine = TensorSpec(path, name, tuple(t.shape))
+        if stored.shape == mine.shape and stored.dtype == mine.dtype:
+            return on_device(ctx.fresh(node, path), t.device)
+        castable = stored.shape == mine.shape
+        build = ctx.unfit(live, node, path, live_is=mine.describe(), empty=t.numel() == 0, castable=castable)
+        return on_device(build, t.device)
+
+
+def on_device(build: Build, device: torch.device) -> Build:
+    """Return a build whose tensor is on `device`."""
+    if device.type in ("cpu", "meta"):
+        return build
+
+    def moved(m: object) -> object:
+        made = build(m)  # type: ignore[arg-type]
+        if not isinstance(made, torch.Tensor) or made.device == device:
+            return made
+        return as_kind(made.detach().to(device), kind_of(made))
+
+    return moved
+
+
+ENGINE = TorchEngine()

@@ -1,0 +1,83 @@
+"""Capture live objects: a detached tree of plain values, and the tensors whose bytes are still to be copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from holdfast.core.errors import StateError
+from holdfast.state.adapter import Engine
+from holdfast.state.capturing import Capturing
+from holdfast.state.registry import dispatch, parameter_names
+from holdfast.state.reports import CaptureReport
+from holdfast.state.tensors import TensorSource
+
+__all__ = ["CaptureReport", "Captured", "capture", "copy_tensors"]
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A captured state.
+
+    `tree` holds, for each top-level key, a value that `format.values.encode_value` accepts and that shares
+    nothing mutable with the live objects. `tensors` are the live tensors its `TensorLeaf`s name, each
+    memory once; `aliases` maps the names of further places of the same tensor to the stored name.
+    """
+
+    tree: dict[str, object]
+    tensors: list[TensorSource]
+    aliases: dict[str, str]
+    report: CaptureReport
+
+
+def capture(state: Mapping[str, object], *, gradients: bool = False) -> Captured:
+    """Capture everything the objects in `state` hold, by user name.
+
+    Changes nothing, draws no random number and copies no tensor: `copy_tensors` does, and must before the
+    live tensors change. `gradients` adds the .grad of module parameters.
+
+    Raises:
+        UnsupportedValue: something cannot be stored without running code at load; names its path and the
+            remedy. StateError: a top-level key is no plain name.
+    """
+    for key in state:
+        if not isinstance(key, str) or not key or "/" in key:
+            raise StateError(f"state key {key!r}: expected a non-empty string without '/'; rename it")
+    found = Capturing(dispatch(), parameter_names(state), gradients=gradients)
+    tree = {key: found.value(value, key) for key, value in state.items()}
+    return Captured(tree, found.tensors, found.aliases, found.report)
+
+
+def copy_tensors(sources: Sequence[TensorSource], destinations: Sequence[memoryview]) -> None:
+    """Copy each source's elements into its destination: C order, exactly `spec.nbytes` bytes each.
+
+    Destinations are writable and contiguous; one call moves all tensors of a framework and device together,
+    and returns when the bytes are there. Draws no random number.
+
+    Raises:
+        ValueError: a destination has another size, or is read-only.
+    """
+    if len(sources) != len(destinations):
+        raise ValueError(
+            f"expected one destination for each of {len(sources)} tensors, found {len(destinations)}"
+        )
+    engines = list(dispatch().engines.values())
+    batches: dict[int, tuple[list[TensorSource], list[memoryview]]] = {}
+    for source, destination in zip(sources, destinations, strict=True):
+        if destination.nbytes != source.spec.nbytes or destination.readonly:
+            raise ValueError(
+                f"{source.spec.name}: expected {source.spec.nbytes} writable bytes, "
+                f"found {destination.nbytes}{' read-only' if destination.readonly else ''}"
+            )
+        batch = batches.setdefault(_engine_index(engines, source), ([], []))
+        batch[0].append(source)
+        batch[1].append(destination if destination.format == "B" else destination.cast("B"))
+    for index, (some, places) in batches.items():
+        engines[index].copy_out(some, places)
+
+
+def _engine_index(engines: list[Engine], source: TensorSource) -> int:
+    for index, engine in enumerate(engines):
+        if engine.owns(source.value):
+            return index
+    raise TypeError(f"{source.spec.name}: {type(source.value).__name__} is a tensor of no known framework")

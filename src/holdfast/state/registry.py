@@ -1,0 +1,74 @@
+"""Which adapters there are, in the order in which they are asked. torch is never imported to find out."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+
+from holdfast.core.errors import MissingDependency
+from holdfast.state.adapter import Adapter, Dispatch, Engine
+from holdfast.state.adapters.containers import Atoms, Mappings, Sequences, Sets
+from holdfast.state.adapters.generators import NumpyGenerators, PythonGenerators
+from holdfast.state.adapters.numpy import Arrays, DTypes, NumpyEngine, Scalars
+from holdfast.state.adapters.records import Dataclasses, Enums, NamedTuples
+from holdfast.state.adapters.stateful import Stateful
+
+__all__ = ["dispatch", "family", "parameter_names", "torch_is_loaded"]
+
+_FAMILIES = {"Modules": "module", "Optimizers": "optimizer", "Schedulers": "scheduler"}
+
+
+def torch_is_loaded() -> bool:
+    """Return whether the program has imported torch."""
+    return getattr(sys.modules.get("torch"), "Tensor", None) is not None
+
+
+def dispatch(*, torch: bool | None = None) -> Dispatch:
+    """Return the adapters that apply now; `torch` True asks for torch's even if the program has not imported it.
+
+    Raises:
+        MissingDependency: torch was asked for and is not installed.
+    """
+    return _dispatch(torch_is_loaded() if torch is None else torch)
+
+
+def family(value: object) -> str:
+    """Return what kind of thing a top-level value of the state is: "module", "optimizer", "scheduler" or "values"."""
+    return _FAMILIES.get(type(dispatch().find(type(value))).__name__, "values")
+
+
+@functools.cache
+def _dispatch(with_torch: bool) -> Dispatch:
+    adapters: list[Adapter] = [Mappings(), Sequences(), Sets(), Atoms()]
+    engines: dict[str, Engine] = {"numpy": NumpyEngine()}
+    if with_torch:
+        more, engine = _torch()
+        adapters += more
+        engines["torch"] = engine
+    adapters += [Arrays(), Scalars(), DTypes(), NumpyGenerators(), PythonGenerators()]
+    adapters += [Stateful(), Enums(), NamedTuples(), Dataclasses()]
+    return Dispatch(adapters, engines)
+
+
+def _torch() -> tuple[list[Adapter], Engine]:
+    try:
+        from holdfast.state.adapters.torch_modules import Modules
+        from holdfast.state.adapters.torch_optim import Optimizers
+        from holdfast.state.adapters.torch_schedulers import Schedulers
+        from holdfast.state.adapters.torch_tensors import ENGINE, Tensors
+        from holdfast.state.adapters.torch_values import Generators, SmallValues
+    except ModuleNotFoundError as e:
+        if e.name != "torch":
+            raise
+        raise MissingDependency("torch tensors were asked for; run: pip install 'holdfast[torch]'") from e
+    return [Tensors(), Modules(), Optimizers(), Schedulers(), Generators(), SmallValues()], ENGINE
+
+
+def parameter_names(state: Mapping[str, object]) -> dict[int, str]:
+    """Return id(parameter) -> tree path for the modules found in `state`; empty without torch."""
+    if not torch_is_loaded():
+        return {}
+    from holdfast.state.adapters.torch_names import parameter_names as of_modules
+
+    return of_modules(state)

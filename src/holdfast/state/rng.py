@@ -1,0 +1,89 @@
+"""The random state of this process: python, numpy's global generator, torch on the CPU and on devices in use."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from holdfast.core.errors import StateError
+from holdfast.state.adapters.generators import python_state, set_python_state
+from holdfast.state.registry import torch_is_loaded
+
+__all__ = ["capture_rng", "preserved_rng", "restore_rng"]
+
+
+def capture_rng() -> dict[str, object]:
+    """Return the state of every global generator as a plain tree with numpy arrays; draws nothing.
+
+    Keys: "python", "numpy", and with torch imported "torch" and "cuda" (device index as text -> state) for
+        the devices this process has initialised. Creates no device context.
+    """
+    tree: dict[str, object] = {
+        "python": python_state(random.getstate()),
+        "numpy": _copied(np.random.get_state(legacy=False)),
+    }
+    if torch_is_loaded():
+        from holdfast.state.adapters.torch_rng import capture_torch_rng
+
+        tree.update(capture_torch_rng())
+    return tree
+
+
+def restore_rng(tree: object) -> list[str]:
+    """Set the global generators from what `capture_rng` returned; call it last, after everything that may draw.
+
+    Returns notes about what could not be carried over: a generator of another kind, a device that this
+    process does not have, torch not imported.
+
+    Raises:
+        StateError: a state is malformed; the generators before it (python, numpy, torch, cuda) are already
+            set.
+    """
+    if not isinstance(tree, Mapping):
+        raise StateError(f"random state: expected a mapping of generators, found a {type(tree).__name__}")
+    notes: list[str] = []
+    for name, setter in (("python", _set_python), ("numpy", _set_numpy)):
+        if name in tree:
+            try:
+                setter(cast("Mapping[str, object]", tree[name]))
+            except (ValueError, TypeError, KeyError) as e:
+                raise StateError(f"random state of {name}: malformed ({e}); restore without it") from e
+        else:
+            notes.append(f"random state of {name}: not in the checkpoint, left as it is")
+    if torch_is_loaded():
+        from holdfast.state.adapters.torch_rng import restore_torch_rng
+
+        notes += restore_torch_rng(tree)
+    elif "torch" in tree:
+        notes.append("random state of torch: stored, but torch is not imported; import it before restoring")
+    return notes
+
+
+@contextlib.contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Leave every global generator as it was on entry, whatever is drawn inside; about 0.1 ms."""
+    before = capture_rng()
+    try:
+        yield
+    finally:
+        restore_rng(before)
+
+
+def _set_python(stored: Mapping[str, object]) -> None:
+    rng = random.Random()
+    set_python_state(rng, stored)
+    random.setstate(rng.getstate())
+
+
+def _set_numpy(stored: Mapping[str, object]) -> None:
+    np.random.set_state(cast("dict[str, Any]", dict(stored)))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return value.copy() if isinstance(value, np.ndarray) else value

@@ -1,0 +1,89 @@
+"""What a tensor is to holdfast: a name, an element type, a shape, a layout, and bytes in C order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from holdfast.core.dtypes import DTYPES
+
+__all__ = ["HostTensor", "TensorSource", "TensorSpec", "c_strides", "layout_to_recreate"]
+
+# A recreated layout may take this many times the memory of its elements; beyond it C order is used. A
+# column cut from a wide matrix would otherwise bring back the memory of the whole matrix.
+MAX_SPREAD = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Say what a stored tensor is.
+
+    `name` is its tree path, `dtype` a name of `core.dtypes.DTYPES`, `stride` the live layout in elements
+    where that was not C order (None: C order). The stored bytes are in C order whatever the stride.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the stored bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def describe(self) -> str:
+        """Return `dtype[shape]` for messages."""
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(slots=True)
+class TensorSource:
+    """A live tensor whose bytes are still to be copied.
+
+    `value` aliases the live tensor. A `volatile` one may change in a forward or backward pass; the others
+    change only when the optimizer steps.
+    """
+
+    spec: TensorSpec
+    value: object
+    volatile: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HostTensor:
+    """A tensor in host memory: `data` holds exactly `spec.nbytes` bytes in C order."""
+
+    spec: TensorSpec
+    data: memoryview
+
+
+def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the element strides of C order; dimensions of size 0 count as 1, as in torch."""
+    out, step = [], 1
+    for size in reversed(shape):
+        out.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(out))
+
+
+def layout_to_recreate(spec: TensorSpec) -> tuple[tuple[int, ...], int] | None:
+    """Return (strides, number of elements to allocate) for a layout other than C order, or None for C order.
+
+    Layouts that overlap in a way that is not a plain broadcast, or that would take `MAX_SPREAD` times the
+    memory, come back in C order.
+    """
+    if spec.stride is None or len(spec.stride) != len(spec.shape) or min(spec.stride, default=0) < 0:
+        return None
+    real = [(st, size) for st, size in zip(spec.stride, spec.shape, strict=True) if st and size > 1]
+    extent, elements = 1, 1
+    for step, size in sorted(real):
+        if step < extent:
+            return None
+        extent += step * (size - 1)
+        elements *= size
+    if 0 in spec.shape:
+        extent = elements = 0
+    if extent > MAX_SPREAD * elements + 4096:
+        return None
+    return spec.stride, extent

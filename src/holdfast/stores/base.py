@@ -1,0 +1,71 @@
+"""What holdfast asks of a store, and what a store promises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.core.buffers import Buffer
+
+__all__ = ["ObjectInfo", "Store"]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object as a listing shows it: key, size in bytes, time of last change in seconds since the Unix epoch."""
+
+    key: str
+    size: int
+    modified: float
+
+
+class Store(Protocol):
+    """A place that holds objects by key.
+
+    Keys are relative paths of plain components (`core.names.check_key`). Obligations of every implementation:
+
+    - `write`, `create`, `replace`, `append` and `delete` return only when the effect survives power loss.
+    - `create` and `replace` are atomic: a reader, or a crash at any point, sees the whole old or the whole new object.
+    - `create` succeeds for exactly one of any number of rivals.
+    - Errors are the StoreError family of `core.errors`; nothing is retried that cannot be retried safely.
+    """
+
+    url: str
+    appendable: bool
+
+    def write(self, key: str, data: Sequence[Buffer]) -> None:
+        """Store a new object at a key that no other writer uses; a crash may leave a part of it behind."""
+        ...
+
+    def create(self, key: str, data: Buffer) -> None:
+        """Store an object at a key that is free. Raises AlreadyExists when it is not."""
+        ...
+
+    def replace(self, key: str, data: Buffer) -> None:
+        """Store an object, over the present one if there is one."""
+        ...
+
+    def append(self, key: str, data: Buffer) -> None:
+        """Add bytes to the end of an object, made if absent; only where `appendable`."""
+        ...
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return bytes `start` to `end` (or to its end) of an object. Raises NotFound, Truncated on a short read."""
+        ...
+
+    def read_into(self, key: str, start: int, target: memoryview) -> None:
+        """Fill `target` with an object's bytes from `start` on. Raises NotFound, Truncated on a short read."""
+        ...
+
+    def info(self, key: str) -> ObjectInfo:
+        """Return size and age of an object. Raises NotFound."""
+        ...
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        """Return every object whose key starts with `prefix` + "/", sorted by key; empty when there is none."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; one that is missing already is no error."""
+        ...

@@ -1,0 +1,96 @@
+"""The dozen operating-system calls that a local store is made of.
+
+They stand behind one small interface so that tests can stop, fail or kill at each of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+from holdfast.core.buffers import Buffer
+
+__all__ = ["Disk", "OsDisk"]
+
+
+class Disk(Protocol):
+    """The file-system calls of a local store; paths are absolute."""
+
+    def open_new(self, path: str) -> int: ...
+    def open_append(self, path: str) -> int: ...
+    def open_read(self, path: str) -> int: ...
+    def write(self, fd: int, data: Buffer) -> int: ...
+    def pread_into(self, fd: int, target: memoryview, offset: int) -> int: ...
+    def fsync(self, fd: int) -> None: ...
+    def close(self, fd: int) -> None: ...
+    def fsync_dir(self, path: str) -> None: ...
+    def link(self, source: str, target: str) -> None: ...
+    def rename(self, source: str, target: str) -> None: ...
+    def unlink(self, path: str) -> None: ...
+    def mkdir(self, path: str) -> None: ...
+    def rmdir(self, path: str) -> None: ...
+    def stat(self, path: str) -> os.stat_result: ...
+    def walk(self, path: str) -> Iterator[str]: ...
+
+
+class OsDisk:
+    """The calls as the operating system offers them."""
+
+    def open_new(self, path: str) -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def open_append(self, path: str) -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def open_read(self, path: str) -> int:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def write(self, fd: int, data: Buffer) -> int:
+        return os.write(fd, data)
+
+    def pread_into(self, fd: int, target: memoryview, offset: int) -> int:
+        return os.preadv(fd, [target], offset)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def fsync_dir(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def link(self, source: str, target: str) -> None:
+        os.link(source, target)
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def mkdir(self, path: str) -> None:
+        os.mkdir(path)
+
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
+
+    def stat(self, path: str) -> os.stat_result:
+        return os.stat(path)
+
+    def walk(self, path: str) -> Iterator[str]:
+        """Yield every regular file below `path`."""
+        try:
+            entries = list(os.scandir(path))
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from self.walk(entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                yield entry.path
