@@ -12,8 +12,8 @@ from holdfast.core.clock import Clock
 from holdfast.core.errors import NoCheckpoint, StateError
 from holdfast.format.manifest import Manifest, clock_from_doc, floats_from_doc
 from holdfast.format.values import TensorLeaf
-from holdfast.restore.reader import Reader
-from holdfast.restore.select import NOTHING, select
+from holdfast.restoring.reader import Reader
+from holdfast.restoring.select import NOTHING, select
 from holdfast.state.place import materialize
 from holdfast.state.tensors import HostTensor, TensorSpec
 from holdfast.stores import Store

@@ -13,8 +13,8 @@ from holdfast.core.errors import PolicyError
 from holdfast.loop.resume import restore_state
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.run import Run
-from holdfast.save.arena import Arena
-from holdfast.save.snapshot import RNG_PART, take_snapshot
+from holdfast.saving.arena import Arena
+from holdfast.saving.snapshot import RNG_PART, take_snapshot
 from holdfast.state.reports import RestoreOptions, RestoreReport
 from holdfast.stores import Store, open_store
 

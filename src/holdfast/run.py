@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
-from holdfast.catalog.lease import LeaseDoc, holder
+from holdfast.catalog.lease import LeaseDoc, holder, is_held
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tags import Tag, delete_tag, set_tag
 from holdfast.catalog.verify import Problem
@@ -114,9 +114,9 @@ class Run:
 
     @property
     def writer(self) -> LeaseDoc | None:
-        """Who holds the run for writing, or None."""
+        """Who holds the run for writing now, or None."""
         found = holder(self.store)
-        return None if found is None or found.released else found
+        return found if found is not None and is_held(found, self._time.now()) else None
 
     def events(self) -> list[Event]:
         """Return the run log, without what belongs to abandoned branches."""
@@ -152,7 +152,8 @@ class Run:
             except NoCheckpoint:
                 raise
             except HoldfastError as e:
-                found[step] = [Problem(self._history.broken[step][0].key, str(e))]
+                entry, _ = self._history.broken.get(step) or self._history.manifests[step]
+                found[step] = [Problem(entry.key, str(e))]
         return found
 
     def plan(self, keep: Rule) -> tuple[Decision, ...]:
@@ -180,11 +181,7 @@ class Run:
             StateError: it is tagged or the last one, and `force` is not given.
             LeaseHeld: a training process writes the run.
         """
-        for step in steps:
-            if step not in self._history.broken:
-                self._history.resolve(step)
-        if not force:
-            self._refuse_precious(steps)
+        self.check_removal(steps, force=force)
         session = Session(self.store, self._time)
         try:
             broken = [session.history.broken.pop(s)[0] for s in steps if s in session.history.broken]
@@ -193,6 +190,14 @@ class Run:
         finally:
             session.close()
             self.refresh()
+
+    def check_removal(self, steps: Sequence[int], *, force: bool = False) -> None:
+        """Raise what `remove` would raise for these steps: NoCheckpoint or StateError. Changes nothing."""
+        for step in steps:
+            if step not in self._history.broken:
+                self._history.resolve(step)
+        if not force:
+            self._refuse_precious(steps)
 
     def _refuse_precious(self, steps: Sequence[int]) -> None:
         for name, step in self.tags.items():

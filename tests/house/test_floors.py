@@ -15,8 +15,8 @@ FLOORS = {
     "stores": 1,
     "state": 2,
     "catalog": 2,
-    "save": 3,
-    "restore": 3,
+    "saving": 3,
+    "restoring": 3,
     "policies": 3,
     "loop": 4,
     "analysis": 4,
@@ -33,7 +33,7 @@ FLOORS = {
 LAZY_IMPORTS_ALLOWED = {
     "holdfast",
     "holdfast.state.adapters",
-    "holdfast.state.dispatch",
+    "holdfast.state.registry",
     "holdfast.state.sampler",
 }
 

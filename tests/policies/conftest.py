@@ -1,4 +1,4 @@
-"""Metric traces: what the values of one metric may do over a run. None is an evaluation without the metric."""
+"""Metric traces: what one metric may do over a run. None is an evaluation without the metric."""
 
 from __future__ import annotations
 

@@ -12,8 +12,14 @@ import pytest
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
-    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
-    from transformers import TrainingArguments
+    from transformers import (
+        EarlyStoppingCallback,
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
 from holdfast.core.clock import Clock
 from holdfast.core.errors import PolicyError
@@ -43,7 +49,7 @@ def given(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def evaluations(args: TrainingArguments, callback: EarlyStoppingCallback | None, trace: Trace):
-    """Yield (count, stop, new best) per evaluation, in the Trainer's order: the callback, then the best metric."""
+    """Yield (count, stop, new best) per evaluation, as the Trainer goes: callback first, then best metric."""
     state, control = TrainerState(), TrainerControl()
     trainer = SimpleNamespace(args=args, state=state)
     for step, value in enumerate(trace, start=1):

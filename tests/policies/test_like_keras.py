@@ -87,7 +87,7 @@ def keras_saves(callback: keras.callbacks.ModelCheckpoint, trace: Trace) -> list
 
 
 def our_saves(rule: Rule, trace: Trace) -> tuple[list[int], set[int]]:
-    """Return the epochs saved and those that are left in the end, dropping after each save what is not kept."""
+    """Return the epochs saved and those left in the end, dropping after each save what is not kept."""
     history: list[Observation] = []
     records: list[CheckpointRecord] = []
     saved = []

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.errors import PolicyError
-from holdfast.core.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+from holdfast.core.units import (
+    exact_bytes,
+    exact_seconds,
+    format_bytes,
+    format_seconds,
+    parse_bytes,
+    parse_seconds,
+)
 
 PROFILE = settings(derandomize=True, max_examples=150, deadline=None, database=None)
 
@@ -38,7 +45,7 @@ def test_sizes(text: str | int, size: int) -> None:
     "wrong", ["", "GB", "-1GB", "1 XB", "1 GB of disk", "1,5GB", "nan", "1e999GB", -1, 1.5, True, None]
 )
 def test_sizes_that_are_refused(wrong: object) -> None:
-    with pytest.raises(PolicyError, match="size .* is not understood; expected bytes"):
+    with pytest.raises(PolicyError, match=r"size .* is not understood; expected bytes"):
         parse_bytes(wrong)  # type: ignore[arg-type]
 
 
@@ -53,17 +60,18 @@ def test_sizes_that_are_refused(wrong: object) -> None:
         ("1.5d", 129600.0),
         ("1w", 604800.0),
     ]
-    + [("250ms", 0.25), ("5 min", 300.0), ("10sec", 10.0), ("24H", 86400.0)],
+    + [("250ms", 0.25), ("5 min", 300.0), ("10sec", 10.0), ("24H", 86400.0)]
+    + [("1h30m", 5400.0), (" 1d 2h ", 93600.0)],
 )
 def test_durations(text: str | float, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "h", "2 fortnights", "-2h", "1h30m", -1, float("nan"), float("inf"), True, None]
+    "wrong", ["", "h", "2 fortnights", "-2h", "2h 30", "1 2h", -1, float("nan"), float("inf"), True, None]
 )
 def test_durations_that_are_refused(wrong: object) -> None:
-    with pytest.raises(PolicyError, match="duration .* expected seconds as a number"):
+    with pytest.raises(PolicyError, match=r"duration .* expected seconds as a number"):
         parse_seconds(wrong)  # type: ignore[arg-type]
 
 
@@ -103,3 +111,15 @@ def test_a_shown_size_is_read_back_within_its_precision(size: int) -> None:
 def test_units_scale(number: float, unit: str) -> None:
     factor = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
     assert parse_seconds(f"{number:.6f}{unit}") == pytest.approx(float(f"{number:.6f}") * factor)
+
+
+@PROFILE
+@given(st.integers(0, 10**18), st.one_of(st.floats(0, 1e9), st.integers(0, 10**6).map(float)))
+def test_exact_text_is_read_back_exactly(size: int, seconds: float) -> None:
+    assert parse_bytes(exact_bytes(size)) == size
+    assert parse_seconds(exact_seconds(seconds)) == seconds
+
+
+def test_exact_text_is_short_where_it_can_be() -> None:
+    assert (exact_bytes(200 * 10**9), exact_bytes(1_234_567)) == ("200.0 GB", 1_234_567)
+    assert (exact_seconds(5400), exact_seconds(5400.5)) == ("1h 30m", 5400.5)

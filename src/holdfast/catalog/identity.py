@@ -40,7 +40,7 @@ def read_identity(store: Store) -> RunIdentity:
     check_version(body, f"{store.url}/{RUN}")
     try:
         return msgspec.json.decode(body, type=RunIdentity)
-    except msgspec.MsgspecError as e:
+    except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{store.url}/{RUN}: is not a run's identity: {e}") from e
 
 

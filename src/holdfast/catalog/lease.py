@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import threading
+import weakref
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ from holdfast.core.errors import AlreadyExists, LeaseHeld, LeaseLost, NotFound, 
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
-__all__ = ["Lease", "LeaseDoc", "acquire", "holder"]
+__all__ = ["Lease", "LeaseDoc", "acquire", "holder", "is_held"]
 
 LEASE_SECONDS = 60.0
 
@@ -78,8 +79,14 @@ def _is_dead(doc: LeaseDoc) -> bool:
     return False
 
 
-def _is_local_and_alive(doc: LeaseDoc) -> bool:
-    return doc.namespace == _namespace() and not _is_dead(doc)
+def _held_message(store: Store, doc: LeaseDoc, *, here: bool, remaining: float, now: float) -> str:
+    if here and doc.pid == os.getpid():
+        return f"{store.url} is being written by another Checkpointer of this process; close() that one first"
+    message = (
+        f"{store.url} is being written by {doc.owner} (for {now - doc.acquired:.0f} s). "
+        "Stop that process, or use another directory"
+    )
+    return message if here else f"{message}; if that machine is gone, its lease ends in {remaining:.0f} s"
 
 
 def holder(store: Store) -> LeaseDoc | None:
@@ -94,6 +101,13 @@ def holder(store: Store) -> LeaseDoc | None:
     return None
 
 
+def is_held(doc: LeaseDoc, now: float) -> bool:
+    """Return whether a lease is in force: its process lives on this machine, or it is elsewhere and has not expired."""
+    if doc.released or _is_dead(doc):
+        return False
+    return doc.namespace == _namespace() or doc.expires > now
+
+
 def acquire(store: Store, time: TimeSource | None = None, *, heartbeat: bool = True) -> Lease:
     """Take the run's lease.
 
@@ -104,14 +118,9 @@ def acquire(store: Store, time: TimeSource | None = None, *, heartbeat: bool = T
     """
     time = time or SystemTime()
     present = holder(store)
-    if present is not None and not present.released and not _is_dead(present):
-        remaining = present.expires - time.now()
-        if _is_local_and_alive(present) or remaining > 0:
-            raise LeaseHeld(
-                f"{store.url} is being written by {present.owner} (since {time.now() - present.acquired:.0f} s ago). "
-                "Stop that process, or use another directory"
-                + ("" if _is_local_and_alive(present) else f"; if that machine is gone, its lease ends in {remaining:.0f} s")
-            )
+    if present is not None and is_held(present, time.now()):
+        here, remaining = present.namespace == _namespace(), present.expires - time.now()
+        raise LeaseHeld(_held_message(store, present, here=here, remaining=remaining, now=time.now()))
     generation = present.generation + 1 if present is not None else 1
     pid = os.getpid()
     now = time.now()
@@ -137,7 +146,8 @@ class Lease:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         if heartbeat:
-            threading.Thread(target=self._beat, name="holdfast-lease", daemon=True).start()
+            beat = threading.Thread(target=_beat, args=(weakref.ref(self), self._stop), name="holdfast-lease", daemon=True)
+            beat.start()
 
     @property
     def generation(self) -> int:
@@ -175,11 +185,6 @@ class Lease:
             with contextlib.suppress(StoreError):  # it expires by itself
                 self._store.replace(lease_key(self.generation), seal(msgspec.json.encode(doc)))
 
-    def _beat(self) -> None:
-        while not self._stop.wait(LEASE_SECONDS / 3):
-            with contextlib.suppress(StoreError):  # a store that is away: the next commit will say so
-                self.check_and_renew()
-
     def check_and_renew(self) -> None:
         """Renew, unless the run was taken over."""
         try:
@@ -188,3 +193,14 @@ class Lease:
             self._stop.set()
             return
         self.renew()
+
+
+def _beat(lease: weakref.ref[Lease], stop: threading.Event) -> None:
+    """Renew until the lease is released or forgotten."""
+    while not stop.wait(LEASE_SECONDS / 3):
+        held = lease()
+        if held is None:
+            return
+        with contextlib.suppress(StoreError):  # a store that is away: the next commit will say so
+            held.check_and_renew()
+        del held

@@ -45,7 +45,7 @@ def verify_manifest(
                 if first_time:
                     yield Problem(entry.key, str(e))
                 continue
-            names |= file.by_name.keys()
+            names.update(file.by_name)
             if first_time:
                 yield from _verify_blocks(file, progress)
     if whole:

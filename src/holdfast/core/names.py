@@ -11,7 +11,7 @@ import unicodedata
 
 from holdfast.core.errors import InvalidFormat, PolicyError
 
-__all__ = ["check_key", "check_path", "check_tag", "file_stem", "join_path", "matches", "name_in_file", "step_name"]
+__all__ = ["check_key", "check_path", "check_tag", "file_stem", "is_key", "join_path", "matches", "name_in_file", "step_name"]
 
 MAX_PATH_BYTES = 1024
 STEP_DIGITS = 12
@@ -70,9 +70,14 @@ def check_key(key: str) -> str:
     A key is a relative path of plain components: no empty part, no `.` or `..`, no backslash, no leading slash.
     """
     for part in key.split("/"):
-        if not _KEY_PART.fullmatch(part) or part in (".", ".."):
+        if not _KEY_PART.fullmatch(part):
             raise InvalidFormat(f"store key {key[:120]!r} is not allowed: component {part[:40]!r} is not a plain name")
     return key
+
+
+def is_key(text: str) -> bool:
+    """Return whether `text` may name an object of a store."""
+    return all(_KEY_PART.fullmatch(part) for part in text.split("/"))
 
 
 def name_in_file(part: str, path: str) -> str:

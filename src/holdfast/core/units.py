@@ -7,9 +7,11 @@ import re
 
 from holdfast.core.errors import PolicyError
 
-__all__ = ["format_bytes", "format_seconds", "parse_bytes", "parse_seconds"]
+__all__ = ["exact_bytes", "exact_seconds", "format_bytes", "format_seconds", "parse_bytes", "parse_seconds"]
 
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-z]*)\s*", re.ASCII)
+_DIGITS = r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
+_NUMBER = re.compile(rf"{_DIGITS}\s*([A-Za-z]*)", re.ASCII)
+_SEVERAL = re.compile(rf"{_DIGITS}\s*[A-Za-z]+(?:\s*{_DIGITS}\s*[A-Za-z]+)*", re.ASCII)
 _DECIMAL = ("B", "kB", "MB", "GB", "TB", "PB")
 _SIZES = {"": 1, "b": 1} | {
     prefix + unit: base**power
@@ -21,7 +23,7 @@ _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400
     "sec": 1.0,
     "min": 60.0,
 }
-_DURATIONS_TEXT = "seconds as a number, or text such as '90s', '30m', '2h', '1.5d' or '1w'"
+_DURATIONS_TEXT = "seconds as a number, or text such as '90s', '30m', '1h 30m', '1.5d' or '1w'"
 
 
 def parse_bytes(size: str | int) -> int:
@@ -48,20 +50,25 @@ def format_bytes(size: int) -> str:
     return f"{size} B" if unit == 0 else f"{value:.1f} {_DECIMAL[unit]}"
 
 
+def exact_bytes(size: int) -> str | int:
+    """Return a size as people read it where that is exact, else the number, for `parse_bytes`."""
+    text = format_bytes(size)
+    return text if parse_bytes(text) == size else size
+
+
 def parse_seconds(duration: str | float) -> float:
     """Return a duration in seconds.
 
-    `duration` is a number of seconds, or a number with one of the units `ms s m h d w` (also `sec`, `min`).
-    Raises PolicyError for anything else, and for negative, infinite or NaN durations.
+    `duration` is a number of seconds, or text of numbers with the units `ms s m h d w` (also `sec`, `min`),
+    which add up: "1h 30m". Raises PolicyError for anything else, and for negative, infinite or NaN durations.
     """
     if isinstance(duration, (int, float)) and not isinstance(duration, bool):
         seconds = float(duration)
     else:
-        number, unit = _split(duration) if isinstance(duration, str) else (None, "")
-        factor = _DURATIONS.get(unit.lower())
-        if number is None or factor is None:
+        parts = _parts(duration) if isinstance(duration, str) else []
+        if not parts or any(unit not in _DURATIONS for _, unit in parts):
             raise PolicyError(f"duration {duration!r} is not understood; expected {_DURATIONS_TEXT}")
-        seconds = float(number) * factor
+        seconds = sum(number * _DURATIONS[unit] for number, unit in parts)
     if not math.isfinite(seconds) or seconds < 0:
         raise PolicyError(f"duration {duration!r} is negative or not finite; expected {_DURATIONS_TEXT}")
     return seconds
@@ -81,6 +88,19 @@ def format_seconds(seconds: float) -> str:
     return ("-" if seconds < 0 else "") + " ".join(parts[:2])
 
 
+def exact_seconds(seconds: float) -> str | float:
+    """Return a duration as people read it where that is exact, else the number, for `parse_seconds`."""
+    text = format_seconds(seconds)
+    return text if seconds >= 0 and parse_seconds(text) == seconds else seconds
+
+
+def _parts(text: str) -> list[tuple[float, str]]:
+    text = text.strip()
+    if _NUMBER.fullmatch(text) is None and _SEVERAL.fullmatch(text) is None:
+        return []
+    return [(float(number), unit.lower()) for number, unit in _NUMBER.findall(text)]
+
+
 def _split(text: str) -> tuple[str | None, str]:
-    found = _NUMBER.fullmatch(text)
+    found = _NUMBER.fullmatch(text.strip())
     return (found[1], found[2]) if found else (None, "")

@@ -16,13 +16,15 @@ import msgspec
 from holdfast.core.dtypes import CARRIERS, DTYPES
 from holdfast.core.errors import InvalidFormat, Truncated
 from holdfast.core.names import check_path
-from holdfast.format.digest import DIGEST_BYTES, Block, cut_blocks
+from holdfast.format.digest import BLOCK_BYTES, DIGEST_BYTES, Block, cut_blocks
 
 __all__ = ["DataHeader", "StoredTensor", "decode_header", "encode_header", "header_size", "lay_out"]
 
 ALIGNMENT = 4096
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 1 << 30
+MAX_DIMENSIONS = 64  # of torch and of numpy
+MAX_EXTENT = 2**62  # in bytes, of what a shape or a stride spans, so that no reader overflows
 METADATA = "__metadata__"
 MAGIC = "holdfast/1"
 
@@ -107,13 +109,21 @@ def _extra(t: StoredTensor) -> _Extra | None:
 
 
 def encode_header(tensors: Sequence[StoredTensor], digests: Sequence[bytes]) -> bytes:
-    """Return the length prefix and header of a file that holds `tensors` (already laid out), padded to 4 KiB."""
+    """Return the length prefix and header of a file that holds `tensors` (already laid out), padded to 4 KiB.
+
+    Raises:
+        InvalidFormat: a tensor has the name that safetensors reserves, or spans more than any reader can hold.
+    """
     metadata = {"format": "pt", "holdfast": MAGIC, "digests": base64.b64encode(b"".join(digests)).decode()}
     extras = {t.name: extra for t in tensors if (extra := _extra(t)) is not None}
     if extras:
         metadata["layouts"] = msgspec.json.encode(extras).decode()
     body: dict[str, object] = {METADATA: metadata}
     for t in tensors:
+        if t.name == METADATA:
+            raise InvalidFormat(f"the tensor name {METADATA!r} is reserved by safetensors; rename the tensor")
+        if not _is_bounded(t.shape, t.stride, DTYPES[t.dtype].itemsize):
+            raise InvalidFormat(f"tensor {t.name!r} of shape {t.shape} and stride {t.stride} spans more than the format holds")
         body[t.name] = _entry(t)
     raw = msgspec.json.encode(body)
     size = header_size(len(raw))
@@ -150,10 +160,12 @@ def decode_header(raw: bytes, name: str) -> DataHeader:
         extras = msgspec.json.decode(metadata.get("layouts", "{}"), type=dict[str, _Extra])
         entries = {k: msgspec.json.decode(v, type=_Entry) for k, v in body.items()}
         blob = base64.b64decode(metadata["digests"], validate=True)
-    except (msgspec.MsgspecError, KeyError, ValueError) as e:
+    except (KeyError, ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: its header is not a holdfast safetensors header: {e}") from e
     tensors = tuple(_stored(k, entry, extras.get(k), name) for k, entry in entries.items())
     _check_contiguous(tensors, name)
+    if tensors and tensors[-1].end > len(blob) // DIGEST_BYTES * BLOCK_BYTES:  # before a claim of exabytes is cut up
+        raise InvalidFormat(f"{name}: {tensors[-1].end} bytes of data have more blocks than it holds digests")
     blocks = tuple(cut_blocks([(t.nbytes, t.shape) for t in tensors]))
     digests = tuple(blob[i : i + DIGEST_BYTES] for i in range(0, len(blob), DIGEST_BYTES))
     if len(blob) != DIGEST_BYTES * len(blocks):
@@ -174,15 +186,24 @@ def _stored(name: str, entry: _Entry, extra: _Extra | None, file: str) -> Stored
     shape = tuple(entry.shape)
     if d.carrier_per_element > 1:
         if not shape or shape[-1] != d.carrier_per_element:
-            raise InvalidFormat(f"{file}: tensor {name!r} of {dtype} has the carrier shape {shape}")
+            raise InvalidFormat(f"{file}: tensor {name!r} of {dtype} has the carrier shape {shape!s:.80}")
         shape = shape[:-1]
     start, end = entry.data_offsets
-    if any(n < 0 for n in shape) or math.prod(shape) * d.itemsize != end - start:
-        raise InvalidFormat(f"{file}: tensor {name!r} of shape {shape} and type {dtype} does not fill bytes {start} to {end}")
     stride = tuple(extra.stride) if extra is not None and extra.stride is not None else None
-    if stride is not None and (len(stride) != len(shape) or any(s < 0 or s > 2**62 for s in stride)):
-        raise InvalidFormat(f"{file}: tensor {name!r} of shape {shape} has the stride {stride}")
+    if not _is_bounded(shape, stride, d.itemsize):
+        raise InvalidFormat(f"{file}: tensor {name!r} has the impossible shape {shape!s:.80} or stride {stride!s:.80}")
+    if math.prod(shape) * d.itemsize != end - start:
+        raise InvalidFormat(f"{file}: tensor {name!r} of shape {shape} and type {dtype} does not fill bytes {start} to {end}")
     return StoredTensor(name, dtype, shape, stride, start, end, _box(name, shape, extra, file))
+
+
+def _is_bounded(shape: tuple[int, ...], stride: tuple[int, ...] | None, itemsize: int) -> bool:
+    """Return whether no reader's arithmetic overflows; empty dimensions count as 1, as they do in numpy."""
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
+        return False
+    if math.prod(max(n, 1) for n in shape) * itemsize > MAX_EXTENT:
+        return False
+    return stride is None or (len(stride) == len(shape) and all(0 <= s * itemsize <= MAX_EXTENT for s in stride))
 
 
 def _box(
@@ -192,10 +213,10 @@ def _box(
         return None
     offsets, whole = tuple(extra.box[0]), tuple(extra.box[1])
     inside = len(offsets) == len(whole) == len(shape) and all(
-        0 <= o and o + n <= w for o, n, w in zip(offsets, shape, whole, strict=True)
+        0 <= o and o + n <= w <= MAX_EXTENT for o, n, w in zip(offsets, shape, whole, strict=True)
     )
     if not inside:
-        raise InvalidFormat(f"{file}: tensor {name!r} of shape {shape} at {offsets} does not lie inside {whole}")
+        raise InvalidFormat(f"{file}: tensor {name!r} of shape {shape} at {offsets!s:.80} does not lie inside {whole!s:.80}")
     return offsets, whole
 
 

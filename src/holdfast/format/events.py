@@ -107,8 +107,9 @@ def decode_events(raw: bytes, name: str) -> list[Event]:
     lines.pop()  # empty, or a line that a crash cut off before its newline
     for number, line in enumerate(lines, 1):
         where = f"{name}, line {number}"
+        body = unseal(line + b"\n", where, LINE_DIGEST_CHARS)
         try:
-            events.append(_DECODER.decode(unseal(line + b"\n", where, LINE_DIGEST_CHARS)))
-        except msgspec.MsgspecError as e:
+            events.append(_DECODER.decode(body))
+        except (ValueError, RecursionError) as e:
             raise InvalidFormat(f"{where}: is not a run-log event: {e}") from e
     return events

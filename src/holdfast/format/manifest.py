@@ -7,13 +7,16 @@ again, its older file is listed behind the new one.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import msgspec
 
 from holdfast.core.clock import Clock
 from holdfast.core.errors import InvalidFormat, UnsupportedVersion
 from holdfast.core.names import check_key, check_path
+from holdfast.format.datafile import MAX_HEADER_BYTES
 from holdfast.format.sealed import seal, unseal
 from holdfast.format.values import decode_value
 
@@ -32,6 +35,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 1 << 30
+_HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 ClockDoc = tuple[int, int, int, int, float]
 
@@ -57,8 +61,9 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     def values(self) -> object:
         """Return the decoded value tree, with `TensorLeaf` where tensors are. Raises InvalidFormat."""
         try:
+            json.loads(bytes(self.tree), object_pairs_hook=_refuse_twins)
             return decode_value(msgspec.json.decode(self.tree))
-        except (msgspec.MsgspecError, RecursionError) as e:
+        except (ValueError, RecursionError) as e:
             raise InvalidFormat(f"a value tree is malformed: {e}") from e
 
 
@@ -107,6 +112,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return frozenset(f.key for part in self.parts.values() for f in part.files)
 
 
+def _refuse_twins(members: list[tuple[str, object]]) -> None:
+    """Refuse a key that occurs twice: programs differ in which of the two they take."""
+    if len({key for key, _ in members}) != len(members):
+        raise ValueError("a key occurs twice")
+
+
 class _Version(msgspec.Struct):
     format: int
 
@@ -149,21 +160,31 @@ def decode_manifest(raw: bytes, name: str) -> Manifest:
     body = unseal(raw, name)
     check_version(body, name)
     try:
+        _check_members(body)
         manifest = msgspec.json.decode(body, type=Manifest)
         for part_name, part in manifest.parts.items():
             check_path(part_name)
             for file in part.files:
                 _check_file(file, name)
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: is not a manifest: {e}") from e
     return manifest
+
+
+def _check_members(body: bytes) -> None:
+    """Refuse keys that occur twice, down to the members of each part, by putting the pieces together again."""
+    whole = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    parts = msgspec.json.decode(whole.get("parts", b"{}"), type=dict[str, msgspec.Raw])
+    rebuilt = {key: msgspec.json.decode(part, type=dict[str, msgspec.Raw]) for key, part in parts.items()}
+    if msgspec.json.encode({**whole, "parts": rebuilt} if "parts" in whole else whole) != body:
+        raise ValueError("a key occurs twice, or it has spaces between its members")
 
 
 def check_version(body: bytes, name: str) -> None:
     """Raise UnsupportedVersion when a document's format number is not one this holdfast reads."""
     try:
         version = msgspec.json.decode(body, type=_Version).format
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: has no format number: {e}") from e
     if version != FORMAT_VERSION:
         raise UnsupportedVersion(
@@ -176,5 +197,6 @@ def _check_file(file: FileEntry, name: str) -> None:
     check_key(file.key)
     if not file.key.startswith("data/"):
         raise InvalidFormat(f"{name}: refers to {file.key!r}, which is outside data/")
-    if not 0 < file.header_size <= file.size or len(file.header_digest) != 64:
+    sizes_fit = 0 < file.header_size <= min(file.size, MAX_HEADER_BYTES)
+    if not sizes_fit or not _HEX_DIGEST.fullmatch(file.header_digest):
         raise InvalidFormat(f"{name}: its entry for {file.key} is malformed")

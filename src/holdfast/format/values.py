@@ -18,6 +18,7 @@ import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from holdfast.core.errors import InvalidFormat, UnsupportedValue
 from holdfast.core.names import check_path, join_path
@@ -64,6 +65,17 @@ def _float(value: float) -> Json:
     return {"$float": struct.pack(">d", value).hex()}
 
 
+def _is_unicode(text: str) -> bool:
+    """Return whether `text` can be written as UTF-8: it holds no lone surrogate."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _pairs(value: dict[object, object], path: str, depth: int) -> list[Json]:
     return [
         [encode_value(k, f"{path} (key)", depth + 1), encode_value(v, join_path(path, k), depth + 1)]
@@ -76,7 +88,7 @@ def _items(values: object, path: str, depth: int) -> list[Json]:
 
 
 def _dict(value: dict[object, object], path: str, depth: int) -> Json:
-    if all(type(k) is str and not k.startswith("$") for k in value):
+    if all(type(k) is str and not k.startswith("$") and _is_unicode(k) for k in value):
         return {str(k): encode_value(v, join_path(path, k), depth + 1) for k, v in value.items()}
     return {"$dict": _pairs(value, path, depth)}
 
@@ -93,7 +105,7 @@ _ENCODERS: dict[type, Callable[..., Json]] = {
     tuple: lambda v, p, d: {"$tuple": _items(v, p, d)},
     set: lambda v, p, d: {"$set": _set(v, p, d)},
     frozenset: lambda v, p, d: {"$frozenset": _set(v, p, d)},
-    range: lambda v, p, d: {"$range": [v.start, v.stop, v.step]},
+    range: lambda v, p, d: {"$range": [_int(v.start), _int(v.stop), _int(v.step)]},
     slice: lambda v, p, d: {"$slice": _items((v.start, v.stop, v.step), p, d)},
     collections.OrderedDict: lambda v, p, d: {"$ordereddict": _pairs(v, p, d)},
     collections.Counter: lambda v, p, d: {"$counter": _pairs(v, p, d)},
@@ -106,6 +118,10 @@ _ENCODERS: dict[type, Callable[..., Json]] = {
     fractions.Fraction: lambda v, p, d: {"$fraction": [_int(v.numerator), _int(v.denominator)]},
     uuid.UUID: lambda v, p, d: {"$uuid": v.hex},
 }
+
+
+def _str(value: str) -> Json:
+    return value if _is_unicode(value) else {"$str": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
 
 
 def _int(value: int) -> Json:
@@ -124,11 +140,7 @@ def encode_value(value: object, path: str = "", depth: int = 0) -> Json:
     if value is None or kind is bool:
         return value
     if kind is str:
-        try:
-            value.encode()  # type: ignore[attr-defined]
-        except UnicodeEncodeError:
-            return {"$str": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}  # type: ignore[attr-defined]
-        return value
+        return _str(value)  # type: ignore[arg-type]
     if kind is int:
         return _int(value)  # type: ignore[arg-type]
     if kind is float:
@@ -144,7 +156,7 @@ def encode_value(value: object, path: str = "", depth: int = 0) -> Json:
     if kind in _ENCODERS:
         return _ENCODERS[kind](value, path, depth)
     if isinstance(value, pathlib.PurePath):
-        return {"$path": str(value)}
+        return {"$path": _str(str(value))}
     raise UnsupportedValue(
         f"{path or 'the state'}: a {kind.__module__}.{kind.__qualname__} cannot be stored without running code at load; "
         "give it state_dict()/load_state_dict(), keep its parts as plain values, or call holdfast.register_codec"
@@ -181,6 +193,21 @@ def _as_list(x: Json) -> list[Json]:
     return x
 
 
+def _numbers(x: Json, kind: type, count: int, depth: int) -> list[Any]:
+    """Return `count` decoded numbers of exactly one type: a constructor may take other things to mean something else."""
+    items = _decode_items(x, depth)
+    if len(items) != count or any(type(v) is not kind for v in items):
+        raise ValueError(f"expected {count} of type {kind.__name__}")
+    return items
+
+
+def _decode_set(x: Json, depth: int) -> set[object]:
+    items = _decode_items(x, depth)
+    if len(found := set(items)) != len(items):
+        raise ValueError("an element occurs twice")
+    return found
+
+
 def _text(x: Json) -> str:
     if not isinstance(x, str):
         raise ValueError(f"expected a string, found {type(x).__name__}")
@@ -189,7 +216,14 @@ def _text(x: Json) -> str:
 
 def _decode_deque(x: Json, depth: int) -> object:
     items, maxlen = _as_list(x)
-    return collections.deque(_decode_items(items, depth), maxlen if isinstance(maxlen, int) else None)
+    if maxlen is not None and (type(maxlen) is not int or maxlen < len(_as_list(items))):
+        raise ValueError(f"a deque of {len(_as_list(items))} elements has the bound {maxlen!r:.40}")
+    return collections.deque(_decode_items(items, depth), maxlen)
+
+
+def _decode_slice(x: Json, depth: int) -> slice:
+    start, stop, step = _decode_items(x, depth)
+    return slice(start, stop, step)
 
 
 def _decode_tensor(x: Json, depth: int) -> TensorLeaf:
@@ -206,14 +240,14 @@ _DECODERS: dict[str, Callable[[Json, int], object]] = {
     "$float": lambda x, d: _decode_float(x),
     "$int": lambda x, d: int(_text(x), 16),
     "$str": lambda x, d: base64.b64decode(_text(x), validate=True).decode("utf-8", "surrogatepass"),
-    "$complex": lambda x, d: complex(*_decode_items(x, d)),  # type: ignore[arg-type]
+    "$complex": lambda x, d: complex(*_numbers(x, float, 2, d)),
     "$bytes": lambda x, d: base64.b64decode(_text(x), validate=True),
     "$bytearray": lambda x, d: bytearray(base64.b64decode(_text(x), validate=True)),
     "$tuple": lambda x, d: tuple(_decode_items(x, d)),
-    "$set": lambda x, d: set(_decode_items(x, d)),
-    "$frozenset": lambda x, d: frozenset(_decode_items(x, d)),
-    "$range": lambda x, d: range(*_decode_items(x, d)),  # type: ignore[arg-type]
-    "$slice": lambda x, d: slice(*_decode_items(x, d)),
+    "$set": _decode_set,
+    "$frozenset": lambda x, d: frozenset(_decode_set(x, d)),
+    "$range": lambda x, d: range(*_numbers(x, int, 3, d)),
+    "$slice": _decode_slice,
     "$dict": _decode_pairs,
     "$ordereddict": lambda x, d: collections.OrderedDict(_decode_pairs(x, d)),
     "$counter": lambda x, d: collections.Counter(_decode_pairs(x, d)),
@@ -221,11 +255,11 @@ _DECODERS: dict[str, Callable[[Json, int], object]] = {
     "$datetime": lambda x, d: datetime.datetime.fromisoformat(_text(x)),
     "$date": lambda x, d: datetime.date.fromisoformat(_text(x)),
     "$time": lambda x, d: datetime.time.fromisoformat(_text(x)),
-    "$timedelta": lambda x, d: datetime.timedelta(*_decode_items(x, d)),  # type: ignore[arg-type]
+    "$timedelta": lambda x, d: datetime.timedelta(*_numbers(x, int, 3, d)),
     "$decimal": lambda x, d: decimal.Decimal(_text(x)),
-    "$fraction": lambda x, d: fractions.Fraction(*_decode_items(x, d)),  # type: ignore[arg-type]
+    "$fraction": lambda x, d: fractions.Fraction(*_numbers(x, int, 2, d)),
     "$uuid": lambda x, d: uuid.UUID(_text(x)),
-    "$path": lambda x, d: pathlib.PurePosixPath(_text(x)),
+    "$path": lambda x, d: pathlib.PurePosixPath(_text(decode_value(x, d + 1))),
     "$tensor": _decode_tensor,
     "$typed": _decode_typed,
 }

@@ -22,9 +22,9 @@ from holdfast.loop.resume import Restored, restore_state
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict, best_of
-from holdfast.save.arena import Arena
-from holdfast.save.snapshot import take_snapshot
-from holdfast.save.writer import Writer
+from holdfast.saving.arena import Arena
+from holdfast.saving.snapshot import take_snapshot
+from holdfast.saving.writer import Writer
 from holdfast.state.reports import CaptureReport, RestoreOptions
 from holdfast.stores import Store
 

@@ -10,9 +10,9 @@ from holdfast.catalog.history import History
 from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError
 from holdfast.core.names import matches
 from holdfast.format.manifest import Manifest
-from holdfast.restore.reader import Reader
-from holdfast.save.environment import differences, fingerprint
-from holdfast.save.snapshot import RNG_PART
+from holdfast.restoring.reader import Reader
+from holdfast.saving.environment import differences, fingerprint
+from holdfast.saving.snapshot import RNG_PART
 from holdfast.state.place import RestorePlan, materialize, plan_restore
 from holdfast.state.reports import RestoreOptions, RestoreReport
 from holdfast.state.rng import restore_rng

@@ -21,9 +21,9 @@ from holdfast.core.errors import IntegrityError
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
 from holdfast.policies import Decision, Rule, plan
-from holdfast.save.environment import fingerprint
-from holdfast.save.persist import KnownTensors, new_attempt, persist_parts
-from holdfast.save.snapshot import Snapshot
+from holdfast.saving.environment import fingerprint
+from holdfast.saving.persist import KnownTensors, new_attempt, persist_parts
+from holdfast.saving.snapshot import Snapshot
 from holdfast.stores import Store
 
 __all__ = ["SaveOrder", "Session"]
@@ -62,12 +62,15 @@ class Session:
         self.log = LogWriter(store, f"g{self.lease.generation:012d}")
         self.parent: str | None = None
         self._known: KnownTensors | None = None
-        self._verified: set[str] = set()
         self._closed = False
-        freed = reclaim(store, trash_before=time.now() - TRASH_SECONDS)
-        if freed:
-            logger.info("freed %d bytes that dead writers had left in %s", freed, store.url)
-        self.history.refresh()
+        try:
+            freed = reclaim(store, trash_before=time.now() - TRASH_SECONDS)
+            if freed:
+                logger.info("freed %d bytes that dead writers had left in %s", freed, store.url)
+            self.history.refresh()
+        except BaseException:
+            self.lease.release()
+            raise
         self.log.record(Started(time.now(), self.lease.generation, socket.gethostname(), os.getpid()))
 
     def events(self) -> list[Event]:

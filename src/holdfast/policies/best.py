@@ -82,8 +82,6 @@ class Best(Rule):
             return True  # a free place is given to any value
         else:
             reference = worst(self.mode) if self.like == "hf" else self.threshold
-            if self.like == "holdfast" and not math.isfinite(value):
-                return False
         return improves_like(self.like, value, reference, self.mode, self.min_delta)
 
     def _weakest(self, places: Places[Item]) -> int:
@@ -102,14 +100,17 @@ class Best(Rule):
         return worst(self.mode) if math.isnan(value) else single(value)
 
     def __repr__(self) -> str:
-        defaults = {"k": 1, "min_delta": 0.0, "threshold": None, "like": "holdfast"}
-        given = [
-            (name, getattr(self, name))
-            for name, default in defaults.items()
-            if getattr(self, name) != default
-        ]
-        shown = "".join(f", {name}={value!r}" for name, value in given)
-        return f"best({self.metric!r}, mode={self.mode!r}{shown})"
+        mode, k = f"mode={self.mode!r}", -1 if self.k is None else self.k
+        if self.like == "hf":
+            return f"hf_best_model({self.metric!r}, greater_is_better={self.mode == 'max'})"
+        if self.like == "lightning":
+            return f"lightning_save_top_k({self.metric!r}, {mode}, save_top_k={k})"
+        if self.like == "keras":
+            return f"keras_save_best({self.metric!r}, {mode}, initial_value_threshold={self.threshold!r})"
+        extras = ("" if k == 1 else f", k={k}") + (
+            f", min_delta={self.min_delta!r}" if self.min_delta else ""
+        )
+        return f"best({self.metric!r}, {mode}{extras})"
 
 
 def best(metric: str, *, mode: Mode, k: int = 1, min_delta: float = 0.0) -> Best:

@@ -78,7 +78,7 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         optimisation_mode(metric_name(self.metric), self.mode)
         for name in ("patience", "start_after", "start_after_epoch"):
-            whole(name, getattr(self, name), minimum=0)
+            object.__setattr__(self, name, whole(name, getattr(self, name), minimum=0))
         amount("min_delta", self.min_delta, zero=True)
         for name in ("baseline", "target", "diverge"):
             if getattr(self, name) is not None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from holdfast.core.errors import PolicyError
 from holdfast.core.records import Moment
-from holdfast.core.units import format_seconds, parse_seconds
+from holdfast.core.units import exact_seconds, format_seconds, parse_seconds
 from holdfast.policies.arguments import amount
 from holdfast.policies.rules import Rule
 
@@ -72,7 +72,7 @@ class Auto(Rule):
         return f"every {format_seconds(interval)}, as a save costs {format_seconds(moment.save_seconds)}"
 
     def __repr__(self) -> str:
-        return f"auto(max_overhead={self.max_overhead!r}, mtbf={format_seconds(self.mtbf_seconds)!r})"
+        return f"auto(max_overhead={self.max_overhead!r}, mtbf={exact_seconds(self.mtbf_seconds)!r})"
 
 
 def best_interval(save_seconds: float, mtbf_seconds: float, max_overhead: float) -> float:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from holdfast.core.errors import PolicyError
 from holdfast.core.names import matches
 from holdfast.core.records import CheckpointRecord
-from holdfast.core.units import format_bytes, format_seconds, parse_bytes
+from holdfast.core.units import exact_bytes, parse_bytes
 from holdfast.policies.arguments import amount, only_one, whole
 from holdfast.policies.rules import Kept, Rule, identity
 
@@ -45,15 +45,16 @@ class Last(Retention):
 class Within(Retention):
     """Keeps what is younger than a duration; made by `within()`."""
 
-    span_seconds: float
+    name: str
+    count: float
 
     def keeps(self, records: Sequence[CheckpointRecord], now: float) -> Kept:
         anchor = max((record.time for record in records if record.time <= now), default=now)
-        oldest = anchor - self.span_seconds
+        oldest = anchor - self.count * _SPANS[self.name]
         return {identity(record): (repr(self),) for record in records if record.time >= oldest}
 
     def __repr__(self) -> str:
-        return f"within({format_seconds(self.span_seconds)})"
+        return f"within({self.name}={self.count!r})"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -135,7 +136,7 @@ class Limit(Retention):
         return {}
 
     def __repr__(self) -> str:
-        size = [] if self.max_bytes is None else [repr(format_bytes(self.max_bytes))]
+        size = [] if self.max_bytes is None else [repr(exact_bytes(self.max_bytes))]
         return f"limit({', '.join(size + ([] if self.max_count is None else [f'count={self.max_count}']))})"
 
 
@@ -172,8 +173,9 @@ def within(
     pauses loses nothing; times in the future, from a clock that was wrong, do not move that anchor. Raises
     PolicyError for a duration that is not above zero.
     """
-    name, value = only_one("within", {"minutes": minutes, "hours": hours, "days": days, "weeks": weeks})
-    return Within(amount(name, value) * _SPANS[name])
+    name, count = only_one("within", {"minutes": minutes, "hours": hours, "days": days, "weeks": weeks})
+    amount(name, count)
+    return Within(name, count)
 
 
 def thin(*, hourly: int = 0, daily: int = 0, weekly: int = 0, monthly: int = 0) -> Thin:

@@ -77,7 +77,7 @@ class Rule:
         return tuple(one for one in history if id(one) in wanted)
 
     def refusal(self, place: Place) -> str | None:
-        """Return why this rule, apart from its parts, does not serve as `save=` or `keep=`; None if it does."""
+        """Return why this rule, apart from its parts, cannot serve as `save=` or `keep=`, or None."""
         if self.triggers if place == "save=" else self.retains:
             return None
         does = (
@@ -353,7 +353,7 @@ def _refuse_whole_plan(rule: Rule, operator: str) -> None:
 
 def _bounds(method: str, **given: int | None) -> Bounds:
     units: dict[str, Unit] = {"step": "step", "epoch": "epoch", "samples": "samples", "tokens": "tokens"}
-    bounds = tuple((units[n], whole(n, v, minimum=0)) for n, v in given.items() if v is not None)
+    bounds: Bounds = tuple((units[n], whole(n, v, minimum=0)) for n, v in given.items() if v is not None)
     if not bounds:
         raise PolicyError(f".{method}() takes at least one of step=, epoch=, samples=, tokens=; found none")
     return bounds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from holdfast.state.tensors import HostTensor, TensorSource
@@ -12,9 +13,10 @@ if TYPE_CHECKING:
     from holdfast.state.materialize import Materializer
     from holdfast.state.restoring import Build, Restoring
 
-__all__ = ["Adapter", "Dispatch", "Engine", "Kinds"]
+__all__ = ["NO_KINDS", "Adapter", "Dispatch", "Engine", "Kinds"]
 
 Kinds = Mapping[str, "Callable[[Materializer, object], object]"]
+NO_KINDS: Kinds = MappingProxyType({})
 
 
 class Adapter(Protocol):
@@ -36,7 +38,7 @@ class Adapter(Protocol):
         ...
 
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
-        """Check `node` against `live`, register what is to be done, and return what yields the restored object."""
+        """Check `node` against `live`, register what is to be done, and return what yields the result."""
         ...
 
 
@@ -52,7 +54,7 @@ class Engine(Protocol):
         ...
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
-        """Copy stored elements into live tensors of the same shape, converting where the element type differs."""
+        """Copy stored elements into live tensors of the same shape, converting element types that differ."""
         ...
 
     def make(self, host: HostTensor, kind: str) -> object:
@@ -68,7 +70,7 @@ class Engine(Protocol):
 
 
 class Dispatch:
-    """Find the adapter of a class, the engine of a tensor, the builder of a typed value; the first match wins."""
+    """Find the adapter of a class, the engine of a tensor, the builder of a typed value."""
 
     def __init__(self, adapters: Sequence[Adapter], engines: Mapping[str, Engine]) -> None:
         self.adapters = tuple(adapters)

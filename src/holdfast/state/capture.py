@@ -1,4 +1,4 @@
-"""Capture live objects: a detached tree of plain values, and the tensors whose bytes are still to be copied."""
+"""Capture live objects: a detached tree of plain values, and tensors whose bytes are still to be copied."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from holdfast.core.errors import StateError
 from holdfast.state.adapter import Engine
 from holdfast.state.capturing import Capturing
-from holdfast.state.registry import dispatch, parameter_names
+from holdfast.state.registry import dispatch, parameters
 from holdfast.state.reports import CaptureReport
 from holdfast.state.tensors import TensorSource
 
@@ -43,7 +43,8 @@ def capture(state: Mapping[str, object], *, gradients: bool = False) -> Captured
     for key in state:
         if not isinstance(key, str) or not key or "/" in key:
             raise StateError(f"state key {key!r}: expected a non-empty string without '/'; rename it")
-    found = Capturing(dispatch(), parameter_names(state), gradients=gradients)
+    names, updated = parameters(state)
+    found = Capturing(dispatch(), names, updated, gradients=gradients)
     tree = {key: found.value(value, key) for key, value in state.items()}
     return Captured(tree, found.tensors, found.aliases, found.report)
 

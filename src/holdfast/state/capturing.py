@@ -9,7 +9,7 @@ import hashlib
 import types
 import unicodedata
 import uuid
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from dataclasses import replace
 
 from holdfast.core.errors import UnsupportedValue
@@ -24,21 +24,25 @@ __all__ = ["PLAIN", "Capturing", "tensor_name"]
 
 PLAIN: frozenset[type] = frozenset(
     {
-        type(None), bool, int, float, complex, str, bytes, range, datetime.datetime, datetime.date, datetime.time,
-        datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID,
+        type(None), bool, int, float, complex, str, bytes, range, datetime.datetime, datetime.date,
+        datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID,
     }
 )  # fmt: skip
-_REMEDY = "give it state_dict() and load_state_dict(), keep its parts as plain values, or call holdfast.register_codec"
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+_REMEDY = "give it state_dict() and load_state_dict(), use plain values, or call holdfast.register_codec"
 
 
 class Capturing:
     """What a capture has found so far. `value` turns any live value into its detached storable form."""
 
-    def __init__(self, dispatch: Dispatch, parameters: Mapping[int, str], *, gradients: bool) -> None:
+    def __init__(
+        self, dispatch: Dispatch, parameters: Mapping[int, str], updated: Set[int], *, gradients: bool
+    ) -> None:
         self.tensors: list[TensorSource] = []
         self.aliases: dict[str, str] = {}
         self.report = CaptureReport()
         self.parameters = parameters
+        self.updated = updated
         self.gradients = gradients
         self._dispatch = dispatch
         self._names: set[str] = set()
@@ -59,7 +63,7 @@ class Capturing:
             return value
         if id(value) in self._open or len(self._open) >= MAX_DEPTH - 10:
             raise UnsupportedValue(
-                f"{path}: refers to itself, or is nested deeper than {MAX_DEPTH - 10} levels; store a flat form of it"
+                f"{path}: refers to itself, or is nested deeper than {MAX_DEPTH - 10} levels; flatten it"
             )
         codec = codec_for(cls)
         adapter = None if codec else self._dispatch.find(cls)
@@ -85,7 +89,7 @@ class Capturing:
         path = spec.name
         if self.in_key:
             raise UnsupportedValue(
-                f"{path}: a key or set element holds a tensor or array; use plain values as keys, a list for tensors"
+                f"{path}: a key or set element holds a tensor or array; use plain keys, a list for tensors"
             )
         name = self._unique(tensor_name(path))
         stored = self._ties.get(memory) if memory is not None else None
@@ -151,10 +155,8 @@ def _why_not(value: object) -> str:
         return f"an imported module ({value.__name__}) is code; keep it in the program"
     if isinstance(value, type):
         return f"the class {value.__qualname__} is code; store its name or an Enum member instead"
-    if callable(value) and isinstance(
-        value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.BuiltinMethodType)
-    ):
-        return f"the function {getattr(value, '__qualname__', name)} is code; keep it in the program, store what it needs"
+    if cls in _FUNCTIONS:
+        return f"the function {getattr(value, '__qualname__', name)} is code; store what it needs instead"
     if hasattr(value, "fileno") and hasattr(value, "read"):
         return f"an open file ({name}) cannot be stored; store its path and position"
     if hasattr(value, "acquire") and hasattr(value, "release"):

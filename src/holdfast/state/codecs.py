@@ -44,7 +44,8 @@ def register_codec(
     taken = _by_name.get(name)
     if taken is not None and _full_name(taken.cls) != _full_name(cls):
         raise StateError(
-            f"codec name {name!r} already stands for {_full_name(taken.cls)}; register {_full_name(cls)} under another name"
+            f"codec name {name!r} already stands for {_full_name(taken.cls)}; "
+            f"register {_full_name(cls)} under another name"
         )
     if taken is not None:
         _by_class.pop(taken.cls, None)

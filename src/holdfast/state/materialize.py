@@ -6,7 +6,7 @@ import collections
 from collections.abc import Callable, Hashable, Mapping
 from typing import Literal, cast
 
-from holdfast.core.errors import StateError
+from holdfast.core.errors import HoldfastError, InvalidFormat, StateError
 from holdfast.format.values import TensorLeaf, Typed
 from holdfast.state.adapter import Dispatch
 from holdfast.state.codecs import codec_named
@@ -85,7 +85,12 @@ class Materializer:
         build = self._dispatch.kinds.get(node.kind)
         if build is None:
             return Record(node.kind, {"value": self.value(node.value)})
-        return build(self, node.value)
+        try:
+            return build(self, node.value)
+        except HoldfastError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
+            raise InvalidFormat(f"a stored {node.kind} is malformed: {e}") from e
 
 
 def _deque(m: Materializer, node: object) -> object:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from holdfast.core.errors import StateError
-from holdfast.format.values import Typed
+from holdfast.format.values import Typed, tensor_leaves
 from holdfast.state.adapter import Engine
 from holdfast.state.materialize import Materializer
-from holdfast.state.registry import dispatch, parameter_names
+from holdfast.state.registry import dispatch, parameters
 from holdfast.state.reports import RestoreOptions, RestoreReport
-from holdfast.state.restoring import Build, Restoring, host_bytes_equal
+from holdfast.state.restoring import Build, Restoring, host_bytes_equal, typed_nodes
 from holdfast.state.tensors import HostTensor, TensorSpec
 
 __all__ = ["RestoreOptions", "RestorePlan", "RestoreReport", "materialize", "plan_restore"]
@@ -72,7 +72,7 @@ class RestorePlan:
             for path, first, second in self._work.must_equal:
                 if not host_bytes_equal(tensors[first], tensors[second]):
                     problems.append(
-                        f"{path}: the live state shares one memory here and for {first}, and the checkpoint has two "
+                        f"{path}: the live state shares one memory here and for {first}; stored are two "
                         f"different values; untie them, or leave one out with only=…"
                     )
         if problems:
@@ -118,7 +118,7 @@ def plan_restore(
         StateError: one error that lists every path where the two do not fit and `options` do not allow it,
             each with what was expected, what was found and the relaxation to pass.
     """
-    work = Restoring(dispatch(), specs, aliases, options=options, parameters=parameter_names(state))
+    work = Restoring(dispatch(), specs, aliases, options=options, parameters=parameters(state)[0])
     builds: dict[str, Build] = {}
     for key, live in state.items():
         if key in tree:
@@ -128,6 +128,11 @@ def plan_restore(
     for key, node in tree.items():
         if key not in state:
             work.unexpected(key, f"a {node.kind if isinstance(node, Typed) else type(node).__name__}")
+    if options.only and not work.report.restored and not work.problems:
+        work.problems.append(
+            f"only={options.only!r} selects nothing that is in both the state ({', '.join(state)}) "
+            f"and the checkpoint ({', '.join(tree)}); use tree paths such as 'model/**'"
+        )
     if work.problems:
         raise StateError(_message(work.problems))
     return RestorePlan(work, builds, state)
@@ -142,13 +147,18 @@ def materialize(tree: object, tensors: Mapping[str, HostTensor], as_: str) -> ob
 
     Raises:
         StateError: a tensor of the tree is not in `tensors`, or `as_` is neither word.
-        MissingDependency: "torch" was asked for and torch is not installed.
+        MissingDependency: "torch" was asked for, the tree holds torch tensors and torch is not installed.
     """
     if as_ not in ("torch", "numpy"):
         raise StateError(f"as_={as_!r}: expected 'torch' or 'numpy'")
     if as_ == "numpy":
         return Materializer(tensors, dispatch(), framework="numpy").value(tree)
-    return Materializer(tensors, dispatch(torch=True)).value(tree)
+    return Materializer(tensors, dispatch(torch=True if _needs_torch(tree) else None)).value(tree)
+
+
+def _needs_torch(tree: object) -> bool:
+    kinds = [leaf.kind for leaf in tensor_leaves(tree)] + [typed.kind for typed in typed_nodes(tree)]
+    return any(kind.startswith("torch.") for kind in kinds)
 
 
 def _message(problems: list[str]) -> str:

@@ -24,7 +24,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class EnumMember:
-    """A member of the enumeration `type` (its full name), by `member` name and, where it is plain, `value`."""
+    """A member of the enumeration `type` (its full name), by `member` name and, where plain, `value`."""
 
     type: str
     member: str

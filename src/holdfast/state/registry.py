@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import types
 from collections.abc import Mapping
 
 from holdfast.core.errors import MissingDependency
@@ -14,7 +15,7 @@ from holdfast.state.adapters.numpy import Arrays, DTypes, NumpyEngine, Scalars
 from holdfast.state.adapters.records import Dataclasses, Enums, NamedTuples
 from holdfast.state.adapters.stateful import Stateful
 
-__all__ = ["dispatch", "family", "parameter_names", "torch_is_loaded"]
+__all__ = ["torch_rng", "dispatch", "family", "parameters", "torch_is_loaded"]
 
 _FAMILIES = {"Modules": "module", "Optimizers": "optimizer", "Schedulers": "scheduler"}
 
@@ -25,7 +26,7 @@ def torch_is_loaded() -> bool:
 
 
 def dispatch(*, torch: bool | None = None) -> Dispatch:
-    """Return the adapters that apply now; `torch` True asks for torch's even if the program has not imported it.
+    """Return the adapters that apply now; `torch` True asks for torch's even if it is not imported yet.
 
     Raises:
         MissingDependency: torch was asked for and is not installed.
@@ -34,7 +35,7 @@ def dispatch(*, torch: bool | None = None) -> Dispatch:
 
 
 def family(value: object) -> str:
-    """Return what kind of thing a top-level value of the state is: "module", "optimizer", "scheduler" or "values"."""
+    """Return what a top-level value of the state is: "module", "optimizer", "scheduler" or "values"."""
     return _FAMILIES.get(type(dispatch().find(type(value))).__name__, "values")
 
 
@@ -65,10 +66,19 @@ def _torch() -> tuple[list[Adapter], Engine]:
     return [Tensors(), Modules(), Optimizers(), Schedulers(), Generators(), SmallValues()], ENGINE
 
 
-def parameter_names(state: Mapping[str, object]) -> dict[int, str]:
-    """Return id(parameter) -> tree path for the modules found in `state`; empty without torch."""
+def parameters(state: Mapping[str, object]) -> tuple[dict[int, str], set[int]]:
+    """Return id(parameter) -> tree path for the modules in `state`, and the ids that an optimizer updates."""
     if not torch_is_loaded():
-        return {}
-    from holdfast.state.adapters.torch_names import parameter_names as of_modules
+        return {}, set()
+    from holdfast.state.adapters.torch_names import survey
 
-    return of_modules(state)
+    return survey(state)
+
+
+def torch_rng() -> types.ModuleType | None:
+    """Return the adapter of torch's global generators; None without torch."""
+    if not torch_is_loaded():
+        return None
+    from holdfast.state.adapters import torch_rng as adapter
+
+    return adapter

@@ -9,7 +9,7 @@ __all__ = ["CaptureEntry", "CaptureReport", "RestoreOptions", "RestoreReport"]
 
 
 class CaptureEntry(NamedTuple):
-    """One line of a capture report: `what` is "captured", "alias" (shares a tensor stored elsewhere) or "ignored"."""
+    """One line of a capture report; `what` is "captured", "alias" (tensor stored elsewhere) or "ignored"."""
 
     path: str
     what: str

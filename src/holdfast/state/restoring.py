@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
+import numpy as np
+
 from holdfast.core.names import matches
 from holdfast.format.values import TensorLeaf, Typed, tensor_leaves
 from holdfast.state.adapter import Adapter, Dispatch, Engine
@@ -17,7 +19,7 @@ from holdfast.state.materialize import Materializer
 from holdfast.state.reports import RestoreOptions, RestoreReport
 from holdfast.state.tensors import HostTensor, TensorSpec
 
-__all__ = ["Act", "Build", "Restoring", "Stage"]
+__all__ = ["Act", "Build", "Restoring", "Stage", "find_class", "host_bytes_equal", "typed_nodes"]
 
 Build = Callable[[Materializer], object]
 Relaxation = Literal["missing", "unexpected", "cast"]
@@ -34,7 +36,7 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One change to live objects: `build` makes what is needed without touching them, `commit` changes them."""
+    """One change to live objects: `build` makes what it needs and `commit` changes them."""
 
     stage: Stage
     build: Build
@@ -42,7 +44,7 @@ class Act:
 
 
 class Restoring:
-    """Collect the acts, needed tensors and problems of a restore. `plan` pairs a live value with a stored node."""
+    """Collect the acts, needed tensors and problems of a restore; `plan` pairs a live value with a node."""
 
     def __init__(
         self,
@@ -65,7 +67,8 @@ class Restoring:
         self.specs = specs
         self.aliases = aliases
         self._claimed: dict[Hashable, str] = {}
-        self._written: dict[str, tuple[Hashable | None, str]] = {}
+        self._filled: set[Hashable] = set()
+        self._written: dict[str, str] = {}
         self._loose = False
 
     # -- pairing ----------------------------------------------------------------------------------------
@@ -113,18 +116,21 @@ class Restoring:
         return spec
 
     def claim(self, memory: Hashable | None, name: str, path: str) -> Claim:
-        """Say who fills the live memory of `path`: this stored tensor ("new"), it did already ("again"), or another
-        stored tensor ("taken"). `memory` None is never shared."""
+        """Say who fills the live memory of `path`.
+
+        This stored tensor ("new"), this one already ("again"), or another ("taken"); `memory` None: no ties.
+        """
         if memory is not None:
             holder = self._claimed.setdefault(memory, name)
             if holder != name:
                 return "taken"
-            if name in self._written and self._written[name][0] == memory:
+            if memory in self._filled:
                 return "again"
-        first = self._written.setdefault(name, (memory, path))
-        if first[1] != path:
+            self._filled.add(memory)
+        first = self._written.setdefault(name, path)
+        if first != path:
             self.report.notes.append(
-                f"{path}: untied; shares a stored tensor with {first[1]}, both get its value"
+                f"{path}: untied; shares a stored tensor with {first}, both get its value"
             )
         return "new"
 
@@ -162,7 +168,7 @@ class Restoring:
 
     @contextlib.contextmanager
     def loosely(self, loose: bool) -> Iterator[None]:
-        """Treat what is planned inside as elements that have no fixed place, such as those of a grown list."""
+        """Treat what is planned inside as elements without a fixed place, such as those of a grown list."""
         outer, self._loose = self._loose, self._loose or loose
         try:
             yield
@@ -237,7 +243,7 @@ class Restoring:
         self.acts.append(Act(stage, build, commit))
 
     def resolve(self, name: str) -> type | None:
-        """Return the class with this full name if the program has already imported it. Imports and calls nothing."""
+        """Return the class with this full name if the program has imported it; import and call nothing."""
         return find_class(name)
 
     def _check_types(self, node: object, path: str) -> None:
@@ -246,12 +252,13 @@ class Restoring:
                 name = str(typed.value.get("type"))
                 if self.resolve(name) is None:
                     self.problems.append(
-                        f"{path}: a {typed.kind} of class {name} is stored here and the program has no such class; "
+                        f"{path}: a {typed.kind} of class {name} is stored, the program has no such class; "
                         "import its module before restoring, or register a codec"
                     )
             elif typed.kind.startswith("codec:") and codec_named(typed.kind[6:]) is None:
                 self.problems.append(
-                    f"{path}: stored with the codec {typed.kind[6:]!r}, which is not registered; call register_codec first"
+                    f"{path}: stored with the codec {typed.kind[6:]!r}, which is not registered; "
+                    "call register_codec first"
                 )
 
 
@@ -299,4 +306,6 @@ def find_class(name: str) -> type | None:
 
 def host_bytes_equal(a: HostTensor, b: HostTensor) -> bool:
     """Return whether two stored tensors are the same to the byte."""
-    return a.spec.dtype == b.spec.dtype and a.spec.shape == b.spec.shape and a.data == b.data
+    if a.spec.dtype != b.spec.dtype or a.spec.shape != b.spec.shape:
+        return False
+    return np.array_equal(np.frombuffer(a.data, np.uint8), np.frombuffer(b.data, np.uint8))

@@ -1,4 +1,4 @@
-"""The random state of this process: python, numpy's global generator, torch on the CPU and on devices in use."""
+"""The random state of this process: python, numpy's global generator, torch on CPU and devices in use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from holdfast.core.errors import StateError
 from holdfast.state.adapters.generators import python_state, set_python_state
-from holdfast.state.registry import torch_is_loaded
+from holdfast.state.registry import torch_rng
 
 __all__ = ["capture_rng", "preserved_rng", "restore_rng"]
 
@@ -26,15 +26,14 @@ def capture_rng() -> dict[str, object]:
         "python": python_state(random.getstate()),
         "numpy": _copied(np.random.get_state(legacy=False)),
     }
-    if torch_is_loaded():
-        from holdfast.state.adapters.torch_rng import capture_torch_rng
-
-        tree.update(capture_torch_rng())
+    of_torch = torch_rng()
+    if of_torch is not None:
+        tree.update(of_torch.capture_torch_rng())
     return tree
 
 
 def restore_rng(tree: object) -> list[str]:
-    """Set the global generators from what `capture_rng` returned; call it last, after everything that may draw.
+    """Set the global generators from what `capture_rng` returned; call it last, after all that may draw.
 
     Returns notes about what could not be carried over: a generator of another kind, a device that this
     process does not have, torch not imported.
@@ -54,10 +53,9 @@ def restore_rng(tree: object) -> list[str]:
                 raise StateError(f"random state of {name}: malformed ({e}); restore without it") from e
         else:
             notes.append(f"random state of {name}: not in the checkpoint, left as it is")
-    if torch_is_loaded():
-        from holdfast.state.adapters.torch_rng import restore_torch_rng
-
-        notes += restore_torch_rng(tree)
+    of_torch = torch_rng()
+    if of_torch is not None:
+        notes += of_torch.restore_torch_rng(tree)
     elif "torch" in tree:
         notes.append("random state of torch: stored, but torch is not imported; import it before restoring")
     return notes

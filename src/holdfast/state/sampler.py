@@ -101,7 +101,7 @@ class EpochPass:
         self._epoch = sampler.epoch
         self._start = sampler.position
         before = sampler._counted_by
-        self.drawn_ahead = not tracked and before is not None and before.drawn_ahead
+        self.drawn_ahead: bool = not tracked and before is not None and before.drawn_ahead
 
     @property
     def worker_seed(self) -> int:
@@ -334,8 +334,8 @@ def _checked(state: Mapping[str, object], sampler: ResumableSampler) -> tuple[in
         if mine != theirs:
             raise StateError(
                 f"data position: expected {key} {mine!r} (this sampler), found {theirs!r} (the "
-                f"checkpoint), so its order would not go on; {advice}, or leave the data position out of the "
-                'restore with missing= and unexpected= globs such as "data/**"'
+                f"checkpoint), so its order would not go on; {advice}, or start anew: put the data under a "
+                'new key of the state, with missing=["<new key>"] and unexpected=["<old key>"]'
             )
     epoch, position = state.get("epoch"), state.get("position")
     if not (isinstance(epoch, int) and isinstance(position, int)):

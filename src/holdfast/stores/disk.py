@@ -87,7 +87,7 @@ class OsDisk:
         """Yield every regular file below `path`."""
         try:
             entries = list(os.scandir(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):

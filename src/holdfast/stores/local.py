@@ -6,12 +6,13 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, PermissionDenied, StoreError, Truncated
-from holdfast.core.names import check_key
 from holdfast.core.buffers import Buffer
+from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, PermissionDenied, StoreError, Truncated
+from holdfast.core.names import check_key, is_key
 from holdfast.stores.base import ObjectInfo
 from holdfast.stores.disk import Disk, OsDisk
 
@@ -19,10 +20,12 @@ __all__ = ["LocalStore"]
 
 TEMPORARY = ".tmp-"
 WRITE_BYTES = 64 << 20
+ATTEMPTS = 100  # at a directory that rivals keep removing when they empty it
 
 _KINDS: dict[int, type[StoreError]] = {
     errno.ENOENT: NotFound,
     errno.ENOTDIR: NotFound,
+    errno.EISDIR: NotFound,
     errno.EEXIST: AlreadyExists,
     errno.EACCES: PermissionDenied,
     errno.EPERM: PermissionDenied,
@@ -30,6 +33,7 @@ _KINDS: dict[int, type[StoreError]] = {
     errno.ENOSPC: OutOfSpace,
     errno.EDQUOT: OutOfSpace,
 }
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _REMEDIES: dict[type[StoreError], str] = {
     PermissionDenied: "check the rights of the directory and whether the disk is mounted read-only",
     OutOfSpace: "free some space (holdfast prune --dry-run shows what could go); what was committed before is intact",
@@ -74,14 +78,12 @@ class LocalStore:
     def write(self, key: str, data: Sequence[Buffer]) -> None:
         path = self.path(key)
         with _translated("write", path):
-            self._make_parent(path)
             self._write_file(path, data)
             self.disk.fsync_dir(os.path.dirname(path))  # durability: the name
 
     def create(self, key: str, data: Buffer) -> None:
         path = self.path(key)
         with _translated("create", path):
-            self._make_parent(path)
             temporary = self._temporary(path)
             self._write_file(temporary, [data])
             try:
@@ -93,7 +95,6 @@ class LocalStore:
     def replace(self, key: str, data: Buffer) -> None:
         path = self.path(key)
         with _translated("replace", path):
-            self._make_parent(path)
             temporary = self._temporary(path)
             self._write_file(temporary, [data])
             try:
@@ -106,8 +107,7 @@ class LocalStore:
     def append(self, key: str, data: Buffer) -> None:
         path = self.path(key)
         with _translated("append to", path):
-            self._make_parent(path)
-            fd = self.disk.open_append(path)
+            fd = self._open(self.disk.open_append, path)
             try:
                 self._write_all(fd, data)
                 self.disk.fsync(fd)  # durability: the bytes
@@ -140,6 +140,8 @@ class LocalStore:
         path = self.path(key)
         with _translated("look at", path):
             found = self.disk.stat(path)
+            if not stat.S_ISREG(found.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "not a file")
         return ObjectInfo(key, found.st_size, found.st_mtime)
 
     def list(self, prefix: str) -> list[ObjectInfo]:
@@ -147,11 +149,11 @@ class LocalStore:
         out: list[ObjectInfo] = []
         with _translated("list", start):
             for path in self.disk.walk(start):
-                if os.path.basename(path).startswith(TEMPORARY):
+                key = os.path.relpath(path, self.root).replace(os.sep, "/")
+                if not is_key(key):  # a temporary file, or one that we did not write: .DS_Store, .nfs0001, "copy (2)"
                     continue
                 with contextlib.suppress(FileNotFoundError):  # deleted while we walked
                     found = self.disk.stat(path)
-                    key = os.path.relpath(path, self.root).replace(os.sep, "/")
                     out.append(ObjectInfo(key, found.st_size, found.st_mtime))
         return sorted(out, key=lambda o: o.key)
 
@@ -159,33 +161,50 @@ class LocalStore:
         parents: set[str] = set()
         for key in keys:
             path = self.path(key)
-            with _translated("delete", path), contextlib.suppress(FileNotFoundError):
+            with _translated("delete", path), contextlib.suppress(*_ABSENT):
                 self.disk.unlink(path)
                 parents.add(os.path.dirname(path))
         for parent in sorted(parents, reverse=True):
             with _translated("delete in", parent):
-                if not self._remove_empty(parent):
-                    self.disk.fsync_dir(parent)  # durability: the names are gone
+                self._fsync_names(self._remove_empty(parent))  # durability: the names are gone
 
     def _make_parent(self, path: str) -> None:
-        parent = os.path.dirname(path)
-        if parent in self._made and os.path.isdir(parent):
-            return
-        missing: list[str] = []
-        while not os.path.isdir(parent):
-            missing.append(parent)
-            parent = os.path.dirname(parent)
-        for directory in reversed(missing):
-            with contextlib.suppress(FileExistsError):  # a rival made it
-                self.disk.mkdir(directory)
-            self.disk.fsync_dir(os.path.dirname(directory))  # durability: the directory's name
-        self._made.add(os.path.dirname(path))
+        """Make the directories above `path`, each with its name durable.
+
+        One that is there already, from the root down, may have been made by someone who died before its name was durable.
+        """
+        directory = os.path.dirname(path)
+        unsure: list[str] = []
+        while not os.path.isdir(directory) or (directory not in self._made and self._is_ours(directory)):
+            unsure.append(directory)
+            directory = os.path.dirname(directory)
+        for directory in reversed(unsure):
+            found = os.path.isdir(directory)
+            if not found:
+                with contextlib.suppress(FileExistsError):  # a rival made it
+                    self.disk.mkdir(directory)
+            # What lies above a root that was given to us need not be readable.
+            with contextlib.suppress(*[PermissionError] if found and directory == self.root else []):
+                self.disk.fsync_dir(os.path.dirname(directory))  # durability: the directory's name
+            self._made.add(directory)
+
+    def _is_ours(self, directory: str) -> bool:
+        return directory == self.root or directory.startswith(os.path.join(self.root, ""))
+
+    def _open(self, opener: Callable[[str], int], path: str) -> int:
+        """Open a file for writing in a directory that a rival may empty, and so remove, at any moment."""
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):
+                self._make_parent(path)
+                return opener(path)
+        self._make_parent(path)
+        return opener(path)
 
     def _temporary(self, path: str) -> str:
         return os.path.join(os.path.dirname(path), f"{TEMPORARY}{secrets.token_hex(6)}")
 
     def _write_file(self, path: str, data: Sequence[Buffer]) -> None:
-        fd = self.disk.open_new(path)
+        fd = self._open(self.disk.open_new, path)
         try:
             try:
                 for buffer in data:
@@ -206,12 +225,21 @@ class LocalStore:
         with contextlib.suppress(OSError):  # left-overs are reclaimed by the next owner of the run
             self.disk.unlink(path)
 
-    def _remove_empty(self, directory: str) -> bool:
+    def _remove_empty(self, directory: str) -> str:
+        """Remove a directory that nothing is in; return the directory whose names changed last."""
         if directory == self.root:
-            return False
+            return directory
         try:
             self.disk.rmdir(directory)
         except OSError:
-            return False
-        self.disk.fsync_dir(os.path.dirname(directory))  # durability: the directory is gone
-        return True
+            return directory
+        return os.path.dirname(directory)
+
+    def _fsync_names(self, directory: str) -> None:
+        while True:
+            try:
+                return self.disk.fsync_dir(directory)
+            except FileNotFoundError:  # a rival removed it
+                if directory == self.root:
+                    raise
+                directory = os.path.dirname(directory)

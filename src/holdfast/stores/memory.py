@@ -59,14 +59,14 @@ class MemoryStore:
             return ObjectInfo(key, len(data), modified)
 
     def list(self, prefix: str) -> list[ObjectInfo]:
-        start = f"{prefix}/" if prefix else ""
+        start = f"{check_key(prefix)}/" if prefix else ""
         with self._lock:
             return [ObjectInfo(k, len(d), t) for k, (d, t) in sorted(self._objects.items()) if k.startswith(start)]
 
     def delete(self, keys: Sequence[str]) -> None:
         with self._lock:
             for key in keys:
-                self._objects.pop(key, None)
+                self._objects.pop(check_key(key), None)
 
     def _put(self, key: str, data: bytes, *, if_absent: bool) -> None:
         with self._lock:

@@ -78,7 +78,8 @@ class _CountingDisk(OsDisk):
 
 
 class KillingDisk(_CountingDisk):
-    """Kills its own process with SIGKILL at the n-th changing call: before it, after it, or half-way through a write."""
+    """Kills its own process with SIGKILL at the n-th changing call, "before" or "after" it; or, "torn", half-way through
+    the n-th write."""
 
     def __init__(self, kill_at: int, when: str) -> None:
         super().__init__()
@@ -98,8 +99,9 @@ class KillingDisk(_CountingDisk):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def write(self, fd: int, data: Buffer) -> int:
-        if len(self.calls) + 1 == self.kill_at and self.when == "torn":
-            OsDisk.write(self, fd, memoryview(data).cast("B")[: len(memoryview(data).cast("B")) // 2])
+        if self.when == "torn" and self.calls.count("write") + 1 == self.kill_at:
+            whole = memoryview(data).cast("B")
+            OsDisk.write(self, fd, whole[: len(whole) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         return super().write(fd, data)
 

@@ -1,1 +1,1 @@
-"""One module per family of live objects; the torch ones are imported only once the program has imported torch."""
+"""One module per family of live objects; torch's are imported only once the program has imported torch."""

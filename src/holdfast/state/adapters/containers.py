@@ -1,4 +1,4 @@
-"""Built-in containers: captured by value, restored in place so that whoever holds them sees the restored content."""
+"""Built-in containers: captured by value, restored in place so that whoever holds them sees the content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import cast
 
 from holdfast.core.names import join_path
 from holdfast.format.values import Typed
-from holdfast.state.adapter import Kinds
+from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import PLAIN, Capturing
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring, Stage
@@ -22,7 +22,7 @@ _FACTORIES = ("list", "dict", "set", "int", "float", "str", "bool", "tuple")
 
 
 class Mappings:
-    """dict, OrderedDict, Counter and defaultdict. A restored mapping holds exactly the stored keys, in stored order."""
+    """dict, OrderedDict, Counter, defaultdict; a restored one holds just the stored keys, in stored order."""
 
     divisible = True
 
@@ -64,9 +64,10 @@ class Mappings:
         kept = self._kept(target, set(keys), path, ctx)
 
         def commit(values: object) -> None:
+            # Item by item: Counter.update counts what it is given.
             target.clear()
-            target.update(zip(keys, cast("list[object]", values), strict=True))
-            target.update(kept)
+            for key, value in (*zip(keys, cast("list[object]", values), strict=True), *kept.items()):
+                target[key] = value
 
         ctx.act(Stage.VALUES, lambda m: [b(m) for b in builds], commit)
         return lambda m: live
@@ -102,10 +103,10 @@ class Mappings:
 
 
 class Sequences:
-    """list, tuple and deque. A restored list holds exactly the stored elements; elements that fit are kept."""
+    """list, tuple, deque. A restored list holds exactly the stored elements; elements that fit are kept."""
 
     divisible = True
-    kinds: Kinds = {}
+    kinds: Kinds = NO_KINDS
 
     def claims(self, cls: type) -> bool:
         return cls in (list, tuple, collections.deque)
@@ -163,7 +164,7 @@ class Sets:
     """set, frozenset and bytearray: values without places inside."""
 
     divisible = False
-    kinds: Kinds = {}
+    kinds: Kinds = NO_KINDS
 
     def claims(self, cls: type) -> bool:
         return cls in (set, frozenset, bytearray)

@@ -56,12 +56,11 @@ class PythonGenerators:
         if not isinstance(node, Typed) or node.kind != "random.Random":
             ctx.mismatch(path, "a random.Random", _kind(node))
             return lambda m: live
-        inner = node.value
-        ctx.fresh(inner, path)
+        # Made whole first, so that a malformed state is found before anything live changes.
         ctx.act(
             Stage.VALUES,
-            lambda m: m.mapping(inner),
-            lambda v: set_python_state(rng, cast("dict[str, object]", v)),
+            ctx.fresh(node, path),
+            lambda v: rng.setstate(cast("random.Random", v).getstate()),
         )
         return lambda m: live
 
@@ -106,12 +105,7 @@ class NumpyGenerators:
             found = stored.get("bit_generator") if isinstance(stored, dict) else _kind(node)
             ctx.mismatch(path, f"a {kind} with {name}", f"{found}")
             return lambda m: live
-        ctx.fresh(stored, path)
-        ctx.act(
-            Stage.VALUES,
-            lambda m: m.mapping(stored),
-            lambda v: _set_state(live, cast("dict[str, object]", v)),
-        )
+        ctx.act(Stage.VALUES, ctx.fresh(node, path), lambda v: _set_state(live, _state_of(v)))
         return lambda m: live
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from holdfast.core.dtypes import DTYPES
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf, Typed
-from holdfast.state.adapter import Kinds
+from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring
@@ -121,7 +121,7 @@ class Arrays:
     """numpy arrays: restored in place where shape and element type are those of the live array."""
 
     divisible = False
-    kinds: Kinds = {}
+    kinds: Kinds = NO_KINDS
     engine = NumpyEngine()
 
     def claims(self, cls: type) -> bool:

@@ -137,7 +137,7 @@ class NamedTuples:
             items = [b(m) for b in builds]
             if all(a is b for a, b in zip(items, old, strict=True)):
                 return live
-            return tuple.__new__(type(live), items)
+            return tuple.__new__(cast("type[tuple[object, ...]]", type(live)), items)
 
         return build
 

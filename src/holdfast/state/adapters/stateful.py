@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from holdfast.state.adapter import Kinds
+from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring, Stage
@@ -20,7 +20,7 @@ class Stateful:
     """
 
     divisible = False
-    kinds: Kinds = {}
+    kinds: Kinds = NO_KINDS
 
     def claims(self, cls: type) -> bool:
         return callable(getattr(cls, "state_dict", None)) and callable(getattr(cls, "load_state_dict", None))

@@ -17,7 +17,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from holdfast.core.errors import StateError
 from holdfast.core.names import join_path
 from holdfast.format.values import TensorLeaf
-from holdfast.state.adapter import Kinds
+from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.adapters.torch_names import canonical_modules, has_own_state, unwrapped
 from holdfast.state.adapters.torch_tensors import (
     ENGINE,
@@ -25,6 +25,7 @@ from holdfast.state.adapters.torch_tensors import (
     capture_tensor,
     memory_of,
     plan_tensor,
+    tensor_spec,
     why_not,
 )
 from holdfast.state.capturing import Capturing
@@ -42,7 +43,7 @@ class Modules:
     """Modules of any kind, restored in place."""
 
     divisible = True
-    kinds: Kinds = {}
+    kinds: Kinds = NO_KINDS
 
     def claims(self, cls: type) -> bool:
         return issubclass(cls, nn.Module)
@@ -111,7 +112,10 @@ def _capture_tensors(
 ) -> None:
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            node[prefix + name] = capture_tensor(parameter, f"{path}/{prefix}{name}", into, volatile=False)
+            # Averaged weights and the like are written by nobody we can wait for.
+            volatile = id(parameter) not in into.updated
+            leaf = capture_tensor(parameter, f"{path}/{prefix}{name}", into, volatile=volatile)
+            node[prefix + name] = leaf
     for name, buffer in module._buffers.items():
         if buffer is None:
             continue
@@ -151,7 +155,7 @@ def _plan_module(
             continue
         below = join_path(path, prefix + name)
         if prefix + name not in stored:
-            ctx.missing(below, f"{t.dtype} {tuple(t.shape)}".replace("torch.", ""))
+            ctx.missing(below, "a tensor" if why_not(t) else tensor_spec(t, below).describe())
             continue
         _plan_slot(t, stored.pop(prefix + name), below, ctx)
     if _has_extra(module):
@@ -268,15 +272,16 @@ def _plan_gradient(parameter: nn.Parameter, node: TensorLeaf, where: str, ctx: R
     if parameter.grad is not None and plan_tensor(parameter.grad, node, where, ctx) is not None:
         return
     spec = ctx.need(node, where)
-    if spec is None or spec.shape != tuple(parameter.shape):
-        ctx.mismatch(
-            where, f"a gradient of shape {tuple(parameter.shape)}", spec.describe() if spec else "nothing"
-        )
+    wanted = TensorSpec(where, NAMES[parameter.dtype], tuple(parameter.shape))
+    castable = spec is not None and spec.shape == wanted.shape
+    if spec is None or not castable or (spec.dtype != wanted.dtype and not ctx.relaxed("cast", where)):
+        remedy = f"To convert it pass cast=({where!r},)" if castable else ""
+        ctx.mismatch(where, wanted.describe(), spec.describe() if spec else "nothing", remedy=remedy)
         return
     name = ctx.stored_name(node)
     ctx.report.restored.append((where, ""))
 
     def build(m: Materializer) -> object:
-        return ENGINE.make(m.tensors[name], "torch.Tensor").to(parameter.device)
+        return ENGINE.make(m.tensors[name], "torch.Tensor").to(parameter.device, parameter.dtype)
 
     ctx.act(Stage.VALUES, build, lambda v: setattr(parameter, "grad", v))

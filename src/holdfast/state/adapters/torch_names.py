@@ -11,19 +11,15 @@ from torch import nn
 
 from holdfast.core.names import join_path
 
-__all__ = ["canonical_modules", "has_own_state", "parameter_names", "unwrapped"]
+__all__ = ["canonical_modules", "has_own_state", "survey", "unwrapped"]
 
+# FSDP is not among them: its hooks give a state_dict with clean names, and its inner tensors are shards.
 # Wrapper classes, by the module that defines them and the attribute that holds what they wrap. They are
 # looked up only where that module is already imported: an instance cannot exist before.
 _WRAPPERS = (
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
     ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
-    (
-        "torch.distributed.fsdp.fully_sharded_data_parallel",
-        "FullyShardedDataParallel",
-        "_fsdp_wrapped_module",
-    ),
     (
         "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
         "ActivationWrapper",
@@ -69,7 +65,7 @@ def has_own_state(module: nn.Module) -> bool:
 
 
 def canonical_modules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield (canonical prefix with its final dot, module) for `root` and all below it, unwrapped, parents first.
+    """Yield (canonical prefix with its final dot, module) for `root` and all below, unwrapped, parents first.
 
     Shared modules occur once per place. Below a module with its own state nothing is yielded.
     """
@@ -87,20 +83,24 @@ def _walk(module: nn.Module, prefix: str, above: tuple[int, ...]) -> Iterator[tu
             yield from _walk(unwrapped(child), f"{prefix}{name}.", (*above, id(module)))
 
 
-def parameter_names(state: Mapping[str, object]) -> dict[int, str]:
-    """Return id(parameter) -> tree path for every parameter of every module found in `state`; the first path wins.
+def survey(state: Mapping[str, object]) -> tuple[dict[int, str], set[int]]:
+    """Return id(parameter) -> tree path for all modules in `state`, and the ids that an optimizer updates.
 
-    Looks into containers and dataclasses, not into objects that look after their own state.
+    Where a parameter stands in several places the first path wins. Looks into containers and dataclasses, not
+    into objects that look after their own state.
     """
     names: dict[int, str] = {}
+    updated: set[int] = set()
     stack: list[tuple[str, object, int]] = [(str(k), v, 0) for k, v in reversed(list(state.items()))]
     while stack:
         path, value, depth = stack.pop()
         if isinstance(value, nn.Module):
             _name_parameters(value, path, names)
+        elif isinstance(value, torch.optim.Optimizer):
+            updated.update(id(p) for group in value.param_groups for p in group["params"])
         elif depth < 20:
             stack.extend((join_path(path, k), v, depth + 1) for k, v in reversed(_children(value)))
-    return names
+    return names, updated
 
 
 def _children(value: object) -> Sequence[tuple[object, object]]:

@@ -1,4 +1,4 @@
-"""torch optimizers: state by parameter name, never through state_dict, which reorders, casts and can change training.
+"""torch optimizers: state by parameter name, never through state_dict, which reorders and casts.
 
 Stored: {"class", "param_groups": [{"params": [names], hyperparameters}], "state": {name: {key: value}}} and
 "global_state" for entries that belong to no parameter. A parameter is called by its tree path in the model it
@@ -15,7 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from holdfast.core.names import join_path
-from holdfast.state.adapter import Kinds
+from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.adapters.torch_optim_restore import plan_optimizer
 from holdfast.state.adapters.torch_tensors import capture_tensor
 from holdfast.state.capturing import Capturing
@@ -55,7 +55,7 @@ class Optimizers:
     """torch.optim.Optimizer and what derives from it."""
 
     divisible = True
-    kinds: Kinds = {}
+    kinds: Kinds = NO_KINDS
 
     def claims(self, cls: type) -> bool:
         return issubclass(cls, Optimizer)
@@ -126,7 +126,7 @@ class Optimizers:
     ) -> dict[object, object]:
         known = {id(p) for named in groups for _, p in named}
         rest: dict[object, object] = {}
-        for key, value in optimizer.state.items():
+        for key, value in cast("dict[object, object]", optimizer.state).items():
             if isinstance(key, torch.Tensor):
                 if id(key) not in known:
                     into.note(

@@ -70,7 +70,7 @@ def _parts(node: object) -> tuple[str, list[dict[str, Any]], dict[str, Any]] | N
 def _pair_groups(
     optimizer: Optimizer, groups: Named, saved: list[dict[str, Any]], *, path: str, ctx: Restoring
 ) -> dict[int, str]:
-    """Return id(parameter) -> stored name, and plan the hyperparameters of the groups that both sides have."""
+    """Return id(parameter) -> stored name, and plan the hyperparameters of groups that both sides have."""
     names: dict[int, str] = {}
     where = join_path(path, "param_groups")
     saved_names = {n for g in saved for n in g["params"]}
@@ -107,12 +107,12 @@ def _pair_names(
     ctx: Restoring,
 ) -> dict[int, str]:
     places = list(zip(named, saved, strict=False))
-    if len(named) == len(saved) and [n for n, _ in named] != saved:
-        if all(n == s or _NAMELESS.fullmatch(n) or _NAMELESS.fullmatch(s) for (n, _), s in places):
-            ctx.report.notes.append(
-                f"{path}: parameters that no stored or live module holds are paired by their place"
-            )
-            return {id(p): s for (_, p), s in places}
+    pairable = all(n == s or _NAMELESS.fullmatch(n) or _NAMELESS.fullmatch(s) for (n, _), s in places)
+    if pairable and len(named) == len(saved) and [n for n, _ in named] != saved:
+        ctx.report.notes.append(
+            f"{path}: parameters that no stored or live module holds are paired by their place"
+        )
+        return {id(p): s for (_, p), s in places}
     optimizer_path = path.split("/param_groups/", maxsplit=1)[0]
     found = {}
     for name, parameter in named:
@@ -169,7 +169,7 @@ def _plan_hyperparameters(group: dict[str, Any], saved: Mapping[str, Any], path:
 
 
 def _plan_hyperparameter(live: object, node: object, path: str, ctx: Restoring) -> Build:
-    """Plan one hyperparameter. Whether it is a tensor (as for compiled or captured steps) stays as it is live."""
+    """Plan one hyperparameter. Whether it is a tensor (as for compiled steps) stays as it is live."""
     if isinstance(live, torch.Tensor):
         if isinstance(node, TensorLeaf):
             placed = plan_tensor(live, node, path, ctx)
@@ -213,7 +213,7 @@ def _plan_state(
         return
 
     def commit(values: object) -> None:
-        target = optimizer.state[parameter]
+        target = optimizer.state.setdefault(parameter, {})
         target.clear()
         target.update(kept)
         target.update(cast("dict[str, object]", values))

@@ -13,7 +13,7 @@ __all__ = ["capture_torch_rng", "restore_torch_rng"]
 
 
 def capture_torch_rng() -> dict[str, object]:
-    """Return {"torch": bytes as uint8 array, "cuda": {index: array}}; "cuda" only where CUDA is initialised."""
+    """Return {"torch": uint8 array, "cuda": {index: uint8 array}}; "cuda" only where CUDA is initialised."""
     tree: dict[str, object] = {"torch": torch.get_rng_state().numpy().copy()}
     devices = _devices_in_use()
     if devices:
@@ -35,7 +35,7 @@ def restore_torch_rng(tree: Mapping[str, object]) -> list[str]:
             if not str(index).isdigit() or int(str(index)) >= count:
                 notes.append(f"random state of cuda:{index}: this process has no such device")
                 continue
-            _set(f"cuda:{index}", lambda s, i=int(str(index)): torch.cuda.set_rng_state(s, i), state)  # type: ignore[misc]
+            _set(f"cuda:{index}", lambda s, i=int(str(index)): torch.cuda.set_rng_state(s, i), state)
     for index in _devices_in_use():
         if not isinstance(stored, Mapping) or str(index) not in stored:
             notes.append(f"random state of cuda:{index}: not in the checkpoint, left as it is")
@@ -50,7 +50,7 @@ def _set(name: str, setter: object, state: object) -> None:
 
 
 def _devices_in_use() -> list[int]:
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
         return []
     has_context = getattr(torch._C, "_cuda_hasPrimaryContext", None)
     if has_context is None:

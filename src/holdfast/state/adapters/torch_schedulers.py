@@ -10,7 +10,7 @@ from typing import cast
 from torch.optim.lr_scheduler import LRScheduler
 
 from holdfast.core.names import join_path
-from holdfast.state.adapter import Kinds
+from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.restoring import Build, Restoring, Stage
 
@@ -30,7 +30,7 @@ class Schedulers:
     """Every scheduler of torch and what derives from LRScheduler."""
 
     divisible = False
-    kinds: Kinds = {}
+    kinds: Kinds = NO_KINDS
 
     def claims(self, cls: type) -> bool:
         return issubclass(cls, LRScheduler)

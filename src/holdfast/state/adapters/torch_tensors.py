@@ -11,7 +11,7 @@ import torch
 from holdfast.core.dtypes import DTYPES
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
-from holdfast.state.adapter import Kinds
+from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.restoring import Build, Restoring
 from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec, c_strides, layout_to_recreate
@@ -44,13 +44,13 @@ def why_not(t: torch.Tensor) -> str | None:
         if cls in _LAZY:
             return f"a lazy {cls.__name__} has no shape yet; run one forward pass first"
         if "DTensor" in {c.__name__ for c in cls.__mro__}:
-            return "a DTensor is spread over several ranks and distributed state is not supported yet; use full tensors"
+            return "a DTensor is spread over ranks, distributed state is not supported yet; use full tensors"
         if cls.__name__ == "FlatParameter":
             return "FSDP's flat parameters are spread over ranks and distributed state is not supported yet"
         if hasattr(cls, "__tensor_flatten__") or not torch._C._has_storage(t):
             return f"a {cls.__name__} wraps other tensors; store those, or register a codec for it"
     if t.is_meta:
-        return "a tensor on the meta device has no values; materialise it first, e.g. with module.to_empty(device=...)"
+        return "a tensor on the meta device has no values; materialise it first, e.g. with module.to_empty()"
     if t.is_nested:
         return "a nested tensor cannot be stored; store its parts as a list"
     if t.layout != torch.strided:
@@ -88,15 +88,22 @@ def capture_tensor(t: torch.Tensor, path: str, into: Capturing, *, volatile: boo
 def _elements(data: memoryview, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Return a CPU tensor over the bytes of `data`, which are only read if they are read-only."""
     kind = TORCH_DTYPES[dtype]
-    if len(data) == 0:
-        return torch.empty(shape, dtype=kind)
+    if data.nbytes == 0:
+        return _empty(shape, dtype, c_strides(shape))
     if not data.readonly:
         return torch.frombuffer(data, dtype=kind).view(shape)
     return torch.from_numpy(np.asarray(_Shared(np.frombuffer(data, np.uint8)))).view(kind).view(shape)
 
 
+def _empty(shape: tuple[int, ...], dtype: str, stride: tuple[int, ...]) -> torch.Tensor:
+    kind = TORCH_DTYPES[dtype]
+    # torch warns about every tensor that is created as complex32, and not about a view.
+    carrier = torch.int32 if kind == torch.complex32 else kind
+    return torch.empty_strided(shape, stride, dtype=carrier, device="cpu").view(kind)
+
+
 class _Shared:
-    """Read-only bytes that numpy takes as an array without the flag that makes torch warn. Nobody writes them."""
+    """Read-only bytes without the flag that makes torch warn. Nobody writes them."""
 
     def __init__(self, array: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
         self.keep = array
@@ -144,6 +151,7 @@ class TorchEngine:
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
         plain: list[tuple[torch.Tensor, torch.Tensor]] = []
         inference: list[tuple[torch.Tensor, torch.Tensor]] = []
+        lazy: list[tuple[torch.Tensor, torch.Tensor]] = []
         for live, host in pairs:
             target = cast("torch.Tensor", live)
             stored = _elements(host.data, host.spec.dtype, host.spec.shape)
@@ -152,26 +160,27 @@ class TorchEngine:
                 stored = stored[tuple(slice(0, n) for n in target.shape)]
             if stored.dtype == target.dtype:
                 target, stored = _raw(target), _raw(stored)
+            if target.is_conj() or target.is_neg():
+                lazy.append((target, stored))
+                continue
             (inference if target.is_inference() else plain).append((target, stored))
         _copy_all(plain)
         if inference:
             with torch.inference_mode():
                 _copy_all(inference)
+        with torch.no_grad():
+            for target, stored in lazy:  # conjugate and negative views, which the batched copy does not write
+                target.copy_(stored)
 
     def make(self, host: HostTensor, kind: str) -> torch.Tensor:
         spec = host.spec
-        stored = _elements(host.data, spec.dtype, spec.shape)
         layout = layout_to_recreate(spec)
-        new = (
-            torch.empty(spec.shape, dtype=stored.dtype, device="cpu")
-            if layout is None
-            else torch.empty_strided(spec.shape, layout[0], dtype=stored.dtype, device="cpu")
-        )
+        new = _empty(spec.shape, spec.dtype, c_strides(spec.shape) if layout is None else layout[0])
         self.copy_in([(new, host)])
         return as_kind(new, kind)
 
     def like(self, reference: Callable[[], object], value: object) -> object:
-        if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
             return value
         return _moved(value, reference())
 
@@ -250,7 +259,7 @@ class Tensors:
     """Tensors in plain containers: restored in place where shape, element type and memory allow."""
 
     divisible = False
-    kinds: Kinds = {}
+    kinds: Kinds = NO_KINDS
 
     def claims(self, cls: type) -> bool:
         return issubclass(cls, torch.Tensor)

@@ -86,12 +86,11 @@ class Generators:
         if device != generator.device.type:
             ctx.mismatch(path, f"a torch.Generator for {generator.device.type}", f"one for {device}")
             return lambda m: live
-        state = stored["state"]
-        ctx.fresh(state, path)
+        # Made whole first, so that a malformed state is found before anything live changes.
         ctx.act(
             Stage.VALUES,
-            lambda m: m.value(state),
-            lambda v: cast("None", generator.set_state(cast("torch.Tensor", v))),
+            ctx.fresh(node, path),
+            lambda v: cast("None", generator.set_state(cast("torch.Generator", v).get_state())),
         )
         return lambda m: live
 

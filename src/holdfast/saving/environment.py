@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import platform
+import os
 import sys
 from pathlib import Path
 
@@ -14,8 +14,17 @@ _IGNORED = ("git", "host")
 
 
 def fingerprint() -> dict[str, str]:
-    """Return versions and determinism flags of what is loaded now. Imports nothing."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "machine": platform.machine()}
+    """Return versions and determinism flags of what is loaded now.
+
+    Imports nothing and starts no process: this runs on the writer thread, and a fork there can deadlock with the fork
+    of a data-loading worker.
+    """
+    system = os.uname()
+    found = {
+        "python": sys.version.split()[0],
+        "platform": f"{system.sysname} {system.release}",
+        "machine": system.machine,
+    }
     for name in _PACKAGES:
         module = sys.modules.get(name)
         version = getattr(module, "__version__", None)
@@ -25,7 +34,7 @@ def fingerprint() -> dict[str, str]:
     commit = _git_commit()
     if commit:
         found["git"] = commit
-    found["host"] = platform.node()
+    found["host"] = system.nodename
     return found
 
 

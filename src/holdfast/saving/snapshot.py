@@ -9,9 +9,9 @@ import msgspec
 
 from holdfast.core.errors import StateError
 from holdfast.core.names import check_path, name_in_file
-from holdfast.format.datafile import StoredTensor, lay_out
+from holdfast.format.datafile import METADATA, StoredTensor, lay_out
 from holdfast.format.values import encode_value
-from holdfast.save.arena import Arena
+from holdfast.saving.arena import Arena
 from holdfast.state.capture import Captured, CaptureReport, capture, copy_tensors
 from holdfast.state.registry import family
 from holdfast.state.rng import capture_rng
@@ -90,7 +90,10 @@ def _by_part(captured: Captured, state: Mapping[str, object]) -> dict[str, dict[
     found: dict[str, dict[str, TensorSource]] = {check_path(part): {} for part in captured.tree}
     for source in captured.tensors:
         part = _part_of(source.spec.name, state)
-        found[part][name_in_file(part, check_path(source.spec.name))] = source
+        name = name_in_file(part, check_path(source.spec.name))
+        if name == METADATA:
+            raise StateError(f"{source.spec.name}: data files reserve the name {METADATA!r}; rename that key")
+        found[part][name] = source
     return found
 
 

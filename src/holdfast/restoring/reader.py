@@ -76,13 +76,16 @@ class Reader:
 
     def place(self, name: str) -> tuple[str, int, int]:
         """Return (file key, first byte, end byte) of a tensor's bytes."""
-        file, index = self._places[self.aliases.get(name, name)]
-        t = file.header.tensors[index]
+        file, t = self.locate(name)
         return file.entry.key, file.header.data_start + t.start, file.header.data_start + t.end
 
-    def _stored(self, name: str) -> StoredTensor:
+    def locate(self, name: str) -> tuple[DataFile, StoredTensor]:
+        """Return the file that holds a tensor and the tensor's entry in its header; a tied name is its tensor's."""
         file, index = self._places[self.aliases.get(name, name)]
-        return file.header.tensors[index]
+        return file, file.header.tensors[index]
+
+    def _stored(self, name: str) -> StoredTensor:
+        return self.locate(name)[1]
 
     def read(self, names: Iterable[str]) -> dict[str, HostTensor]:
         """Return tensors by name, every byte verified.

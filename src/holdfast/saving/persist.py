@@ -14,7 +14,7 @@ from holdfast.core.names import file_stem
 from holdfast.format.datafile import StoredTensor, encode_header, lay_out
 from holdfast.format.digest import OWN_BLOCK_BYTES, cut_blocks, digest
 from holdfast.format.manifest import FileEntry, Manifest, Part
-from holdfast.save.snapshot import PartSnapshot, Snapshot
+from holdfast.saving.snapshot import PartSnapshot, Snapshot
 from holdfast.stores import Store
 
 __all__ = ["KnownTensors", "new_attempt", "persist_parts"]

@@ -1,0 +1,107 @@
+"""Runs as a person asks about them: where they are, how large, which way their metrics go, what a deletion
+would free.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from holdfast.catalog.keys import RUN
+from holdfast.catalog.lease import LeaseDoc
+from holdfast.core.errors import HoldfastError
+from holdfast.core.records import CheckpointRecord
+from holdfast.policies import Mode, Rule
+from holdfast.policies.best import Best
+from holdfast.run import Run
+from holdfast.stores import Store
+
+__all__ = ["RunSummary", "directions", "find_runs", "freed_bytes", "store_bytes", "summarize"]
+
+_IMPROVED = re.compile(r"(.+) improved to (\S+) \(was (\S+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run in one line. `error` says why it could not be read, and then the rest is empty."""
+
+    path: str
+    checkpoints: int = 0
+    broken: int = 0
+    newest_step: int | None = None
+    newest_time: float | None = None
+    size_bytes: int = 0
+    writer: LeaseDoc | None = None
+    error: HoldfastError | None = None
+
+
+def find_runs(directory: str, depth: int) -> Iterator[str]:
+    """Yield the paths of the runs in a directory and up to `depth` levels below, sorted; links are not
+    followed.
+    """
+    try:
+        entries = sorted(os.scandir(directory), key=lambda e: e.name)
+    except OSError:  # a directory that may not be read holds no run for us
+        return
+    if any(e.name == RUN and e.is_file(follow_symlinks=False) for e in entries):
+        yield directory
+        return
+    for entry in entries:
+        if depth > 0 and entry.is_dir(follow_symlinks=False):
+            yield from find_runs(entry.path, depth - 1)
+
+
+def summarize(path: str) -> RunSummary:
+    """Return a run in one line; what is wrong with it is part of the answer."""
+    try:
+        run = Run(path)
+        newest = run.latest if run.steps else None
+        return RunSummary(
+            path,
+            checkpoints=len(run),
+            broken=len(run.broken),
+            newest_step=None if newest is None else newest.step,
+            newest_time=None if newest is None else newest.time,
+            size_bytes=store_bytes(run.store),
+            writer=run.writer,
+        )
+    except HoldfastError as e:
+        return RunSummary(path, error=e)
+
+
+def store_bytes(store: Store) -> int:
+    """Return the size in bytes of everything that a run's store holds."""
+    return sum(found.size for found in store.list(""))
+
+
+def freed_bytes(run: Run, steps: Collection[int]) -> int:
+    """Return the bytes of the data files that only these checkpoints of a run refer to."""
+    sizes: dict[str, int] = {}
+    kept: set[str] = set()
+    for checkpoint in run:
+        if checkpoint.step in steps:
+            sizes |= {f.key: f.size for part in checkpoint.manifest.parts.values() for f in part.files}
+        else:
+            kept |= checkpoint.manifest.file_keys
+    return sum(size for key, size in sizes.items() if key not in kept)
+
+
+def directions(records: Iterable[CheckpointRecord], rule: Rule | None = None) -> dict[str, Mode]:
+    """Return, for the metrics of which it is known, whether less or more is better.
+
+    It is known from the rule, and from the reasons that the run's own trigger gave when it saved; a metric's
+    name says nothing.
+    """
+    known: dict[str, Mode] = {}
+    for record in records:
+        for reason in record.reasons:
+            if found := _IMPROVED.fullmatch(reason):
+                new, old = float(found[2]), float(found[3])
+                if new != old:
+                    known[found[1]] = "min" if new < old else "max"
+    for leaf in rule.leaves() if rule is not None else ():
+        if isinstance(leaf, Best):
+            known[leaf.metric] = leaf.mode
+    return known

@@ -1,0 +1,101 @@
+"""The program: its verbs, its help, and how every error ends."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from holdfast import __version__
+from holdfast.cli.cat import cat
+from holdfast.cli.diff import diff
+from holdfast.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, UNEXPECTED, USAGE, code_of
+from holdfast.cli.export import export
+from holdfast.cli.ls import ls
+from holdfast.cli.output import fail, line, note
+from holdfast.cli.prune import prune
+from holdfast.cli.rm import rm
+from holdfast.cli.show import show
+from holdfast.cli.tag import tag, untag
+from holdfast.cli.teaching import HELP, epilog, rules
+from holdfast.cli.verify import verify
+from holdfast.core.errors import HoldfastError
+
+__all__ = ["build", "main"]
+
+_VERBS: tuple[Callable[..., None], ...] = (ls, show, diff, cat, verify, tag, untag, prune, rm, export)
+
+# click's UsageError, by way of a subclass that every typer has: newer ones bring a click of their own.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        line(f"holdfast {__version__}")
+        raise typer.Exit(OK)
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; goes anywhere.")
+    ] = False,
+) -> None:
+    pass
+
+
+def build() -> typer.Typer:
+    """Return the program."""
+    app = typer.Typer(
+        name="holdfast",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # help is plain text, on a terminal and in a pipe
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(help=HELP, epilog=epilog())(_options)
+    for verb in _VERBS:
+        app.command(epilog=rules() if verb is prune else None)(verb)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; an error is one sentence on the error stream."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"] or ["--help"]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    try:
+        code = build()(given, prog_name="holdfast", standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except Exception as error:
+        if debug and not isinstance(error, (_USAGE_ERROR, typer.Abort)):
+            raise
+        return _failed(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as e:  # the reader of a pipe went away
+        return BROKEN_PIPE if e.code in (1, BROKEN_PIPE) else UNEXPECTED
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong and return the exit code for it."""
+    if isinstance(error, HoldfastError):
+        fail(error)
+        return code_of(error)
+    if isinstance(error, _USAGE_ERROR):
+        command = getattr(getattr(error, "ctx", None), "command_path", "holdfast")
+        fail(error.format_message() if hasattr(error, "format_message") else error)
+        note((f"`{command} --help` shows how it is used", "dim"))
+        return USAGE
+    if isinstance(error, typer.Abort):
+        return INTERRUPTED
+    fail(f"unexpected {type(error).__name__}: {error} (holdfast --debug shows where)")
+    return UNEXPECTED

@@ -1,0 +1,230 @@
+"""`holdfast ls`: the checkpoints of a run, or the runs below a directory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from holdfast.analysis.runs import RunSummary, directions, find_runs, store_bytes, summarize
+from holdfast.catalog.lease import LeaseDoc
+from holdfast.cli.options import Json
+from holdfast.cli.output import emit, line, plain, text
+from holdfast.cli.table import Column, show_table
+from holdfast.cli.words import age, bytes_, clock_document, count, name_of, number
+from holdfast.core.errors import NotARun
+from holdfast.core.records import CheckpointRecord
+from holdfast.policies import Decision, best_of
+from holdfast.policies.parse import parse_rule
+from holdfast.run import Run
+
+__all__ = ["ls"]
+
+METRICS_SHOWN = 4
+ACTION_STYLES = {"keep": "green", "drop": "red", "demote": "yellow"}
+
+
+def ls(
+    path: Annotated[
+        str, typer.Argument(help="A run, or a directory with runs below it.", show_default=False)
+    ] = ".",
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", help="Also show what this retention rule would keep, and why."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Show this metric; may be given several times.")
+    ] = None,
+    depth: Annotated[
+        int, typer.Option(min=0, help="How many levels below a directory to look for runs.")
+    ] = 4,
+    json: Json = False,
+) -> None:
+    """List the checkpoints of a run, or the runs below a directory.
+
+    The best value of a metric is marked where the run itself, or --keep, says which way is better.
+    """
+    try:
+        run = Run(path)
+    except NotARun:
+        if "://" in path or not os.path.isdir(path):
+            raise
+        _list_runs(path, depth, json=json)
+        return
+    rule = None if keep is None else parse_rule(keep)
+    plan = {} if rule is None else {d.step: d for d in run.plan(rule)}
+    records = run.records()
+    if json:
+        emit(_document(run, records, plan))
+        return
+    ways = directions(records, rule)
+    best = {name: winners[0].step for name, mode in ways.items() if (winners := best_of(records, name, mode))}
+    _print_head(run, path)
+    chosen = metric or _relevant_metrics(records, list(ways))
+    columns, rows = _table(records, chosen, best, plan)
+    if rows:
+        line()
+        hidden = show_table(columns, rows)
+        if hidden:
+            line((f"not shown for want of width: {', '.join(hidden)}", "dim"))
+    for step, error in run.broken.items():
+        line((f"step {step} is broken: ", "bold red"), (error, "red"))
+
+
+def _print_head(run: Run, path: str) -> None:
+    writer = run.writer
+    line(
+        (path, "bold"),
+        f"  {count(len(run), 'checkpoint')}",
+        (f", {len(run.broken)} broken", "bold red") if run.broken else "",
+        f"  {bytes_(store_bytes(run.store))} on disk",
+        ("  written now by " + writer.owner, "yellow") if writer else "",
+    )
+
+
+def _table(
+    records: Sequence[CheckpointRecord],
+    metrics: Sequence[str],
+    best: Mapping[str, int],
+    plan: Mapping[int, Decision],
+) -> tuple[list[Column], list[list[object]]]:
+    columns = [
+        Column("step", right=True),
+        Column("epoch", right=True, leaves=5),
+        Column("saved", leaves=1),
+        *(Column(plain(m), right=True, leaves=i + 3 if i else 0) for i, m in enumerate(metrics)),
+        Column("size", right=True, leaves=2),
+        Column("new", right=True, leaves=8),
+        Column("tags"),
+        Column("kept" if plan else ""),
+        Column("why saved", elastic=True, leaves=9 if plan else 0),
+        Column("why kept" if plan else "", elastic=True),
+    ]
+    rows = [_row(r, metrics, best, plan.get(r.step)) for r in reversed(records)]
+    return columns, rows
+
+
+def _row(
+    record: CheckpointRecord, metrics: Sequence[str], best: Mapping[str, int], decision: Decision | None
+) -> list[object]:
+    return [
+        text((record.step, "bold")),
+        record.clock.epoch or "",
+        text((age(record.time), "dim")),
+        *(_value(record.metrics.get(m), is_best=best.get(m) == record.step) for m in metrics),
+        bytes_(record.stored_bytes),
+        text((bytes_(record.new_bytes) if record.new_bytes != record.stored_bytes else "", "dim")),
+        text((", ".join(sorted(record.tags)), "cyan"), (" weights only" if record.demoted else "", "yellow")),
+        text((decision.action, ACTION_STYLES[decision.action])) if decision else "",
+        "; ".join(record.reasons),
+        "; ".join(decision.reasons) if decision else "",
+    ]
+
+
+def _value(value: float | None, *, is_best: bool) -> Text:
+    if value is None:
+        return text("")
+    style = "bold green" if is_best else "" if math.isfinite(value) else "red"
+    return text((number(value) + ("*" if is_best else ""), style))
+
+
+def _relevant_metrics(records: Sequence[CheckpointRecord], directed: list[str]) -> list[str]:
+    """Return the metrics whose better side is known, then those that most checkpoints have."""
+    seen: dict[str, int] = {}
+    for record in records:
+        for name in record.metrics:
+            seen[name] = seen.get(name, 0) + 1
+    first = [name for name in directed if name in seen]
+    others = sorted((name for name in seen if name not in first), key=lambda name: -seen[name])
+    return (first + others)[:METRICS_SHOWN]
+
+
+def _document(
+    run: Run, records: Sequence[CheckpointRecord], plan: Mapping[int, Decision]
+) -> dict[str, object]:
+    return {
+        "run": run.store.url,
+        "id": run.id,
+        "size_bytes": store_bytes(run.store),
+        "writer": _writer(run.writer),
+        "tags": run.tags,
+        "checkpoints": [_record(r, plan.get(r.step)) for r in records],
+        "broken": [{"step": step, "error": str(error)} for step, error in run.broken.items()],
+    }
+
+
+def _record(record: CheckpointRecord, decision: Decision | None) -> dict[str, object]:
+    found: dict[str, object] = {
+        "step": record.step,
+        "attempt": record.attempt,
+        "time": record.time,
+        "clock": clock_document(record.clock),
+        "metrics": record.metrics,
+        "tags": sorted(record.tags),
+        "reasons": record.reasons,
+        "stored_bytes": record.stored_bytes,
+        "new_bytes": record.new_bytes,
+        "verified": record.verified,
+        "demoted": record.demoted,
+    }
+    if decision is not None:
+        found["plan"] = {"action": decision.action, "reasons": decision.reasons}
+    return found
+
+
+def _writer(writer: LeaseDoc | None) -> dict[str, object] | None:
+    return None if writer is None else {"host": writer.host, "pid": writer.pid, "since": writer.acquired}
+
+
+def _list_runs(directory: str, depth: int, *, json: bool) -> None:
+    runs = [summarize(path) for path in find_runs(directory, depth)]
+    if json:
+        emit({"directory": os.path.abspath(directory), "runs": [_summary(r) for r in runs]})
+        return
+    if not runs:
+        raise NotARun(
+            f"{directory} is not a run and holds none within {depth} levels; --depth N looks deeper"
+        )
+    columns = [
+        Column("run"),
+        Column("checkpoints", right=True),
+        Column("newest", right=True),
+        Column("saved", leaves=1),
+        Column("size", right=True),
+        Column("written now by", elastic=True, leaves=2),
+        Column("", elastic=True),
+    ]
+    show_table(columns, [_run_row(r, directory) for r in runs])
+    line((f"{count(len(runs), 'run')}, {bytes_(sum(r.size_bytes for r in runs))} on disk", "dim"))
+
+
+def _run_row(run: RunSummary, directory: str) -> list[object]:
+    name = text((os.path.relpath(run.path, directory), "bold"))
+    if run.error is not None:
+        return [name, "", "", "", "", "", text((run.error, "red"))]
+    return [
+        name,
+        run.checkpoints,
+        "" if run.newest_step is None else f"step {run.newest_step}",
+        text(("" if run.newest_time is None else age(run.newest_time), "dim")),
+        bytes_(run.size_bytes),
+        text((run.writer.owner if run.writer else "", "yellow")),
+        text((f"{run.broken} broken" if run.broken else "", "red")),
+    ]
+
+
+def _summary(run: RunSummary) -> dict[str, object]:
+    return {
+        "run": name_of(os.path.abspath(run.path)),
+        "checkpoints": run.checkpoints,
+        "broken": run.broken,
+        "newest_step": run.newest_step,
+        "newest_time": run.newest_time,
+        "size_bytes": run.size_bytes,
+        "writer": _writer(run.writer),
+        "error": None if run.error is None else str(run.error),
+    }

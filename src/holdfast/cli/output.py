@@ -1,0 +1,152 @@
+"""What the verbs print: text for people, colour on a terminal only; JSON for programs; names never as markup.
+
+Everything that comes out of a store is data. It passes through `plain`, so a name cannot move the cursor,
+change colours, or turn the text around.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from holdfast.cli.exits import BROKEN_PIPE
+
+__all__ = ["confirm", "emit", "fail", "line", "note", "plain", "progress", "stdout", "text"]
+
+
+class _Quiet(Console):
+    """A console whose reader may go away, as `head` does, without a word."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        raise SystemExit(BROKEN_PIPE)
+
+
+def stdout() -> Console:
+    """Return the console for results. Without a terminal it has no colours and never breaks a line."""
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """Return the console for errors, questions and progress."""
+    return _console(sys.stderr)
+
+
+def _console(file: TextIO) -> Console:
+    console = _Quiet(file=file, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = _Quiet(
+            file=file,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            soft_wrap=True,
+            no_color=True,
+            width=100_000,
+        )
+    return console
+
+
+def plain(value: object) -> str:
+    """Return text in which every character is printable; others (control, bidirectional) become escapes."""
+    shown = str(value)
+    if shown.isprintable():
+        return shown
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in shown
+    )
+
+
+def text(*pieces: object | tuple[object, str]) -> Text:
+    """Return printable text from pieces, each a value or a pair of value and style."""
+    out = Text()
+    for piece in pieces:
+        if isinstance(piece, Text):
+            out.append_text(piece)
+        elif isinstance(piece, tuple):
+            out.append(plain(piece[0]), style=piece[1])
+        else:
+            out.append(plain(piece))
+    return out
+
+
+def line(*pieces: object | tuple[object, str]) -> None:
+    """Print one line of a result."""
+    console = stdout()
+    printed = text(*pieces)
+    printed.rstrip()
+    console.print(printed, soft_wrap=True)
+
+
+def note(*pieces: object | tuple[object, str]) -> None:
+    """Print one line beside the result, to the error stream."""
+    stderr().print(text(*pieces), soft_wrap=True)
+
+
+def fail(message: object) -> None:
+    """Print an error as one sentence."""
+    stderr().print(text(("error:", "bold red"), " ", message), soft_wrap=True)
+
+
+def emit(document: Mapping[str, object]) -> None:
+    """Print a result as JSON in ASCII: floats that JSON lacks as "nan", "inf", "-inf"."""
+    stdout().out(json.dumps(_jsonable(document), indent=2, allow_nan=False), highlight=False)
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (str, int, float, type(None))):
+        return value
+    if isinstance(value, (Sequence, set, frozenset)):
+        return [_jsonable(v) for v in value]
+    return str(value)
+
+
+def confirm(question: str) -> bool | None:
+    """Ask on the terminal; anything but y or yes is no. Returns None at once where there is no terminal to
+    ask on.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    stderr().print(text(question, (" [y/N] ", "bold")), end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def progress(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Show how many bytes are done and how fast, on a terminal; yield the function that is told of more
+    bytes.
+    """
+    console = stderr()
+    if not console.is_terminal or total_bytes <= 0:
+        yield lambda done: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(plain(label), total=total_bytes)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,48 @@
+"""How a run and a checkpoint are written on the command line: `PATH`, `PATH@STEP`, `PATH@TAG`."""
+
+from __future__ import annotations
+
+import re
+
+from holdfast.catalog.keys import RUN
+from holdfast.checkpoint import Checkpoint
+from holdfast.core.errors import NotFound, PolicyError
+from holdfast.run import Run
+from holdfast.stores import open_store
+
+__all__ = ["checkpoint_of", "open_target", "split_target"]
+
+_WHICH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def split_target(target: str) -> tuple[str, int | str | None]:
+    """Return (path, step or tag) of a target; the second is None when none is named.
+
+    A run whose own path contains an `@` is found under its whole path.
+    """
+    path, at, which = target.rpartition("@")
+    if not at or "/" in which or _is_run(target):
+        return target, None
+    if not path or not _WHICH.fullmatch(which):
+        raise PolicyError(f"{target!r} is not a checkpoint: write PATH, PATH@STEP or PATH@TAG")
+    return path, int(which) if which.isdigit() else which
+
+
+def open_target(target: str) -> tuple[Run, int | str | None]:
+    """Return the run of a target and the step or tag it names. Raises NotARun."""
+    path, which = split_target(target)
+    return Run(path), which
+
+
+def checkpoint_of(target: str) -> Checkpoint:
+    """Return the checkpoint that a target names, the newest by default. Raises NotARun, NoCheckpoint."""
+    run, which = open_target(target)
+    return run["latest" if which is None else which]
+
+
+def _is_run(path: str) -> bool:
+    try:
+        open_store(path).info(RUN)
+    except NotFound:
+        return False
+    return True

@@ -1,0 +1,109 @@
+"""`holdfast verify`: read every byte and say what is wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from holdfast.catalog.verify import Problem
+from holdfast.cli.exits import INTEGRITY
+from holdfast.cli.options import Json
+from holdfast.cli.output import emit, line, progress
+from holdfast.cli.targets import open_target
+from holdfast.cli.words import bytes_, count, name_of
+from holdfast.core.errors import IntegrityError, NoCheckpoint
+from holdfast.core.units import format_seconds
+from holdfast.run import Run
+
+__all__ = ["verify"]
+
+
+def verify(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH[@STEP|@TAG]", help="A run, or one of its checkpoints.", show_default=False
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Read every byte and compare it with what was committed.
+
+    Exits with 4 when anything is wrong, and names it.
+    """
+    run, which = open_target(target)
+    steps = sorted({*run.steps, *run.broken}) if which is None else [_step(run, which)]
+    if not steps:
+        raise NoCheckpoint(f"{run.store.url} has no checkpoint, so there is nothing to verify")
+    begun = time.monotonic()
+    done = 0
+    with progress("verifying", sum(_data_bytes(run, s) for s in steps)) as advance:
+
+        def read(size: int) -> None:
+            nonlocal done
+            done += size
+            advance(size)
+
+        found = {step: run.verify([step], read)[step] for step in steps}
+    beside = _beside(run) if which is None else []
+    seconds = time.monotonic() - begun
+    bad = sum(1 for problems in found.values() if problems)
+    if json:
+        emit(_document(run, found, beside, done, seconds))
+    else:
+        _print_problems(found, beside)
+        rate = f"{bytes_(done)} read in {format_seconds(seconds)}, {bytes_(int(done / max(seconds, 1e-9)))}/s"
+        if bad or beside:
+            line((f"{bad} of {count(len(steps), 'checkpoint')} wrong", "bold red"), f"  {rate}")
+        else:
+            line((f"{count(len(steps), 'checkpoint')} right", "bold green"), f"  {rate}")
+    if bad or beside:
+        raise typer.Exit(INTEGRITY)
+
+
+def _step(run: Run, which: int | str) -> int:
+    return which if isinstance(which, int) and which in run.broken else run[which].step
+
+
+def _data_bytes(run: Run, step: int) -> int:
+    if step in run.broken:
+        return 0
+    parts = run[step].manifest.parts.values()
+    return sum({f.key: f.size - f.header_size for part in parts for f in part.files}.values())
+
+
+def _beside(run: Run) -> list[Problem]:
+    """Return what is wrong with the run's tags and its log."""
+    checks: tuple[tuple[str, Callable[[], object]], ...] = (("tags", lambda: run.tags), ("log", run.events))
+    problems: list[Problem] = []
+    for what, look in checks:
+        try:
+            look()
+        except IntegrityError as e:
+            problems.append(Problem(what, str(e)))
+    return problems
+
+
+def _print_problems(found: dict[int, list[Problem]], beside: list[Problem]) -> None:
+    for step, problems in found.items():
+        for problem in problems:
+            line((f"step {step}: ", "bold red"), problem.message)
+    for problem in beside:
+        line((f"{problem.key}: ", "bold red"), problem.message)
+
+
+def _document(
+    run: Run, found: dict[int, list[Problem]], beside: list[Problem], done: int, seconds: float
+) -> dict[str, object]:
+    problems = [{"step": s, "key": p.key, "message": p.message} for s, each in found.items() for p in each]
+    problems += [{"step": None, "key": p.key, "message": p.message} for p in beside]
+    return {
+        "run": name_of(run.store.url),
+        "verified": [s for s, each in found.items() if not each],
+        "problems": problems,
+        "read_bytes": done,
+        "seconds": seconds,
+    }

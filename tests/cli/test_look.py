@@ -1,0 +1,177 @@
+"""ls and show: what they say of a sound run."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import holdfast
+from holdfast.catalog.lease import acquire
+from holdfast.cli.words import age
+from holdfast.stores import open_store
+
+
+def test_ls_tells_each_checkpoint_in_one_line(cli, run: Path) -> None:
+    result = cli("ls", run)
+    assert (result.code, result.err) == (0, "")
+    head, blank, titles, *rows = result.out.splitlines()
+    assert "5 checkpoints" in head
+    assert "on disk" in head
+    assert blank == ""
+    assert titles.split() == ["step", "saved", "val_loss", "acc", "size", "new", "tags", "why", "saved"]
+    assert [int(r.split()[0]) for r in rows] == [500, 400, 300, 200, 100]
+    assert "deployed" in rows[3]
+    assert "nan" in rows[2]
+    assert all(row == row.rstrip() for row in result.out.splitlines())
+
+
+def test_ls_marks_the_best_only_where_its_direction_is_known(cli, run: Path) -> None:
+    assert "*" not in cli("ls", run).out
+    by_rule = cli("ls", run, "--keep", 'best("val_loss", mode="min") | best("acc", mode="max")').out
+    starred = [row.split()[0] for row in by_rule.splitlines() if "0.5*" in row]
+    assert starred == ["200"]
+    assert "0.5*" in by_rule.splitlines()[3 + 0]  # step 500 has the best acc, 0.5
+
+
+def test_ls_learns_the_direction_from_the_runs_own_reasons(cli, tmp_path: Path) -> None:
+    weights = {"w": np.zeros(3)}
+    with holdfast.Checkpointer(
+        tmp_path / "r", {"model": weights}, save=holdfast.best("val_loss", mode="min"), keep=None
+    ) as ckpt:
+        for step in ckpt.steps(4):
+            ckpt.log(val_loss=[4.0, 2.0, 3.0, 1.5][step])
+    rows = cli("ls", tmp_path / "r").out.splitlines()
+    assert sum("*" in row for row in rows) == 1
+    assert any("1.5*" in row for row in rows)
+
+
+def test_ls_keep_shows_the_plan(cli, run: Path) -> None:
+    found = cli("ls", run, "--keep", "last(1)", "--json").json
+    actions = {c["step"]: c["plan"]["action"] for c in found["checkpoints"]}
+    assert actions == {100: "drop", 200: "keep", 300: "drop", 400: "drop", 500: "keep"}
+    text = cli("ls", run, "--keep", "last(1)").out
+    assert "no rule keeps it" in text
+    assert "guard: tagged deployed" in text
+    assert holdfast.Run(run).steps == [100, 200, 300, 400, 500]
+
+
+def test_ls_json_of_a_run(cli, run: Path) -> None:
+    found = cli("ls", run, "--json").json
+    assert set(found) == {"run", "id", "size_bytes", "writer", "tags", "checkpoints", "broken"}
+    assert found["tags"] == {"deployed": 200}
+    assert found["writer"] is None
+    assert found["size_bytes"] == sum(f.stat().st_size for f in run.rglob("*") if f.is_file())
+    one = found["checkpoints"][2]
+    assert set(one) == {
+        "step", "attempt", "time", "clock", "metrics", "tags", "reasons", "stored_bytes", "new_bytes", "verified", "demoted",
+    }  # fmt: skip
+    assert one["metrics"] == {"val_loss": "nan", "acc": 0.3}
+    assert one["clock"] == {"step": 300, "epoch": 0, "samples": 0, "tokens": 0, "active_seconds": 0.0}
+    assert one["new_bytes"] < one["stored_bytes"]
+
+
+def test_ls_of_a_directory_finds_runs_below(cli, run: Path, tmp_path: Path) -> None:
+    holdfast.save(tmp_path / "deep" / "er" / "other", {"x": np.ones(3)}, step=7)
+    (tmp_path / "deep" / "empty").mkdir()
+    found = cli("ls", tmp_path, "--json").json
+    assert [Path(r["run"]).name for r in found["runs"]] == ["other", "run"]
+    assert [(r["checkpoints"], r["newest_step"], r["error"]) for r in found["runs"]] == [(1, 7, None), (5, 500, None)]
+    rows = cli("ls", tmp_path).out.splitlines()
+    assert rows[1].split()[0] == "deep/er/other"
+    assert rows[-1].startswith("2 runs, ")
+    assert [Path(r["run"]).name for r in cli("ls", tmp_path, "--depth", 1, "--json").json["runs"]] == ["run"]
+
+
+def test_ls_of_a_directory_goes_on_past_a_broken_run(cli, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{}")
+    result = cli("ls", tmp_path)
+    assert result.code == 0
+    assert "cut off or not ours" in result.out
+    errors = {Path(r["run"]).name: r["error"] for r in cli("ls", tmp_path, "--json").json["runs"]}
+    assert errors["run"] is None
+    assert "run.json" in errors["bad"]
+
+
+def test_ls_says_who_writes_the_run(cli, run: Path) -> None:
+    lease = acquire(open_store(run), heartbeat=False)
+    try:
+        assert "written now by process" in cli("ls", run).out
+        assert set(cli("ls", run, "--json").json["writer"]) == {"host", "pid", "since"}
+        assert "process" in cli("ls", run.parent).out
+    finally:
+        lease.release()
+    assert "written now" not in cli("ls", run).out
+
+
+def test_ls_chooses_the_metrics_that_are_asked_for(cli, run: Path) -> None:
+    titles = cli("ls", run, "--metric", "acc").out.splitlines()[2]
+    assert "acc" in titles
+    assert "val_loss" not in titles
+
+
+def test_show_tells_what_a_checkpoint_is(cli, run: Path) -> None:
+    result = cli("show", f"{run}@deployed")
+    assert result.code == 0
+    first, *rest = result.out.splitlines()
+    assert first.startswith("step 200 of ")
+    assert first.endswith("deployed")
+    text = "\n".join(rest)
+    for expected in ("val_loss 0.5", "asked for", "python", "numpy", "attempt", "exact"):
+        assert expected in text
+    assert any(row.split()[:2] == ["weight", "float32[3,"] for row in rest)
+    assert any(row.split() == ["lr", "0.05"] for row in rest)
+    assert any(row.split() == ["name", "'tiny'"] for row in rest)
+
+
+def test_show_takes_the_newest_by_default(cli, run: Path) -> None:
+    assert cli("show", run).out.startswith("step 500 of ")
+    assert cli("show", f"{run}@100").out.startswith("step 100 of ")
+    assert cli("show", f"{run}@latest").out.startswith("step 500 of ")
+
+
+def test_show_part_and_depth(cli, run: Path) -> None:
+    whole, part = cli("show", run).out, cli("show", run, "--part", "model").out
+    assert "'tiny'" in whole
+    assert "'tiny'" not in part
+    assert "float32[3, 4]" in part
+    assert "float32[3, 4]" not in cli("show", run, "--part", "model", "--depth", 1).out
+
+
+def test_show_json(cli, run: Path) -> None:
+    found = cli("show", f"{run}@200", "--json").json
+    assert set(found) == {
+        "run", "step", "attempt", "parent", "time", "clock", "reasons", "metrics", "tags", "exact", "demoted",
+        "stored_bytes", "new_bytes", "environment", "parts", "tensors",
+    }  # fmt: skip
+    assert list(found["parts"]) == ["model", "config", "rng"]
+    assert found["parts"]["config"]["values"] == {"lr": 0.05, "name": "tiny", "betas": {"$tuple": [0.9, 0.95]}}
+    weight = next(t for t in found["tensors"] if t["name"] == "model/fc.weight")
+    assert weight == {"name": "model/fc.weight", "dtype": "float32", "shape": [3, 4], "bytes": 48, "tied_to": None}
+    only = cli("show", f"{run}@200", "--part", "config", "--json").json
+    assert (list(only["parts"]), only["tensors"]) == (["config"], [])
+
+
+def test_a_run_whose_path_holds_an_at_sign(cli, run: Path) -> None:
+    other = run.rename(run.with_name("me@home"))
+    assert cli("show", other).out.startswith("step 500 of ")
+    assert cli("show", f"{other}@100").out.startswith("step 100 of ")
+
+
+@pytest.mark.parametrize(
+    ("passed", "said"),
+    [(0, "just now"), (45, "45s ago"), (61, "1m ago"), (3700, "1h 1m ago"), (90000, "1d 1h ago"), (1e9, "11574d 1h ago")],
+)
+def test_ages(monkeypatch: pytest.MonkeyPatch, passed: float, said: str) -> None:
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    assert age(2e9 - passed) == said
+    assert math.isfinite(2e9)
+
+
+def test_a_time_ahead_of_ours_is_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    assert age(2e9).startswith("2033-05-1")

@@ -1,0 +1,357 @@
+"""A reader of the format, version 1, that follows `docs/format.md` alone: json, blake3 and numpy, nothing of holdfast.
+
+It is not fast and has no features. It exists to show that the page says enough, and to notice when it no longer does.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,254}")
+MANIFEST_KEY = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
+MANIFEST_DEFAULTS: dict[str, Any] = {
+    "metrics": {}, "reasons": [], "parent": None, "new_bytes": 0, "exact": True, "demoted": False,
+    "world_size": 1, "environment": {}, "loop": {},
+}  # fmt: skip
+MANIFEST_MEMBERS = {"format", "run", "step", "attempt", "generation", "time", "clock", "parts", *MANIFEST_DEFAULTS}
+
+# canonical type -> (bytes, carrier, carrier elements per element, numpy type to read it with)
+TYPES = {
+    "bool": (1, "BOOL", 1, "|b1"),
+    "uint8": (1, "U8", 1, "|u1"),
+    "int8": (1, "I8", 1, "|i1"),
+    "float8_e5m2": (1, "F8_E5M2", 1, "|u1"),
+    "float8_e4m3fn": (1, "F8_E4M3", 1, "|u1"),
+    "float8_e5m2fnuz": (1, "F8_E5M2FNUZ", 1, "|u1"),
+    "float8_e4m3fnuz": (1, "F8_E4M3FNUZ", 1, "|u1"),
+    "float8_e8m0fnu": (1, "U8", 1, "|u1"),
+    "float4_e2m1fn_x2": (1, "U8", 1, "|u1"),
+    "int16": (2, "I16", 1, "<i2"),
+    "uint16": (2, "U16", 1, "<u2"),
+    "float16": (2, "F16", 1, "<f2"),
+    "bfloat16": (2, "BF16", 1, "<u2"),
+    "int32": (4, "I32", 1, "<i4"),
+    "uint32": (4, "U32", 1, "<u4"),
+    "float32": (4, "F32", 1, "<f4"),
+    "complex32": (4, "F16", 2, "<u4"),
+    "complex64": (8, "C64", 1, "<c8"),
+    "float64": (8, "F64", 1, "<f8"),
+    "int64": (8, "I64", 1, "<i8"),
+    "uint64": (8, "U64", 1, "<u8"),
+    "complex128": (16, "F64", 2, "<c16"),
+}
+NAMED_IN_LAYOUT = {"float8_e8m0fnu", "float4_e2m1fn_x2", "complex32", "complex128"}
+BY_CARRIER = {carrier: name for name, (_, carrier, _, _) in TYPES.items() if name not in NAMED_IN_LAYOUT}
+
+
+class Refused(Exception):
+    """The bytes are not what the format allows."""
+
+
+def require(holds: object, what: str) -> None:
+    if not holds:
+        raise Refused(what)
+
+
+def open_sealed(raw: bytes, characters: int = 64) -> dict[str, Any]:
+    tail = characters + 14
+    head, end = raw[:-tail], raw[-tail:]
+    require(end.startswith(b',"digest":"') and end.endswith(b'"}\n'), "does not end in a digest")
+    require(blake3(head).hexdigest()[:characters].encode() == end[11:-3], "the digest differs")
+    require(head.startswith(b"{"), "is not an object")
+    content: dict[str, Any] = json.loads(head + b"}")
+    return content
+
+
+def check_key(key: str) -> str:
+    for component in key.split("/"):
+        require(COMPONENT.fullmatch(component) and component not in (".", ".."), f"key {key!r}")
+    return key
+
+
+def check_name(name: str) -> str:
+    require(1 <= len(name.encode()) <= 1024, f"name {name!r}")
+    require(unicodedata.normalize("NFC", name) == name, f"name {name!r}")
+    require(not any(unicodedata.category(c) in ("Cc", "Cs") for c in name), f"name {name!r}")
+    return name
+
+
+def compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass
+class Tensor:
+    name: str
+    type: str
+    shape: list[int]
+    stride: list[int] | None
+    start: int
+    end: int
+
+
+def cut(tensors: list[tuple[int, list[int]]]) -> list[tuple[int, int]]:
+    """The digest blocks of a data region, from (size, shape) of each tensor in data order."""
+    blocks: list[tuple[int, int]] = []
+    position, group = 0, None
+    for size, shape in tensors:
+        if size == 0:
+            continue
+        if size >= 65536:
+            if group is not None:
+                blocks.append((group, position))
+                group = None
+            row = size // (shape[0] if shape else 1)
+            step = (67108864 // row) * row if row <= 67108864 else 67108864
+            blocks += [(position + o, position + min(o + step, size)) for o in range(0, size, step)]
+        elif group is None:
+            group = position
+        elif position + size - group > 1048576:
+            blocks.append((group, position))
+            group = position
+        position += size
+    if group is not None:
+        blocks.append((group, position))
+    return blocks
+
+
+class DataFile:
+    """A data file, its header checked; `read` checks the blocks that a tensor lies in."""
+
+    def __init__(self, root: Path, entry: dict[str, Any]) -> None:
+        require(set(entry) == {"key", "size", "header_size", "header_digest"}, "members of a file entry")
+        require(entry["key"].startswith("data/"), "a key outside data/")
+        self.raw = (root / check_key(entry["key"])).read_bytes()
+        require(len(self.raw) == entry["size"], "the file's size")
+        size = entry["header_size"]
+        require(0 < size <= entry["size"], "header_size")
+        header = self.raw[:size]
+        require(blake3(header).hexdigest() == entry["header_digest"], "the header's digest")
+        require(8 + int.from_bytes(header[:8], "little") == size, "N")
+        body = json.loads(header[8:])
+        metadata = body.pop("__metadata__")
+        layouts = json.loads(metadata.get("layouts", "{}"))
+        self.tensors = [self._tensor(check_name(n), t, layouts.get(n, {})) for n, t in body.items()]
+        position = 0
+        for t in self.tensors:
+            require(t.start == position, "a hole or an overlap")
+            position = t.end
+        require(size + position == len(self.raw), "the file's end")
+        self.blocks = cut([(t.end - t.start, t.shape) for t in self.tensors])
+        digests = base64.b64decode(metadata["digests"], validate=True)
+        self.digests = [digests[i : i + 32] for i in range(0, len(digests), 32)]
+        require(len(digests) == 32 * len(self.blocks), "the number of digests")
+        require(self._only_form(metadata["digests"]) == header, "another form of the header")
+        self.data = self.raw[size:]
+        self.by_name = {t.name: t for t in self.tensors}
+
+    @staticmethod
+    def _tensor(name: str, entry: dict[str, Any], layout: dict[str, Any]) -> Tensor:
+        require(entry["dtype"] in BY_CARRIER, "an unknown carrier")
+        kind = layout.get("dtype", BY_CARRIER[entry["dtype"]])
+        size, carrier, pairs, _ = TYPES[kind]
+        require(carrier == entry["dtype"], "carrier and type")
+        shape = list(entry["shape"])
+        if pairs == 2:
+            require(shape and shape.pop() == 2, "the dimension of the pairs")
+        start, end = entry["data_offsets"]
+        count = 1
+        for n in shape:
+            count *= n
+        require(count * size == end - start, "size and shape")
+        return Tensor(name, kind, shape, layout.get("stride"), start, end)
+
+    def _only_form(self, digests: str) -> bytes:
+        metadata: dict[str, str] = {"format": "pt", "holdfast": "holdfast/1", "digests": digests}
+        layouts: dict[str, dict[str, object]] = {}
+        for t in self.tensors:
+            layout: dict[str, object] = {"dtype": t.type} if t.type in NAMED_IN_LAYOUT else {}
+            if t.stride is not None:
+                layout["stride"] = t.stride
+            if layout:
+                layouts[t.name] = layout
+        if layouts:
+            metadata["layouts"] = compact(layouts)
+        body: dict[str, object] = {"__metadata__": metadata}
+        for t in self.tensors:
+            _, carrier, pairs, _ = TYPES[t.type]
+            shape = t.shape + ([2] if pairs == 2 else [])
+            body[t.name] = {"dtype": carrier, "shape": shape, "data_offsets": [t.start, t.end]}
+        text = compact(body).encode()
+        size = -(-(8 + len(text)) // 4096) * 4096
+        return (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        t = self.by_name[name]
+        for (start, end), digest in zip(self.blocks, self.digests, strict=True):
+            if start < t.end and t.start < end:
+                require(blake3(self.data[start:end]).digest() == digest, f"bytes of {name}")
+        elements = np.frombuffer(self.data[t.start : t.end], np.dtype(TYPES[t.type][3]))
+        return elements.reshape(t.shape)
+
+
+class SpecRun:
+    """A run in a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.identity = open_sealed((root / "run.json").read_bytes())
+        require(set(self.identity) == {"format", "run", "created"} and self.identity["format"] == 1, "run.json")
+
+    def _keys(self, prefix: str) -> list[str]:
+        found = (p for p in (self.root / prefix).rglob("*") if p.is_file() and not p.name.startswith(".tmp-"))
+        return sorted(p.relative_to(self.root).as_posix() for p in found)
+
+    def manifest_keys(self) -> dict[int, str]:
+        newest: dict[int, tuple[int, str]] = {}
+        for key in self._keys("checkpoints"):
+            if found := MANIFEST_KEY.fullmatch(key):
+                step, ordinal = int(found[1]), int(found[2] or 0)
+                newest[step] = max(newest.get(step, (-1, "")), (ordinal, key))
+        return {step: key for step, (_, key) in sorted(newest.items())}
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        content = open_sealed((self.root / self.manifest_keys()[step]).read_bytes())
+        require(content["format"] == 1, "the format's number")
+        require(set(content) <= MANIFEST_MEMBERS, "members of a manifest")
+        require(content["step"] == step, "the step")
+        return {**MANIFEST_DEFAULTS, **content}
+
+    def tags(self) -> dict[str, dict[str, Any]]:
+        tags = [open_sealed((self.root / k).read_bytes()) for k in self._keys("tags")]
+        steps = {s: self.manifest(s)["attempt"] for s in self.manifest_keys()}
+        return {t["tag"]: t for t in tags if steps.get(t["step"]) == t["attempt"]}
+
+    def holder(self) -> dict[str, Any]:
+        return open_sealed((self.root / self._keys("lease")[-1]).read_bytes())
+
+    def events(self) -> list[dict[str, Any]]:
+        out: list[dict[str, Any]] = []
+        for key in self._keys("log"):
+            lines = (self.root / key).read_bytes().split(b"\n")
+            out += [open_sealed(line + b"\n", 16) for line in lines[:-1]]
+        return out
+
+    def timeline(self) -> list[dict[str, Any]]:
+        kept: list[dict[str, Any]] = []
+        clock = None
+        for e in self.events():
+            if e["event"] == "resumed":
+                kept = [k for k in kept if not _beyond(k, e["step"])]
+            if e["event"] == "observed" and e["attempt"] is None:
+                if e["clock"] == clock:
+                    continue
+                clock = e["clock"]
+            kept.append(e)
+        return kept
+
+
+def _beyond(event: dict[str, Any], step: int) -> bool:
+    if event["event"] == "observed":
+        return event["attempt"] is None and event["clock"][0] > step
+    return bool(event["event"] == "verdict" and event["step"] > step)
+
+
+class SpecCheckpoint:
+    """A checkpoint: its values with arrays where tensors are."""
+
+    def __init__(self, run: SpecRun, step: int) -> None:
+        self.manifest = run.manifest(step)
+        self.parts: dict[str, Any] = self.manifest["parts"]
+        self._root = run.root
+        self._files: dict[str, DataFile] = {}
+        self.aliases: dict[str, str] = {}
+        for name, part in self.parts.items():
+            check_name(name)
+            require(set(part) <= {"tree", "kind", "files", "aliases"}, "members of a part")
+            self.aliases |= part.get("aliases", {})
+
+    def tensor(self, name: str) -> np.ndarray[Any, Any]:
+        file, short = self.place(name)
+        return file.read(short)
+
+    def place(self, name: str) -> tuple[DataFile, str]:
+        name = self.aliases.get(name, name)
+        part = name
+        while part not in self.parts:
+            part, cut_at, _ = part.rpartition("/")
+            require(cut_at, f"{name} belongs to no part")
+        short = name.removeprefix(f"{part}/")
+        for entry in self.parts[part].get("files", []):
+            if entry["key"] not in self._files:
+                self._files[entry["key"]] = DataFile(self._root, entry)
+            file = self._files[entry["key"]]
+            if short in file.by_name:
+                return file, short
+        raise Refused(f"no file holds {name}")
+
+    def value(self, part: str) -> Any:
+        return self._value(self.parts[part].get("tree"))
+
+    def _value(self, x: Any) -> Any:
+        if isinstance(x, list):
+            return [self._value(v) for v in x]
+        if not isinstance(x, dict):
+            return x
+        typed = [k for k in x if k.startswith("$")]
+        if not typed:
+            return {k: self._value(v) for k, v in x.items()}
+        require(len(x) == 1, "a type name beside other keys")
+        key, content = typed[0], x[typed[0]]
+        if key == "$tensor":
+            return self.tensor(check_name(content[0]))
+        if key == "$typed":
+            return (content[0], self._value(content[1]))
+        return _plain(key, content, self._value)
+
+
+def _plain(key: str, x: Any, value: Any) -> Any:
+    import collections
+    import datetime
+    import decimal
+    import fractions
+    import pathlib
+    import struct
+    import uuid
+
+    def pairs() -> dict[Any, Any]:
+        found = [(value(k), value(v)) for k, v in x]
+        require(len({k for k, _ in found}) == len(found), "a key occurs twice")
+        return dict(found)
+
+    readers = {
+        "$float": lambda: struct.unpack(">d", bytes.fromhex(x))[0],
+        "$int": lambda: int(x, 16),
+        "$str": lambda: base64.b64decode(x).decode("utf-8", "surrogatepass"),
+        "$complex": lambda: complex(value(x[0]), value(x[1])),
+        "$bytes": lambda: base64.b64decode(x),
+        "$bytearray": lambda: bytearray(base64.b64decode(x)),
+        "$tuple": lambda: tuple(value(v) for v in x),
+        "$set": lambda: {value(v) for v in x},
+        "$frozenset": lambda: frozenset(value(v) for v in x),
+        "$range": lambda: range(*x),
+        "$slice": lambda: slice(*(value(v) for v in x)),
+        "$dict": pairs,
+        "$ordereddict": lambda: collections.OrderedDict(pairs()),
+        "$counter": lambda: collections.Counter(pairs()),
+        "$deque": lambda: collections.deque([value(v) for v in x[0]], x[1]),
+        "$datetime": lambda: datetime.datetime.fromisoformat(x),
+        "$date": lambda: datetime.date.fromisoformat(x),
+        "$time": lambda: datetime.time.fromisoformat(x),
+        "$timedelta": lambda: datetime.timedelta(*x),
+        "$decimal": lambda: decimal.Decimal(x),
+        "$fraction": lambda: fractions.Fraction(value(x[0]), value(x[1])),
+        "$uuid": lambda: uuid.UUID(x),
+        "$path": lambda: pathlib.PurePosixPath(x),
+    }
+    require(key in readers, f"unknown value type {key}")
+    return readers[key]()

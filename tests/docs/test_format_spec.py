@@ -1,0 +1,303 @@
+"""The specification is enough: a reader written from `docs/format.md` alone sees what holdfast sees, and refuses the same damage."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import decimal
+import fractions
+import math
+import pathlib
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_pages import DOCS, sections
+from spec_reader import MANIFEST_MEMBERS, TYPES, Refused, SpecCheckpoint, SpecRun, cut
+
+import holdfast
+from holdfast import Checkpointer, EarlyStopping, best, every, last
+from holdfast.core.dtypes import CARRIERS, DTYPES
+from holdfast.core.errors import HoldfastError
+from holdfast.format import events, values
+from holdfast.format.digest import cut_blocks
+from holdfast.format.manifest import FileEntry, Manifest, Part
+from holdfast.state.records import Record
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+SPEC = DOCS / "format.md"
+
+VALUES: dict[str, object] = {
+    "plain": [None, True, False, 0, -(2**63), 2**63 - 1, 0.1, -0.0, 1e300, 5e-324, "", "päth/$x"],
+    "odd": [math.inf, -math.inf, 2**63, -(10**40), "\ud800", 1 + 2j, complex(math.inf, 0), b"\x00\xff", bytearray(b"ab")],
+    "containers": [(1, (2,)), {3, 1}, frozenset({"a"}), range(1, 9, 2), slice(None, 3), {1: "a", (2, 3): {"$b": 1}}],
+    "collections": [
+        collections.OrderedDict([("b", 1), ("a", 2)]),
+        collections.Counter("aab"),
+        collections.deque([1, 2], maxlen=4),
+        collections.deque([]),
+    ],
+    "times": [
+        datetime.datetime(2024, 2, 29, 12, 30, 0, 7, tzinfo=datetime.UTC),
+        datetime.date(1970, 1, 1),
+        datetime.time(23, 59),
+        datetime.timedelta(days=-1, microseconds=3),
+    ],
+    "exact": [decimal.Decimal("0.10"), fractions.Fraction(1, 3), uuid.UUID(int=7), pathlib.PurePosixPath("a/b")],
+}
+
+
+class Net(nn.Module):
+    """Tied weights, a frozen part that is never written twice, buffers, odd element types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 16)
+        self.head = nn.Linear(16, 50, bias=False)
+        self.head.weight = self.embed.weight
+        self.frozen = nn.Parameter(torch.randn(300, 100), requires_grad=False)
+        self.norm = nn.BatchNorm1d(16)
+        self.thin = nn.Parameter(torch.randn(3, 5).bfloat16())
+        self.register_buffer("flipped", torch.arange(12.0).reshape(3, 4).t())
+        self.register_buffer("pairs", torch.randn(2, 3, dtype=torch.complex128))
+        self.register_buffer("none", torch.empty(0, 4))
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.norm(self.embed(x)))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has most of what a run can have: best, tags, a rollback, late metrics, references, an ordinal."""
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("spec") / "run"
+    net = Net()
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.01)
+    tiny = {f"t{i:04d}": np.full(i % 7, i, np.float32) for i in range(400)}
+    state = {
+        "model": net,
+        "optimizer": optimizer,
+        "values": dict(VALUES),
+        "tiny": tiny,
+        "big": np.arange(100_000, dtype=np.int64),
+        "ü ber": np.float16([1, 2]),
+    }
+    with Checkpointer(
+        place,
+        state,
+        save=every(steps=2) | best("loss", mode="min"),
+        keep=last(4) | best("loss", mode="min"),
+        stop=EarlyStopping("loss", mode="min", patience=50),
+    ) as ckpt:
+        back = False
+        for step in ckpt.steps(12):
+            loss = net(torch.randint(0, 50, (8,))).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            ckpt.log(loss=loss, noise=math.nan)
+            if step == 8 and not back:
+                back = True
+                ckpt.restore(6)
+            if step == 9:
+                ckpt.save(tag="chosen")
+    holdfast.Run(place).observe("chosen", "score", 0.5)
+    net.thin.data += 1
+    holdfast.save(place, state, step=12)  # a later state of a step
+    return place
+
+
+def test_every_tensor_and_value_is_the_same(root: Path) -> None:
+    run, mine = holdfast.Run(root), SpecRun(root)
+    assert list(mine.manifest_keys()) == run.steps
+    for step in run.steps:
+        ours, theirs = run[step], SpecCheckpoint(mine, step)
+        assert list(theirs.parts) == ours.parts
+        names = [*ours.tensors]
+        assert len(names) > 400
+        for name in names:
+            assert_same_array(ours[name].read(), theirs.tensor(name), name)
+            file, short = theirs.place(name)
+            assert file.by_name[short].type == ours[name].dtype
+        loaded = ours.values(as_="numpy")
+        for part in ours.parts:
+            assert_same(loaded[part], theirs.value(part), part)
+
+
+def test_what_a_manifest_says_is_the_same(root: Path) -> None:
+    run, mine = holdfast.Run(root), SpecRun(root)
+    assert mine.identity["run"] == run.id
+    for step in run.steps:
+        ours, theirs = run[step], mine.manifest(step)
+        assert tuple(theirs["clock"]) == tuple(getattr(ours.clock, n) for n in ours.clock.__slots__)
+        assert_same(ours.metrics, {k: float(v) for k, v in theirs["metrics"].items()}, "metrics")
+        assert tuple(theirs["reasons"]) == ours.reasons
+        assert theirs["environment"] == ours.environment
+    assert {n: t["step"] for n, t in mine.tags().items()} == run.tags
+    assert "best" in run.tags
+    assert mine.tags()["best"]["automatic"]
+    assert mine.holder()["released"]
+
+
+def test_the_log_is_the_same(root: Path) -> None:
+    run, mine = holdfast.Run(root), SpecRun(root)
+    ours = [type(e).__struct_config__.tag for e in run.events()]
+    assert [e["event"] for e in mine.timeline()] == ours
+    assert {"started", "resumed", "observed", "saved", "removed"} <= set(ours)
+    observed = [e for e in mine.timeline() if e["event"] == "observed" and e["attempt"] is None]
+    seen = [(e["clock"][0], float(v)) for e in observed for m, v in e["metrics"].items() if m == "loss"]
+    assert seen == [(o.clock.step, o.value) for o in run.observations() if o.metric == "loss"]
+    assert [s for s, _ in seen] == list(range(1, 13))
+
+
+def test_the_run_has_what_the_page_speaks_of(root: Path) -> None:
+    """The comparison above is worth something only if the run is not too simple."""
+    mine = SpecRun(root)
+    newest = SpecCheckpoint(mine, 12)
+    assert mine.manifest_keys()[12].endswith("-0001.json")
+    assert newest.aliases
+    assert len(newest.parts["model"]["files"]) == 2, "an unchanged tensor is referred to"
+    assert newest.parts["ü ber"]["files"][0]["key"].endswith("/part-5.safetensors")
+    assert list((root / "trash").iterdir())
+    file, _ = newest.place("tiny/t0001")
+    assert len(file.tensors) == 400
+    assert len(file.blocks) == 1
+    assert newest.place("model/pairs")[0].by_name["pairs"].type == "complex128"
+    assert newest.place("model/flipped")[0].by_name["flipped"].stride == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["run.json", "checkpoints/*12-0001.json", "data/*12-*/model.safetensors", "tags/best.json", "log/g*1-*.jsonl"],
+)
+def test_both_refuse_any_changed_byte(root: Path, tmp_path: Path, pattern: str) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(root, damaged)
+    victim = sorted(damaged.glob(pattern))[-1]
+    sound = victim.read_bytes()
+    places = {0, len(sound) // 3, len(sound) - 40, len(sound) - 1}
+    for at in places:
+        victim.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+        if pattern.startswith("log") and at == len(sound) - 1:
+            continue  # without its newline the last line counts as cut off
+        with pytest.raises((Refused, ValueError)):
+            read_all_by_spec(damaged)
+        with pytest.raises(HoldfastError):
+            read_all(damaged)
+
+
+def read_all_by_spec(root: Path) -> None:
+    run = SpecRun(root)
+    run.tags()
+    run.events()
+    checkpoint = SpecCheckpoint(run, 12)
+    for part in checkpoint.parts:
+        checkpoint.value(part)
+
+
+def read_all(root: Path) -> None:
+    run = holdfast.Run(root)
+    run.tags  # noqa: B018
+    run.events()
+    run[12].values()
+
+
+sizes = st.one_of(
+    st.integers(0, 64), st.integers(65_500, 65_600), st.integers(0, 1 << 21), st.integers(1 << 26, 1 << 28)
+)
+
+
+@given(st.lists(st.tuples(sizes, st.integers(1, 9), st.booleans()), max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_blocks_are_cut_by_the_rule(found: list[tuple[int, int, bool]]) -> None:
+    tensors = [(row * rows, [rows, row] if shaped else [row * rows]) for row, rows, shaped in found]
+    tensors = [(n, [] if n == 1 else shape) for n, shape in tensors]
+    ours = [(b.start, b.end) for b in cut_blocks([(n, tuple(shape)) for n, shape in tensors])]
+    assert cut(tensors) == ours
+
+
+# ---- the page names everything there is --------------------------------------------------------------------------
+
+
+def table_column(text: str, column: int = 0) -> set[str]:
+    """The words in backticks in one column of the tables of a section."""
+    found: set[str] = set()
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = line.strip("|").split("|")
+            if column < len(cells):
+                found |= set(re.findall(r"`([^`]+)`", cells[column]))
+    return found
+
+
+def test_the_tables_of_members_are_complete() -> None:
+    second, third = sections(SPEC, 2), sections(SPEC, 3)
+    manifest = table_column(second["The manifest"].split("### Parts")[0])
+    assert manifest == set(Manifest.__struct_fields__) == MANIFEST_MEMBERS
+    assert table_column(third["Parts"]) == {*Part.__struct_fields__, *FileEntry.__struct_fields__}
+    kinds = {e.__struct_config__.tag: e.__struct_fields__ for e in (
+        events.Started, events.Resumed, events.Observed, events.Saved, events.Verdicted, events.Removed, events.Verified
+    )}  # fmt: skip
+    rows = {
+        row.split("|")[1].strip(" `"): table_column(row, 1)
+        for row in second["The run log"].splitlines()
+        if row.startswith("| `")
+    }
+    rows.pop("event", None)
+    assert rows == {kind: set(fields) for kind, fields in kinds.items()}
+
+
+def test_the_table_of_value_types_is_complete() -> None:
+    assert table_column(sections(SPEC, 2)["Values"]) == {*values._DECODERS}
+
+
+def test_the_table_of_element_types_is_complete() -> None:
+    assert TYPES.keys() == DTYPES.keys()
+    for name, (size, carrier, pairs, _) in TYPES.items():
+        d = DTYPES[name]
+        assert (d.itemsize, d.carrier, d.carrier_per_element) == (size, carrier, pairs)
+    table = sections(SPEC, 3)["Element types"]
+    assert table_column(table, 0) | table_column(table, 4) >= DTYPES.keys()
+    assert table_column(table, 2) | table_column(table, 6) >= CARRIERS.keys()
+
+
+# ---- comparing -----------------------------------------------------------------------------------------------------
+
+
+def assert_same_array(ours: Any, theirs: Any, where: str) -> None:
+    assert ours.shape == theirs.shape, where
+    assert ours.tobytes() == theirs.tobytes(), where
+
+
+def assert_same(ours: Any, theirs: Any, where: str) -> None:
+    """Compare a value that holdfast gave back with what the spec's reader made of it."""
+    if isinstance(ours, np.ndarray):
+        assert_same_array(ours, theirs, where)
+    elif isinstance(ours, Record):
+        assert theirs[0] == ours.type, where
+    elif isinstance(ours, float):
+        assert type(theirs) is float, where
+        assert np.float64(ours).tobytes() == np.float64(theirs).tobytes(), where
+    elif isinstance(ours, dict):
+        assert type(ours) is type(theirs), where
+        assert list(ours) == list(theirs), where
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{where}/{key}")
+    elif isinstance(ours, (list, tuple)):
+        assert type(ours) is type(theirs), where
+        assert len(ours) == len(theirs), where
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(a, b, f"{where}/{i}")
+    else:
+        assert type(ours) is type(theirs), where
+        assert ours == theirs, where
+        if isinstance(ours, collections.deque):
+            assert ours.maxlen == theirs.maxlen, where

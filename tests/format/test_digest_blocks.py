@@ -1,0 +1,99 @@
+"""How a data region is cut into digest blocks: a part of the format, since the cut itself is never stored."""
+
+from __future__ import annotations
+
+import math
+
+import blake3
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.format.digest import Block, cut_blocks, digest
+
+KIB, MIB = 1 << 10, 1 << 20
+OWN, GROUP, LARGEST = 64 * KIB, 1 * MIB, 64 * MIB
+
+sizes = st.one_of(
+    st.integers(0, 100), st.integers(OWN - 2, OWN + 2), st.integers(0, GROUP + 1), st.integers(LARGEST - 2, LARGEST + 2),
+    st.integers(0, 1 << 33),
+)  # fmt: skip
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> tuple[int, tuple[int, ...]]:
+    if draw(st.booleans()):
+        size = draw(sizes)
+        return size, draw(st.sampled_from([(), (size,), (1, size)])) if size else (0,)
+    row = draw(st.one_of(st.integers(1, 9), st.integers(1, 4 * MIB), st.integers(LARGEST - 1, 2 * LARGEST)))
+    rows = draw(st.integers(0, 70))
+    return rows * row, (rows, row)
+
+
+@settings(max_examples=400)
+@given(st.lists(tensors(), max_size=12))
+def test_blocks_cover_the_region_without_holes_and_keep_the_rules(given_tensors) -> None:
+    blocks = cut_blocks(given_tensors)
+    starts = [0]
+    for nbytes, _ in given_tensors:
+        starts.append(starts[-1] + nbytes)
+    assert [b.start for b in blocks] == [0, *[b.end for b in blocks]][: len(blocks)]
+    assert (blocks[-1].end if blocks else 0) == starts[-1]
+    for b in blocks:
+        assert 0 < b.end - b.start <= LARGEST
+        covered = [i for i, (n, _) in enumerate(given_tensors) if n and starts[i] < b.end and starts[i + 1] > b.start]
+        assert (b.first, b.last) == (covered[0], covered[-1])
+        nbytes, shape = given_tensors[b.first]
+        if nbytes >= OWN:
+            assert covered == [b.first], "a large tensor shares no block"
+            row = nbytes // shape[0] if shape else nbytes
+            if row <= LARGEST:
+                assert (b.start - starts[b.first]) % row == 0, "a block begins at the beginning of a row"
+        else:
+            assert b.end - b.start <= GROUP
+            assert all(given_tensors[i][0] < OWN for i in covered)
+            assert (b.start, b.end) == (starts[b.first], starts[b.last + 1]), "a small tensor is never cut"
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, OWN - 1), max_size=60))
+def test_small_neighbours_share_a_block_until_it_is_full(small: list[int]) -> None:
+    blocks = cut_blocks([(n, (n,)) for n in small])
+    for one, after in zip(blocks, blocks[1:], strict=False):
+        assert one.end - one.start + small[after.first] > GROUP, "two blocks where one had room"
+
+
+@pytest.mark.parametrize(
+    ("shape", "itemsize", "lengths"),
+    [
+        ((16 * KIB,), 4, [64 * KIB]),
+        ((16 * KIB - 1,), 4, [64 * KIB - 4]),
+        ((32 * MIB,), 4, [64 * MIB, 64 * MIB]),
+        ((3, 24 * MIB), 1, [48 * MIB, 24 * MIB]),
+        ((3, 40 * MIB), 1, [40 * MIB] * 3),
+        ((2, 65 * MIB), 1, [64 * MIB, 64 * MIB, 2 * MIB]),
+        ((), 2 * 64 * MIB, [64 * MIB, 64 * MIB]),
+        ((64 * MIB // 3 + 1, 3), 1, [64 * MIB - 1, 3]),
+    ],
+)
+def test_large_tensors_are_cut_at_rows(shape: tuple[int, ...], itemsize: int, lengths: list[int]) -> None:
+    blocks = cut_blocks([(math.prod(shape) * itemsize, shape)])
+    assert [b.end - b.start for b in blocks] == lengths
+
+
+def test_a_large_tensor_ends_the_group_before_it_and_empty_ones_belong_nowhere() -> None:
+    found = cut_blocks([(0, (0,)), (10, (10,)), (0, (0, 3)), (20, ()), (OWN, (OWN,)), (5, (5,)), (0, (0,))])
+    assert found == [Block(0, 30, 1, 3), Block(30, 30 + OWN, 4, 4), Block(30 + OWN, 35 + OWN, 5, 5)]
+    assert cut_blocks([]) == cut_blocks([(0, (0,))]) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 1024, 1025, 65_536, MIB - 1, MIB, MIB + 1])
+def test_the_digest_is_plain_blake3(size: int) -> None:
+    data = bytes(i % 251 for i in range(size))  # the input of the official test vectors
+    assert digest(data) == blake3.blake3(data).digest() == digest(memoryview(bytearray(data)))
+    vectors = {
+        0: "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262",
+        1: "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213",
+        1024: "42214739f095a406f3fc83deb889744ac00df831c10daa55189b5d121c855af7",
+    }
+    assert digest(data).hex() == vectors.get(size, digest(data).hex())

@@ -1,0 +1,181 @@
+"""Every call of a LocalStore may fail: old objects stay, errors are ours, and the next attempt works."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+from holdfast.core.buffers import Buffer
+from holdfast.core.errors import AlreadyExists, OutOfSpace, PermissionDenied, StoreError, Truncated
+from holdfast.stores import LocalStore, OsDisk
+from holdfast.testing import FaultyDisk
+
+Act = Callable[[LocalStore], None]
+BEFORE = {"a/old": b"old" * 9, "a/other": b"other", "alone/old": b"o"}
+ACTS: dict[str, tuple[str, bytes | None, Act]] = {
+    "create": ("a/new", b"new", lambda s: s.create("a/new", b"new")),
+    "create deep": ("x/y/new", b"new", lambda s: s.create("x/y/new", b"new")),
+    "replace": ("a/old", b"new", lambda s: s.replace("a/old", b"new")),
+    "write": ("d/e/new", b"new", lambda s: s.write("d/e/new", [b"n", b"", b"ew"])),
+    "append": ("log/new", b"new", lambda s: s.append("log/new", b"new")),
+    "delete": ("alone/old", None, lambda s: s.delete(["alone/old"])),
+}
+KINDS = {
+    errno.EIO: StoreError, errno.ENOSPC: OutOfSpace, errno.EDQUOT: OutOfSpace, errno.EROFS: PermissionDenied,
+    errno.EACCES: PermissionDenied, errno.ESTALE: StoreError,
+}  # fmt: skip
+
+
+def prepare(root: pathlib.Path) -> pathlib.Path:
+    for key, data in BEFORE.items():
+        LocalStore(root).create(key, data)
+    return root
+
+
+def content(root: pathlib.Path) -> dict[str, bytes]:
+    store = LocalStore(root)
+    return {o.key: store.read(o.key) for o in store.list("")}
+
+
+def check_left(root: pathlib.Path, act: str) -> None:
+    key, goal, _ = ACTS[act]
+    found = content(root)
+    touched = found.pop(key, None)
+    assert found == {k: v for k, v in BEFORE.items() if k != key}
+    if act in ("write", "append"):
+        assert touched is None or goal.startswith(touched), "a part, at a key that nobody else uses"
+    else:
+        assert touched in (BEFORE.get(key), goal)
+
+
+@pytest.mark.parametrize("applied", [False, True], ids=["instead", "applied"])
+@pytest.mark.parametrize("act", ACTS)
+def test_a_fault_at_any_call_leaves_what_was_there(
+    tmp_path_factory: pytest.TempPathFactory, act: str, applied: bool
+) -> None:
+    key, goal, run = ACTS[act]
+    for n in range(1, 100):
+        root = prepare(tmp_path_factory.mktemp("fault") / "run")
+        disk = FaultyDisk(n, applied=applied)
+        store = LocalStore(root, disk)
+        failed = failure_of(run, store)
+        if not disk.fired:
+            assert failed is None
+            break
+        fault = disk.calls[n - 1]
+        check_left(root, act)
+        if failed is None:
+            assert fault == "unlink", "only the removal of a temporary file may fail silently"
+            assert content(root).get(key) == goal
+        else:
+            assert type(failed) is StoreError
+            assert failed.errno == errno.EIO
+            assert isinstance(failed.__cause__, OSError)
+            assert str(root) in str(failed)
+        left_over = [name for _, _, files in os.walk(root) for name in files if name.startswith(".tmp-")]
+        assert not left_over or fault in ("unlink", "open")
+        check_next_attempt(store, act, first_failed=failed is not None)
+    assert n > 2
+
+
+def failure_of(run: Act, store: LocalStore) -> StoreError | None:
+    try:
+        run(store)
+    except StoreError as e:
+        return e
+    return None
+
+
+def check_next_attempt(store: LocalStore, act: str, *, first_failed: bool) -> None:
+    key, goal, run = ACTS[act]
+    if act in ("write", "append"):  # a new attempt has keys of its own
+        store.write("d/retry/new", [b"again"])
+        assert store.read("d/retry/new") == b"again"
+        return
+    there = act.startswith("create") and store.list(os.path.dirname(key)) != []
+    again = failure_of(run, store)
+    assert again is None or (there and isinstance(again, AlreadyExists))
+    assert (store.read(key) if goal is not None else None) == goal
+    assert first_failed or again is None or there
+
+
+@pytest.mark.parametrize("code", KINDS, ids=errno.errorcode.get)
+def test_errors_of_the_operating_system_become_ours(tmp_path: pathlib.Path, code: int) -> None:
+    root = prepare(tmp_path / "run")
+    for act, (_, _, run) in ACTS.items():
+        with pytest.raises(KINDS[code]) as raised:
+            run(LocalStore(root, FaultyDisk(1, code, sticky=True)))
+        assert raised.value.errno == code, act
+        assert os.strerror(code) in str(raised.value)
+        assert str(root) in str(raised.value)
+        if KINDS[code] is not StoreError:
+            assert "; " in str(raised.value), "says what to do"
+        assert content(root) == BEFORE
+
+
+@pytest.mark.parametrize("act", ["create", "create deep", "replace", "write"])
+def test_a_disk_that_is_full_for_good_keeps_what_was_there(tmp_path_factory: pytest.TempPathFactory, act: str) -> None:
+    for n in range(1, 100):
+        root = prepare(tmp_path_factory.mktemp("full") / "run")
+        disk = FaultyDisk(n, errno.ENOSPC, sticky=True)
+        failed = failure_of(ACTS[act][2], LocalStore(root, disk))
+        if failed is None:
+            break
+        assert isinstance(failed, OutOfSpace)
+        check_left(root, act)
+    assert n > 2
+
+
+class CloseFails(OsDisk):
+    """Reports a full disk at close, as NFS does."""
+
+    def close(self, fd: int) -> None:
+        writable = os.get_inheritable(fd) or bool(__import__("fcntl").fcntl(fd, 3) & os.O_WRONLY)
+        super().close(fd)
+        if writable:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+@pytest.mark.parametrize("act", ["create", "create deep", "replace", "write"])
+def test_an_error_that_shows_at_close_is_an_error(tmp_path: pathlib.Path, act: str) -> None:
+    root = prepare(tmp_path / "run")
+    with pytest.raises(OutOfSpace):
+        ACTS[act][2](LocalStore(root, CloseFails()))
+    assert content(root) == BEFORE
+
+
+class Slow(OsDisk):
+    """Moves a few bytes at a time, as a signal or a full pipe to the server may make it."""
+
+    def write(self, fd: int, data: Buffer) -> int:
+        return super().write(fd, memoryview(data)[:3])
+
+    def pread_into(self, fd: int, target: memoryview, offset: int) -> int:
+        return super().pread_into(fd, target[:2], offset)
+
+
+def test_partial_writes_and_reads_are_carried_on(tmp_path: pathlib.Path) -> None:
+    store = LocalStore(tmp_path, Slow())
+    store.write("w", [b"0123456789", b"abcdefgh"])
+    store.create("c", b"0123456789")
+    store.append("c", b"abc")
+    assert store.read("w") == b"0123456789abcdefgh"
+    assert store.read("c", 3, 11) == b"3456789a"
+    with pytest.raises(Truncated, match="ends after 13 bytes; expected 20"):
+        store.read("c", 5, 20)
+
+
+def test_a_read_that_fails_is_not_a_short_read(tmp_path: pathlib.Path) -> None:
+    class BadSector(OsDisk):
+        def pread_into(self, fd: int, target: memoryview, offset: int) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    LocalStore(tmp_path).create("k", b"0123")
+    with pytest.raises(StoreError) as raised:
+        LocalStore(tmp_path, BadSector()).read("k")
+    assert raised.value.errno == errno.EIO
+    assert not isinstance(raised.value, Truncated)
