@@ -14,7 +14,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python -m holdfast.demo --out out/demo
+	$(BIN)/python examples/kill_and_resume.py --out out/demo
 
 test: setup lint types
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -17,7 +17,8 @@ from torch import nn
 
 from holdfast import Checkpointer, EarlyStopping, ResumableSampler, best, every, last
 
-BATCH, EPOCHS = 64, 30
+BATCH, EPOCHS, TRAINING_IMAGES = 64, 40, 1408
+STEPS_PER_EPOCH = TRAINING_IMAGES // BATCH
 
 
 class Digits(torch.utils.data.Dataset):
@@ -64,7 +65,7 @@ def datasets() -> tuple[Digits, Digits]:
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8) / 16
     order = np.random.default_rng(0).permutation(len(labels))
-    train, val = order[:1408], order[1408:]
+    train, val = order[:TRAINING_IMAGES], order[TRAINING_IMAGES:]
     return Digits(images[train], labels[train], augment=True), Digits(images[val], labels[val], augment=False)
 
 
@@ -76,21 +77,20 @@ def train(url: str) -> None:
     torch.set_num_threads(1)
     train_set, val_set = datasets()
     loader = ResumableSampler(train_set, batch_size=BATCH, seed=0).loader(num_workers=2, persistent_workers=True)
-    steps_per_epoch = len(loader)
-    total = EPOCHS * steps_per_epoch
+    total = EPOCHS * STEPS_PER_EPOCH
 
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=2 * steps_per_epoch)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - 2 * steps_per_epoch)
-    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], [2 * steps_per_epoch])
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=2 * STEPS_PER_EPOCH)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - 2 * STEPS_PER_EPOCH)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], [2 * STEPS_PER_EPOCH])
 
     ckpt = Checkpointer(
         url,
         state={"model": model, "optimizer": optimizer, "scheduler": scheduler, "data": loader},
         save=every(steps=25) | best("val_loss", mode="min"),
         keep=last(3) | best("val_loss", mode="min", k=2) | every(steps=100),
-        stop=EarlyStopping("val_loss", mode="min", patience=4),
+        stop=EarlyStopping("val_loss", mode="min", patience=6, min_delta=0.001),
     )
     for step, (images, labels) in ckpt.steps(total, data=loader):
         loss = nn.functional.cross_entropy(model(images), labels)
@@ -99,7 +99,7 @@ def train(url: str) -> None:
         optimizer.step()
         scheduler.step()
         ckpt.log(loss=loss)
-        if (step + 1) % steps_per_epoch == 0:
+        if (step + 1) % STEPS_PER_EPOCH == 0:
             val_loss, accuracy = evaluate(model, val_set)
             ckpt.log(val_loss=val_loss, accuracy=accuracy)
         print(f"step {step + 1}", flush=True)

@@ -80,7 +80,7 @@ class Run:
         """The newest checkpoint. Raises NoCheckpoint when there is none."""
         return self["latest"]
 
-    def best(self, metric: str, *, mode: str) -> Checkpoint:
+    def best(self, metric: str, *, mode: Mode) -> Checkpoint:
         """Return the checkpoint with the best finite value of a metric; of equal ones the earlier.
 
         Raises:
@@ -117,6 +117,10 @@ class Run:
         """Who holds the run for writing now, or None."""
         found = holder(self.store)
         return found if found is not None and is_held(found, self._time.now()) else None
+
+    def all_events(self) -> list[Event]:
+        """Return the whole run log, oldest first, abandoned branches included."""
+        return self._history.events()
 
     def events(self) -> list[Event]:
         """Return the run log, without what belongs to abandoned branches."""

@@ -31,10 +31,12 @@ def test_ls_tells_each_checkpoint_in_one_line(cli, run: Path) -> None:
 
 def test_ls_marks_the_best_only_where_its_direction_is_known(cli, run: Path) -> None:
     assert "*" not in cli("ls", run).out
-    by_rule = cli("ls", run, "--keep", 'best("val_loss", mode="min") | best("acc", mode="max")').out
-    starred = [row.split()[0] for row in by_rule.splitlines() if "0.5*" in row]
-    assert starred == ["200"]
-    assert "0.5*" in by_rule.splitlines()[3 + 0]  # step 500 has the best acc, 0.5
+    low = cli("ls", run, "--keep", 'best("val_loss", mode="min")').out
+    assert [row.split()[0] for row in low.splitlines() if "*" in row] == ["200"]
+    high = cli("ls", run, "--keep", 'best("val_loss", mode="max") | best("acc", mode="min")').out
+    assert [row.split()[0] for row in high.splitlines() if "*" in row] == ["100"]
+    assert "0.9*" in high
+    assert "0.1*" in high
 
 
 def test_ls_learns_the_direction_from_the_runs_own_reasons(cli, tmp_path: Path) -> None:

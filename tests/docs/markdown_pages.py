@@ -18,7 +18,7 @@ PAGES = [
 ]
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})\s*([\w+-]*)(.*)$")
-_MARKER = re.compile(r"^\s*<!--\s*(no-run|raises|exit):\s*(.*?)\s*-->\s*$")
+_MARKER = re.compile(r"^\s*<!--\s*(no-run|raises|exit|shows):\s*(.*?)\s*-->\s*$")
 _HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*$")
 _LINK = re.compile(r"(?<!\\)\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]*(?:\([^()]*\))?[^()\s]*)\)|<img[^>]*src=\"([^\"]+)\"")
 

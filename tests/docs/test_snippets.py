@@ -5,6 +5,7 @@ The blocks of a page run in order, in one namespace and one empty directory. Com
     <!-- no-run: reason -->     a Python block is compiled only; of command lines only verb and options are checked
     <!-- raises: StateError --> a Python block must end in this exception
     <!-- exit: 1 -->            the block's command lines must end with this exit code, not 0
+    <!-- shows: same -->        what the block's command lines print must hold this text
 
 A Python block with `title="train.py"` is also written to that file, so that console blocks may run `python train.py`.
 """
@@ -53,6 +54,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         left.close()
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11, torch >= 2.13
 @pytest.mark.parametrize("page", RUNNABLE, ids=page_id)
 def test_every_snippet_of_the_page_runs(page: Path, workplace: Path) -> None:
     module = types.ModuleType("docs_page_" + page.stem.replace("-", "_"))
@@ -99,6 +101,8 @@ def run_command(command: str, block: Block) -> None:
         else:
             code, output = call_holdfast(words[1:])
             assert code == expected, f"{block.where}: `{command}` ended with {code}:\n{output}"
+            wanted = block.markers.get("shows", "")
+            assert wanted in output, f"{block.where}: `{command}` does not show {wanted!r}:\n{output}"
     elif words[0] == "python" and "no-run" not in block.markers:
         done = subprocess.run(
             [sys.executable, *words[1:]], capture_output=True, text=True, timeout=120, check=False
@@ -156,6 +160,8 @@ def test_a_broken_snippet_fails(tmp_path: Path) -> None:
         run_python(Block(page, 1, "python", "", "def\n", {"no-run": "an example"}), module, tmp_path)
     with pytest.raises(AssertionError, match="ended with"):
         run_command(f"holdfast ls {tmp_path / 'nothing-here'}", Block(page, 1, "console", "", ""))
+    with pytest.raises(AssertionError, match="does not show"):
+        run_command("holdfast --version", Block(page, 1, "console", "", "", {"shows": "no such text"}))
     with pytest.raises(AssertionError, match="has no option"):
         run_command("holdfast ls --no-such-option", Block(page, 1, "console", "", "", {"no-run": "an example"}))
     assert os.getcwd() != str(ROOT / "docs")
