@@ -76,7 +76,9 @@ def train(url: str) -> None:
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
     train_set, val_set = datasets()
-    loader = ResumableSampler(train_set, batch_size=BATCH, seed=0).loader(num_workers=2, persistent_workers=True)
+    loader = ResumableSampler(train_set, batch_size=BATCH, seed=0).loader(
+        num_workers=2, persistent_workers=True
+    )
     total = EPOCHS * STEPS_PER_EPOCH
 
     model = network()

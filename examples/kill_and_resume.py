@@ -1,6 +1,6 @@
 """The demo: train twice, once undisturbed and once killed again and again, and show that both runs are the same.
 
-    python examples/kill_and_resume.py --out out/demo
+python examples/kill_and_resume.py --out out/demo
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ SCRIPT = pathlib.Path(__file__).with_name("digits.py")
 console = Console()
 
 
-def train(url: pathlib.Path, progress: Progress, label: str, *, kill_at: int | None = None) -> tuple[int, int, str]:
+def train(
+    url: pathlib.Path, progress: Progress, label: str, *, kill_at: int | None = None
+) -> tuple[int, int, str]:
     """Run the training script; return its first step, its last step, and the rest of what it printed.
 
     With `kill_at`, its whole process group, data workers included, gets SIGKILL once it prints that step.
@@ -68,7 +70,10 @@ def random_kills(total: int, count: int, seed: int) -> list[int]:
 def compare(a: holdfast.Run, b: holdfast.Run) -> dict[str, bool]:
     """Compare the final checkpoints of two runs byte by byte, and their loss curves bit by bit."""
     one, two = a.latest, b.latest
-    same = {"same final step": one.step == two.step, "same tensors by name": list(one.tensors) == list(two.tensors)}
+    same = {
+        "same final step": one.step == two.step,
+        "same tensors by name": list(one.tensors) == list(two.tensors),
+    }
     for part in one.parts:
         tensors = [n for n in one.tensors if n.startswith(f"{part}/")]
         equal = all(one[n].read().tobytes() == two[n].read().tobytes() for n in tensors)
@@ -96,7 +101,12 @@ def draw(out: pathlib.Path, calm: holdfast.Run, killed: holdfast.Run, kills: lis
                       arrowprops={"arrowstyle": "->", "color": "#c0392b", "lw": 1.2})  # fmt: skip
     best = killed["best"].step
     axes.axvline(best, color="#2a7f62", ls=":", lw=1.2, label=f"best checkpoint, step {best}")
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title="One run, killed and resumed: the curves are bit-identical")
+    axes.set(
+        xlabel="step",
+        ylabel="loss",
+        yscale="log",
+        title="One run, killed and resumed: the curves are bit-identical",
+    )
     axes.legend(loc="upper right", framealpha=1, edgecolor="none")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
@@ -120,7 +130,9 @@ def main() -> None:
         kills: list[tuple[int, int]] = []
         for at in random_kills(total, options.kills, options.seed):
             first, last, _ = train(killed_url, progress, f"until SIGKILL {len(kills) + 1}", kill_at=at)
-            console.print(f"[bold red]SIGKILL[/]        at step {last} (this process had started at step {first - 1})")
+            console.print(
+                f"[bold red]SIGKILL[/]        at step {last} (this process had started at step {first - 1})"
+            )
             kills.append((last, 0))
         first, _, said = train(killed_url, progress, "to the end")
         console.print(f"[bold]killed[/]         {said.strip().replace(chr(10), '; ')}")

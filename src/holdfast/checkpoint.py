@@ -58,12 +58,12 @@ class StoredTensorView:
             if not -rows <= first < rows:
                 raise IndexError(f"{self.name}: row {first} is outside 0 … {rows - 1}")
             start = first % rows
-            return self._rows(start, start + 1)[(0, *rest)]
+            return cast("NDArray[np.generic]", self._rows(start, start + 1)[(0, *rest)])
         if isinstance(first, slice) and self.shape:
             start, stop, step = first.indices(rows)
             if step > 0:
                 return self._rows(start, max(start, stop))[(slice(None, None, step), *rest)]
-        return self.read()[index]  # type: ignore[index]
+        return cast("NDArray[np.generic]", self.read()[cast("int", index)])
 
     def read(self) -> NDArray[np.generic]:
         """Return the whole tensor as a numpy array."""
@@ -169,7 +169,11 @@ class Checkpoint:
         return self.tensors[name]
 
     def values(
-        self, parts: list[str] | None = None, *, only: tuple[str, ...] = (), as_: Literal["numpy", "torch"] = "numpy"
+        self,
+        parts: list[str] | None = None,
+        *,
+        only: tuple[str, ...] = (),
+        as_: Literal["numpy", "torch"] = "numpy",
     ) -> dict[str, object]:
         """Return the parts as new values, every byte verified; tensors as "numpy" arrays or "torch" tensors.
 
@@ -185,7 +189,9 @@ class Checkpoint:
         wanted = self.parts if parts is None else parts
         for part in wanted:
             if part not in self.manifest.parts:
-                raise NoCheckpoint(f"step {self.step} has no part {part!r}; its parts are: {', '.join(self.parts)}")
+                raise NoCheckpoint(
+                    f"step {self.step} has no part {part!r}; its parts are: {', '.join(self.parts)}"
+                )
         whole = {part: self.manifest.parts[part].values() for part in wanted}
         trees = {p: select(t, p, only) for p, t in whole.items()} if only else whole
         trees = {p: t for p, t in trees.items() if t is not NOTHING}
@@ -201,4 +207,6 @@ class Checkpoint:
     def parameters(self) -> int:
         """The number of elements in all tensors of its modules."""
         modules = [p for p, part in self.manifest.parts.items() if part.kind == "module"]
-        return sum(math.prod(s.shape) for n, s in self.reader.specs.items() if self.manifest.part_of(n) in modules)
+        return sum(
+            math.prod(s.shape) for n, s in self.reader.specs.items() if self.manifest.part_of(n) in modules
+        )

@@ -151,7 +151,7 @@ class Checkpointer:
 
         An epoch in which no step was counted counts as one step.
         """
-        return self._epochs(cast(int, _count("epochs", total)))
+        return self._epochs(cast("int", _count("epochs", total)))
 
     def _epochs(self, total: int) -> Iterator[int]:
         engine = self._engine
@@ -192,7 +192,9 @@ class Checkpointer:
             self._engine.tracker.log(metrics)
         ahead = 1 if step is None else step - self.step
         if ahead < 0:
-            raise PolicyError(f"step_end({step}) goes back: the run's clock stands at {self.step}; use restore()")
+            raise PolicyError(
+                f"step_end({step}) goes back: the run's clock stands at {self.step}; use restore()"
+            )
         self._engine.boundary(steps=ahead)
 
     # ---- verbs ----------------------------------------------------------------------------------------------------

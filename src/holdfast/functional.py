@@ -46,14 +46,17 @@ def save(
         steps = session.history.steps
         at = step if step is not None else (steps[-1] + 1 if steps else 0)
         order = SaveOrder(
-            Clock(step=at), {k: float(v) for k, v in (metrics or {}).items()}, ("asked for",), (tag,) if tag else ()
+            Clock(step=at),
+            {k: float(v) for k, v in (metrics or {}).items()},
+            ("asked for",),
+            (tag,) if tag else (),
         )
         return Checkpoint(session.store, session.persist(snapshot, order))
     finally:
         session.close()
 
 
-def open(url: str | os.PathLike[str] | Store, step: int | str = "latest") -> Checkpoint:  # noqa: A001
+def open(url: str | os.PathLike[str] | Store, step: int | str = "latest") -> Checkpoint:
     """Open a checkpoint of the run at `url` lazily: a step, "latest", or a tag.
 
     Needs neither torch nor the model's class. Only the manifest is read; tensors are read when they are indexed.
@@ -121,4 +124,3 @@ def load(
 
 def _default_kind() -> Literal["numpy", "torch"]:
     return "torch" if "torch" in sys.modules else "numpy"
-

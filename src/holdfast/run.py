@@ -20,7 +20,7 @@ from holdfast.core.records import CheckpointRecord, Observation
 from holdfast.format.events import Event, Observed
 from holdfast.format.manifest import clock_from_doc, clock_to_doc, floats_from_doc, floats_to_doc
 from holdfast.loop.session import Session
-from holdfast.policies import Decision, Rule, best_of, require_retention, plan
+from holdfast.policies import Decision, Mode, Rule, best_of, plan, require_retention
 from holdfast.stores import Store, open_store
 
 __all__ = ["Run"]
@@ -109,7 +109,9 @@ class Run:
     def untag(self, name: str) -> None:
         """Remove a tag. Raises NoCheckpoint when there is none of this name."""
         if name not in self._history.tags():
-            raise NoCheckpoint(f"{self.store.url} has no tag {name!r}; its tags are: {', '.join(self.tags) or 'none'}")
+            raise NoCheckpoint(
+                f"{self.store.url} has no tag {name!r}; its tags are: {', '.join(self.tags) or 'none'}"
+            )
         delete_tag(self.store, name)
 
     @property
@@ -206,8 +208,10 @@ class Run:
     def _refuse_precious(self, steps: Sequence[int]) -> None:
         for name, step in self.tags.items():
             if step in steps:
-                raise StateError(f"step {step} has the tag {name!r}; remove the tag first, or force the removal")
+                raise StateError(
+                    f"step {step} has the tag {name!r}; remove the tag first, or force the removal"
+                )
         if self._history.steps and set(self._history.steps) <= set(steps):
-            raise StateError(f"this would delete the last checkpoint of {self.store.url}; force it if that is meant")
-
-
+            raise StateError(
+                f"this would delete the last checkpoint of {self.store.url}; force it if that is meant"
+            )

@@ -46,7 +46,7 @@ LOSSES = {100: 0.9, 200: 0.5, 300: float("nan"), 400: 0.7, 500: 0.6}
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five checkpoints; 200 is the best and tagged "deployed", "frozen" never changes, "big" has its own blocks."""
+    """Five checkpoints; 200 is the best and tagged, "frozen" never changes, "big" has its own blocks."""
     path = tmp_path_factory.mktemp("template") / "run"
     model = {
         "fc.weight": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -188,7 +188,10 @@ def read_only(path: Path) -> Iterator[None]:
         ([["chattr", "-R", "+i", path]], ["chattr", "-R", "-i", path]),
     )
     for make, undo in ways:
-        done = [shutil.which(command[0]) and subprocess.run(command, capture_output=True).returncode == 0 for command in make]
+        done = [
+            shutil.which(command[0]) and subprocess.run(command, capture_output=True).returncode == 0
+            for command in make
+        ]
         if all(done):
             try:
                 yield
@@ -210,7 +213,11 @@ def test_a_read_only_run_can_be_looked_at_and_not_changed(cli, run: Path) -> Non
     with read_only(run):
         for arguments in (("ls", run), ("show", run), ("verify", run), ("diff", run, 100, 200)):
             assert cli(*arguments).code == 0
-        for arguments in (("rm", run, 100, "-y"), ("prune", run, "--keep", "last(1)", "-y"), ("tag", run, "x")):
+        for arguments in (
+            ("rm", run, 100, "-y"),
+            ("prune", run, "--keep", "last(1)", "-y"),
+            ("tag", run, "x"),
+        ):
             result = cli(*arguments)
             assert (result.code, one_sentence(result)) == (6, True), result
             assert "read-only" in result.err
@@ -234,13 +241,19 @@ def test_a_bad_sector_is_a_problem_of_its_checkpoint(cli, run: Path, monkeypatch
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(OsDisk, "pread_into", lambda self, fd, target, offset: fail() if len(target) > 60_000 else os.preadv(fd, [target], offset))
+    monkeypatch.setattr(
+        OsDisk,
+        "pread_into",
+        lambda self, fd, target, offset: fail() if len(target) > 60_000 else os.preadv(fd, [target], offset),
+    )
     result = cli("verify", run)
     assert result.code == 4
     assert "Input/output error" in result.out
 
 
-def test_an_unexpected_error_is_one_sentence_and_debug_shows_it(cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_one_sentence_and_debug_shows_it(
+    cli, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: object) -> None:
         raise RuntimeError("boom")
 

@@ -81,7 +81,10 @@ def test_ls_of_a_directory_finds_runs_below(cli, run: Path, tmp_path: Path) -> N
     (tmp_path / "deep" / "empty").mkdir()
     found = cli("ls", tmp_path, "--json").json
     assert [Path(r["run"]).name for r in found["runs"]] == ["other", "run"]
-    assert [(r["checkpoints"], r["newest_step"], r["error"]) for r in found["runs"]] == [(1, 7, None), (5, 500, None)]
+    assert [(r["checkpoints"], r["newest_step"], r["error"]) for r in found["runs"]] == [
+        (1, 7, None),
+        (5, 500, None),
+    ]
     rows = cli("ls", tmp_path).out.splitlines()
     assert rows[1].split()[0] == "deep/er/other"
     assert rows[-1].startswith("2 runs, ")
@@ -151,9 +154,19 @@ def test_show_json(cli, run: Path) -> None:
         "stored_bytes", "new_bytes", "environment", "parts", "tensors",
     }  # fmt: skip
     assert list(found["parts"]) == ["model", "config", "rng"]
-    assert found["parts"]["config"]["values"] == {"lr": 0.05, "name": "tiny", "betas": {"$tuple": [0.9, 0.95]}}
+    assert found["parts"]["config"]["values"] == {
+        "lr": 0.05,
+        "name": "tiny",
+        "betas": {"$tuple": [0.9, 0.95]},
+    }
     weight = next(t for t in found["tensors"] if t["name"] == "model/fc.weight")
-    assert weight == {"name": "model/fc.weight", "dtype": "float32", "shape": [3, 4], "bytes": 48, "tied_to": None}
+    assert weight == {
+        "name": "model/fc.weight",
+        "dtype": "float32",
+        "shape": [3, 4],
+        "bytes": 48,
+        "tied_to": None,
+    }
     only = cli("show", f"{run}@200", "--part", "config", "--json").json
     assert (list(only["parts"]), only["tensors"]) == (["config"], [])
 
@@ -166,7 +179,14 @@ def test_a_run_whose_path_holds_an_at_sign(cli, run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("passed", "said"),
-    [(0, "just now"), (45, "45s ago"), (61, "1m ago"), (3700, "1h 1m ago"), (90000, "1d 1h ago"), (1e9, "11574d 1h ago")],
+    [
+        (0, "just now"),
+        (45, "45s ago"),
+        (61, "1m ago"),
+        (3700, "1h 1m ago"),
+        (90000, "1d 1h ago"),
+        (1e9, "11574d 1h ago"),
+    ],
 )
 def test_ages(monkeypatch: pytest.MonkeyPatch, passed: float, said: str) -> None:
     monkeypatch.setattr(time, "time", lambda: 2e9)

@@ -36,7 +36,13 @@ def test_cat_json_names_the_very_bytes(cli, run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("index", "want"),
-    [("[0]", [1, 2, 3, 4]), ("[1:3, 2]", [7, 11]), ("[-1, -1]", 12), ("[::-2, 0]", [9, 1]), ("[..., 0]", [1, 5, 9])],
+    [
+        ("[0]", [1, 2, 3, 4]),
+        ("[1:3, 2]", [7, 11]),
+        ("[-1, -1]", 12),
+        ("[::-2, 0]", [9, 1]),
+        ("[..., 0]", [1, 5, 9]),
+    ],
 )
 def test_cat_with_an_index(cli, run: Path, index: str, want: object) -> None:
     assert cli("cat", f"{run}@100", f"model/fc.weight{index}", "--json").json["values"] == want
@@ -48,7 +54,9 @@ def test_cat_values_prints_all(cli, run: Path) -> None:
     assert [float(n) for n in out.replace("[", " ").replace("]", " ").split()] == list(range(1, 13))
 
 
-@pytest.mark.parametrize("index", ["[a]", "[0:1:2:3]", "[9]", "[0, 0, 0]", "[::0]", "[__import__('os')]", "[]"])
+@pytest.mark.parametrize(
+    "index", ["[a]", "[0:1:2:3]", "[9]", "[0, 0, 0]", "[::0]", "[__import__('os')]", "[]"]
+)
 def test_cat_refuses_other_indices(cli, run: Path, index: str) -> None:
     assert cli("cat", run, f"model/fc.weight{index}").code in (2, 3)
 
@@ -59,7 +67,12 @@ def test_cat_prefers_a_tensor_of_that_very_name(cli, tmp_path: Path) -> None:
 
 
 def test_cat_of_odd_tensors(cli, tmp_path: Path) -> None:
-    odd = {"none": np.zeros((0, 3)), "one": np.array(7), "bad": np.array([np.nan, np.inf, -np.inf, 1.0]), "flag": np.array([True, False])}
+    odd = {
+        "none": np.zeros((0, 3)),
+        "one": np.array(7),
+        "bad": np.array([np.nan, np.inf, -np.inf, 1.0]),
+        "flag": np.array([True, False]),
+    }
     holdfast.save(tmp_path / "r", {"m": odd})
     for name in odd:
         result = cli("cat", tmp_path / "r", f"m/{name}")
@@ -84,7 +97,11 @@ def test_diff_of_two_steps(cli, run: Path) -> None:
 
 def test_the_three_ways_to_name_two_checkpoints(cli, run: Path) -> None:
     wanted = cli("diff", run, 100, "deployed", "--json").json
-    for arguments in ((f"{run}@100", f"{run}@200"), (f"{run}@100", "@200"), (f"{run}@100", f"{run}@deployed")):
+    for arguments in (
+        (f"{run}@100", f"{run}@200"),
+        (f"{run}@100", "@200"),
+        (f"{run}@100", f"{run}@deployed"),
+    ):
         assert cli("diff", *arguments, "--json").json == wanted
     assert cli("diff", f"{run}@100", run, "--json").json["after"]["step"] == 500
 
@@ -93,7 +110,17 @@ def test_diff_json(cli, run: Path) -> None:
     found = cli("diff", run, 100, 200, "--json").json
     assert set(found) == {"before", "after", "tensors", "values", "same", "read_bytes"}
     big, weight = [c for c in found["tensors"] if c["name"].startswith("model/")]
-    assert set(big) == {"name", "kind", "before", "after", "max_delta", "relative", "fraction", "cosine", "lost_finite"}
+    assert set(big) == {
+        "name",
+        "kind",
+        "before",
+        "after",
+        "max_delta",
+        "relative",
+        "fraction",
+        "cosine",
+        "lost_finite",
+    }
     assert weight["max_delta"] == 1.0
     assert weight["fraction"] == 1.0
     assert big["fraction"] == 2 / 64
@@ -114,7 +141,9 @@ def test_diff_of_part_and_top(cli, run: Path) -> None:
 
 def test_diff_of_other_shapes(cli, tmp_path: Path) -> None:
     holdfast.save(tmp_path / "a", {"m": {"x": np.zeros(3), "y": np.zeros(3), "gone": np.ones(2), "v": 1}})
-    holdfast.save(tmp_path / "b", {"m": {"x": np.zeros(4), "y": np.zeros(3, np.float32), "new": np.ones(2), "w": 2}})
+    holdfast.save(
+        tmp_path / "b", {"m": {"x": np.zeros(4), "y": np.zeros(3, np.float32), "new": np.ones(2), "w": 2}}
+    )
     out = cli("diff", tmp_path / "a", tmp_path / "b").out
     for expected in ("float64[3] → float64[4]", "float64[3] → float32[3]", "removed", "added", "absent"):
         assert expected in out

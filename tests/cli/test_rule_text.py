@@ -9,7 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.errors import PolicyError
-from holdfast.policies import Rule, at, auto, best, demote, every, last, limit, log_spaced, on, tagged, thin, when_idle
+from holdfast.policies import (
+    Rule,
+    at,
+    auto,
+    best,
+    demote,
+    every,
+    last,
+    limit,
+    log_spaced,
+    on,
+    tagged,
+    thin,
+    when_idle,
+)
 from holdfast.policies.parse import parse_rule
 
 counts = st.integers(1, 10**9)
@@ -46,7 +60,9 @@ def combined(leaves: st.SearchStrategy[Rule]) -> st.SearchStrategy[Rule]:
             st.builds(lambda a, b: a | b, inner, inner),
             st.builds(lambda a, b: a & b, inner, inner),
             st.builds(lambda a: ~a, inner),
-            st.builds(lambda a, s, e: a.after(step=s, epoch=e), inner, st.integers(0, 99), st.none() | counts),
+            st.builds(
+                lambda a, s, e: a.after(step=s, epoch=e), inner, st.integers(0, 99), st.none() | counts
+            ),
             st.builds(lambda a, s: a.until(samples=s), inner, counts),
         ),
         max_leaves=6,
@@ -86,21 +102,25 @@ def test_what_people_write(text: str) -> None:
 
 
 ATTACKS = [
-    "", " ", "last", "last()", "last(0)", "last(-1)", "last(3", "last(3))", "last 3", "3", "None", "'last(3)'",
-    "last(3) or last(2)", "not last(3)", "last(3) + last(2)", "last(3) @ last(2)", "last(3) | 3", "3 | last(3)", "-last(3)",
-    "last(3); last(2)", "last(3)\nlast(2)", "x = last(3)", "(x := last(3))", "lambda: last(3)", "(lambda: last(3))()",
-    "last(3) if 1 else last(2)", "[last(3)]", "[last(3)][0]", "{last(3)}", "last(*[3])", "last(**{'n': 3})", "last(n=3, n=4)",
-    "last(3).after", "last(3).after()", "last(3).after(steps=3)", "last(3).nodes()", "last(3).__class__", "last(3).__init__(4)",
-    "last.__globals__", "last(3).rules", "getattr(last(3), 'n')", "__import__('os').system('true')", "open('/etc/passwd')",
-    "eval('last(3)')", "exec('1')", "print(1)", "where(lambda r: True)", "where(print)", "Last(3)", "Rule()", "parse_rule('x')",
-    "f'{last(3)}'", "last(f'3')", "last(n:=3)", "last(1+2)", "last(2**10**10)", "last(9**9**9)", "'a'*10**10", "last([3])",
-    "last(True)", "last(3.5)", "last(1e999)", "last(1j)", "last(b'3')", "last(...)", "every(step=3)", "every(steps=3, epochs=3)",
-    "every(hours=1" + "0" * 400 + ")", "every(hours=float('nan'))", "best('x')", "best('x', mode='up')", "best('x', mode=min)",
-    "best('', mode='min')", "best('x', mode='min', like='hf')", "thin()", "within(1h)", "limit()", "limit('many')",
-    "~limit('1GB')", "demote(3)", "demote(limit('1GB'))", "last(3).at_most(per=3)", "last(3).at_most(last(2))", "on('nope')",
-    "tagged(3)", "tagged(last(3))", "at(3)", "at([last(3)])", "await last(3)", "(yield)", "last(3) < last(4)", "last(3)[0]",
-    "\x00", "last(3)\x00", "ｌａｓｔ(3)x", "last(٣)", "last(3) # | last(4)\n|", "\ufeff\ufefflast(3)", "\\", "'\\N{x}'",
-    "~" * 1900 + "last(3)", "(" * 900 + "last(3)" + ")" * 900, "last(3)" + "|last(3)" * 300, "[" * 1000, "last(" * 400,
+    "", " ", "last", "last()", "last(0)", "last(-1)", "last(3", "last(3))", "last 3", "3", "None",
+    "'last(3)'", "last(3) or last(2)", "not last(3)", "last(3) + last(2)", "last(3) @ last(2)",
+    "last(3) | 3", "3 | last(3)", "-last(3)", "last(3); last(2)", "last(3)\nlast(2)", "x = last(3)",
+    "(x := last(3))", "lambda: last(3)", "(lambda: last(3))()", "last(3) if 1 else last(2)", "[last(3)]",
+    "[last(3)][0]", "{last(3)}", "last(*[3])", "last(**{'n': 3})", "last(n=3, n=4)", "last(3).after",
+    "last(3).after()", "last(3).after(steps=3)", "last(3).nodes()", "last(3).__class__",
+    "last(3).__init__(4)", "last.__globals__", "last(3).rules", "getattr(last(3), 'n')",
+    "__import__('os').system('true')", "open('/etc/passwd')", "eval('last(3)')", "exec('1')", "print(1)",
+    "where(lambda r: True)", "where(print)", "Last(3)", "Rule()", "parse_rule('x')", "f'{last(3)}'",
+    "last(f'3')", "last(n:=3)", "last(1+2)", "last(2**10**10)", "last(9**9**9)", "'a'*10**10", "last([3])",
+    "last(True)", "last(3.5)", "last(1e999)", "last(1j)", "last(b'3')", "last(...)", "every(step=3)",
+    "every(steps=3, epochs=3)", "every(hours=1" + "0" * 400 + ")", "every(hours=float('nan'))", "best('x')",
+    "best('x', mode='up')", "best('x', mode=min)", "best('', mode='min')",
+    "best('x', mode='min', like='hf')", "thin()", "within(1h)", "limit()", "limit('many')", "~limit('1GB')",
+    "demote(3)", "demote(limit('1GB'))", "last(3).at_most(per=3)", "last(3).at_most(last(2))", "on('nope')",
+    "tagged(3)", "tagged(last(3))", "at(3)", "at([last(3)])", "await last(3)", "(yield)",
+    "last(3) < last(4)", "last(3)[0]", "\x00", "last(3)\x00", "ｌａｓｔ(3)x", "last(٣)",
+    "last(3) # | last(4)\n|", "\ufeff\ufefflast(3)", "\\", "'\\N{x}'", "~" * 1900 + "last(3)",
+    "(" * 900 + "last(3)" + ")" * 900, "last(3)" + "|last(3)" * 300, "[" * 1000, "last(" * 400,
     "last(" + "[" * 80 + "3" + "]" * 80 + ")", "demote(" * 200 + "last(1)" + ")" * 200,
 ]  # fmt: skip
 

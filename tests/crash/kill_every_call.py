@@ -33,7 +33,9 @@ def run(name: str, when: str) -> int:
             status = scenarios.run_in_child(root, KillingDisk(n, when), scenario)
             if status == 0:
                 return n - 1
-            assert scenarios.killed(status), f"{name}: ended with {status} instead of being killed at call {n} ({when})"
+            assert scenarios.killed(status), (
+                f"{name}: ended with {status} instead of being killed at call {n} ({when})"
+            )
             try:
                 steps = scenarios.check_run(root)
                 assert must_survive(name) <= set(steps), f"lost a checkpoint: {steps}"
@@ -48,7 +50,9 @@ def run(name: str, when: str) -> int:
                 left = [p.name for p in root.rglob("*") if p.name.startswith(".tmp-")]
                 assert len(left) <= 1, f"temporary files stay behind: {left}"
             except BaseException:
-                print(f"scenario {name}: killed {when} call {n} ({sorted(p.name for p in root.rglob('*.json'))})")
+                print(
+                    f"scenario {name}: killed {when} call {n} ({sorted(p.name for p in root.rglob('*.json'))})"
+                )
                 raise
 
 

@@ -31,7 +31,10 @@ def check_state(found: dict[str, object], step: int) -> None:
     for part, expected in state(step).items():
         for key, value in expected.items():
             got = found[part][key]
-            assert got == value if not isinstance(value, np.ndarray) else got.tobytes() == value.tobytes(), (part, key)
+            assert got == value if not isinstance(value, np.ndarray) else got.tobytes() == value.tobytes(), (
+                part,
+                key,
+            )
 
 
 def prepare(root: pathlib.Path) -> None:
@@ -47,7 +50,9 @@ def save_step_3(store: LocalStore) -> None:
 def train_and_prune(store: LocalStore) -> None:
     """A loop that saves each step and keeps the best and the last."""
     held = state(2)
-    ckpt = Checkpointer(store, held, save=every(steps=1) | best("loss", mode="min"), keep=last(1), background=False)
+    ckpt = Checkpointer(
+        store, held, save=every(steps=1) | best("loss", mode="min"), keep=last(1), background=False
+    )
     for step in ckpt.steps(4):
         held["model"]["w"][:] = step + 1
         held["model"]["b"][:] = step + 1

@@ -7,9 +7,9 @@ import pathlib
 import shutil
 
 import pytest
-from crash.scenarios import check_run, fresh_copy, prepare, save_step_3, state, train_and_prune
 
 import holdfast
+from crash.scenarios import check_run, fresh_copy, prepare, save_step_3, state, train_and_prune
 from holdfast.core.errors import CommitUnknown, HoldfastError, OutOfSpace, SaveFailed
 from holdfast.stores import LocalStore
 from holdfast.testing import FaultyDisk

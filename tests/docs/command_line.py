@@ -15,7 +15,8 @@ def verbs() -> Mapping[str, frozenset[str]]:
 
     group = typer.main.get_command(build())
     return {
-        name: frozenset(o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("-")) | {"--help"}
+        name: frozenset(o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("-"))
+        | {"--help"}
         for name, command in group.commands.items()  # type: ignore[attr-defined]
         if not command.hidden
     }

@@ -20,12 +20,14 @@ PAGES = [
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})\s*([\w+-]*)(.*)$")
 _MARKER = re.compile(r"^\s*<!--\s*(no-run|raises|exit|shows):\s*(.*?)\s*-->\s*$")
 _HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*$")
-_LINK = re.compile(r"(?<!\\)\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]*(?:\([^()]*\))?[^()\s]*)\)|<img[^>]*src=\"([^\"]+)\"")
+_LINK = re.compile(
+    r"(?<!\\)\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]*(?:\([^()]*\))?[^()\s]*)\)|<img[^>]*src=\"([^\"]+)\""
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block: `info` is what follows the language, `markers` what stands in comments directly above."""
+    """A fenced block: `info` is what follows the language, `markers` are the comments directly above."""
 
     page: Path
     line: int
@@ -107,7 +109,8 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> Iterator[str]:
-    for line in prose(page):
+    text = re.sub(r"<!--.*?-->", "", "\n".join(prose(page)), flags=re.DOTALL)
+    for line in text.splitlines():
         for found in _LINK.finditer(re.sub(r"`[^`]*`", "", line)):
             yield found[1] or found[2]
 

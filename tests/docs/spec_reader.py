@@ -1,6 +1,7 @@
-"""A reader of the format, version 1, that follows `docs/format.md` alone: json, blake3 and numpy, nothing of holdfast.
+"""A reader of the format, version 1, that follows `docs/format.md` alone: json, blake3, numpy, no holdfast.
 
-It is not fast and has no features. It exists to show that the page says enough, and to notice when it no longer does.
+It is not fast and has no features. It exists to show that the page says enough, and to notice when it no
+longer does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ MANIFEST_DEFAULTS: dict[str, Any] = {
     "metrics": {}, "reasons": [], "parent": None, "new_bytes": 0, "exact": True, "demoted": False,
     "world_size": 1, "environment": {}, "loop": {},
 }  # fmt: skip
-MANIFEST_MEMBERS = {"format", "run", "step", "attempt", "generation", "time", "clock", "parts", *MANIFEST_DEFAULTS}
+MANIFEST_MEMBERS = {
+    "format",
+    "run",
+    "step",
+    "attempt",
+    "generation",
+    "time",
+    "clock",
+    "parts",
+    *MANIFEST_DEFAULTS,
+}
 
 # canonical type -> (bytes, carrier, carrier elements per element, numpy type to read it with)
 TYPES = {
@@ -205,7 +216,9 @@ class SpecRun:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.identity = open_sealed((root / "run.json").read_bytes())
-        require(set(self.identity) == {"format", "run", "created"} and self.identity["format"] == 1, "run.json")
+        require(
+            set(self.identity) == {"format", "run", "created"} and self.identity["format"] == 1, "run.json"
+        )
 
     def _keys(self, prefix: str) -> list[str]:
         found = (p for p in (self.root / prefix).rglob("*") if p.is_file() and not p.name.startswith(".tmp-"))

@@ -1,4 +1,4 @@
-"""The specification is enough: a reader written from `docs/format.md` alone sees what holdfast sees, and refuses the same damage."""
+"""The specification is enough: a reader written from `docs/format.md` alone sees what holdfast sees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_pages import DOCS, sections
 from spec_reader import MANIFEST_MEMBERS, TYPES, Refused, SpecCheckpoint, SpecRun, cut
@@ -37,13 +37,30 @@ SPEC = DOCS / "format.md"
 
 VALUES: dict[str, object] = {
     "plain": [None, True, False, 0, -(2**63), 2**63 - 1, 0.1, -0.0, 1e300, 5e-324, "", "päth/$x"],
-    "odd": [math.inf, -math.inf, 2**63, -(10**40), "\ud800", 1 + 2j, complex(math.inf, 0), b"\x00\xff", bytearray(b"ab")],
-    "containers": [(1, (2,)), {3, 1}, frozenset({"a"}), range(1, 9, 2), slice(None, 3), {1: "a", (2, 3): {"$b": 1}}],
+    "odd": [
+        math.inf,
+        -math.inf,
+        2**63,
+        -(10**40),
+        "\ud800",
+        1 + 2j,
+        complex(math.inf, 0),
+        b"\x00\xff",
+        bytearray(b"ab"),
+    ],
+    "containers": [
+        (1, (2,)),
+        {3, 1},
+        frozenset({"a"}),
+        range(1, 9, 2),
+        slice(None, 3),
+        {1: "a", (2, 3): {"$b": 1}},
+    ],
     "collections": [
         collections.OrderedDict([("b", 1), ("a", 2)]),
         collections.Counter("aab"),
         collections.deque([1, 2], maxlen=4),
-        collections.deque([]),
+        collections.deque(),
     ],
     "times": [
         datetime.datetime(2024, 2, 29, 12, 30, 0, 7, tzinfo=datetime.UTC),
@@ -51,7 +68,12 @@ VALUES: dict[str, object] = {
         datetime.time(23, 59),
         datetime.timedelta(days=-1, microseconds=3),
     ],
-    "exact": [decimal.Decimal("0.10"), fractions.Fraction(1, 3), uuid.UUID(int=7), pathlib.PurePosixPath("a/b")],
+    "exact": [
+        decimal.Decimal("0.10"),
+        fractions.Fraction(1, 3),
+        uuid.UUID(int=7),
+        pathlib.PurePosixPath("a/b"),
+    ],
 }
 
 
@@ -76,7 +98,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has most of what a run can have: best, tags, a rollback, late metrics, references, an ordinal."""
+    """A run with most of what there can be: best, tags, a rollback, late metrics, references, an ordinal."""
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("spec") / "run"
     net = Net()
@@ -176,7 +198,13 @@ def test_the_run_has_what_the_page_speaks_of(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["run.json", "checkpoints/*12-0001.json", "data/*12-*/model.safetensors", "tags/best.json", "log/g*1-*.jsonl"],
+    [
+        "run.json",
+        "checkpoints/*12-0001.json",
+        "data/*12-*/model.safetensors",
+        "tags/best.json",
+        "log/g*1-*.jsonl",
+    ],
 )
 def test_both_refuse_any_changed_byte(root: Path, tmp_path: Path, pattern: str) -> None:
     damaged = tmp_path / "run"
@@ -205,9 +233,50 @@ def read_all_by_spec(root: Path) -> None:
 
 def read_all(root: Path) -> None:
     run = holdfast.Run(root)
-    run.tags  # noqa: B018
+    run.tags
     run.events()
     run[12].values()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="catalog.checkpoints.entries takes the last key, and '-' sorts before '.'"
+)
+def test_the_highest_ordinal_is_the_checkpoint(tmp_path: Path) -> None:
+    """A crash between the commit of a later state and the removal of the one before leaves both."""
+    holdfast.save(tmp_path, {"x": np.zeros(3)}, step=7)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    holdfast.save(tmp_path, {"x": np.ones(3)}, step=7)
+    for path, content in before.items():
+        if path.parts[-2] == "checkpoints" or "data" in path.parts:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+    assert SpecCheckpoint(SpecRun(tmp_path), 7).tensor("x")[0] == 1
+    assert holdfast.open(tmp_path, 7)["x"][0] == 1
+
+
+@pytest.mark.xfail(
+    strict=True, reason="saving.persist._older_files sorts by key: attempts of one step are random"
+)
+def test_the_first_listed_file_has_the_newest_version(tmp_path: Path) -> None:
+    """Two states of a step: the attempt ids in the files' names are random and say nothing of their age."""
+    for trial in range(20):
+        place = tmp_path / str(trial)
+        frozen, moved = np.arange(9000.0), np.zeros(9000)
+        holdfast.save(place, {"m": {"frozen": frozen, "moved": moved}}, step=1)
+        holdfast.save(place, {"m": {"frozen": frozen, "moved": moved + 1}}, step=1)
+        holdfast.save(place, {"m": {"frozen": frozen, "moved": moved + 1}}, step=2)
+        assert SpecCheckpoint(SpecRun(place), 2).tensor("m/moved")[0] == 1
+        assert holdfast.open(place, 2)["m/moved"][0] == 1
+
+
+def test_the_safetensors_library_reads_the_data_files(root: Path) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    mine = SpecCheckpoint(SpecRun(root), 12)
+    for name in ("model/frozen", "big", "tiny/t0013"):
+        file, short = mine.place(name)
+        read = dict(safetensors.deserialize(file.raw))
+        assert set(read) == set(file.by_name)
+        assert bytes(read[short]["data"]) == mine.tensor(name).tobytes()
 
 
 sizes = st.one_of(
@@ -215,6 +284,9 @@ sizes = st.one_of(
 )
 
 
+@example([(32_768, 1, True)] * 33)  # a group that is exactly full
+@example([(65_535, 1, True), (1, 1, True), (65_536, 1, True), (1, 1, False)])
+@example([((1 << 26), 3, True), ((1 << 26) + 1, 3, True), ((1 << 25) + 1, 5, True)])
 @given(st.lists(st.tuples(sizes, st.integers(1, 9), st.booleans()), max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_blocks_are_cut_by_the_rule(found: list[tuple[int, int, bool]]) -> None:
@@ -224,7 +296,7 @@ def test_blocks_are_cut_by_the_rule(found: list[tuple[int, int, bool]]) -> None:
     assert cut(tensors) == ours
 
 
-# ---- the page names everything there is --------------------------------------------------------------------------
+# ---- the page names everything there is -------------------------------------------------------------
 
 
 def table_column(text: str, column: int = 0) -> set[str]:
@@ -243,9 +315,11 @@ def test_the_tables_of_members_are_complete() -> None:
     manifest = table_column(second["The manifest"].split("### Parts")[0])
     assert manifest == set(Manifest.__struct_fields__) == MANIFEST_MEMBERS
     assert table_column(third["Parts"]) == {*Part.__struct_fields__, *FileEntry.__struct_fields__}
-    kinds = {e.__struct_config__.tag: e.__struct_fields__ for e in (
-        events.Started, events.Resumed, events.Observed, events.Saved, events.Verdicted, events.Removed, events.Verified
-    )}  # fmt: skip
+    kinds = {
+        e.__struct_config__.tag: e.__struct_fields__
+        for e in vars(events).values()
+        if isinstance(e, type) and e.__module__ == events.__name__ and hasattr(e, "__struct_fields__")
+    }
     rows = {
         row.split("|")[1].strip(" `"): table_column(row, 1)
         for row in second["The run log"].splitlines()
@@ -269,7 +343,7 @@ def test_the_table_of_element_types_is_complete() -> None:
     assert table_column(table, 2) | table_column(table, 6) >= CARRIERS.keys()
 
 
-# ---- comparing -----------------------------------------------------------------------------------------------------
+# ---- comparing --------------------------------------------------------------------------------------
 
 
 def assert_same_array(ours: Any, theirs: Any, where: str) -> None:

@@ -1,13 +1,14 @@
 """Every snippet of the documentation is run: Python blocks are executed, `holdfast` command lines called.
 
-The blocks of a page run in order, in one namespace and one empty directory. Comments directly above a block change that:
+The blocks of a page run in order, in one namespace and one empty directory. A comment directly above a block
+changes that:
 
-    <!-- no-run: reason -->     a Python block is compiled only; of command lines only verb and options are checked
+    <!-- no-run: reason -->     a Python block is only compiled; only verb and options of command lines are checked
     <!-- raises: StateError --> a Python block must end in this exception
     <!-- exit: 1 -->            the block's command lines must end with this exit code, not 0
     <!-- shows: same -->        what the block's command lines print must hold this text
 
-A Python block with `title="train.py"` is also written to that file, so that console blocks may run `python train.py`.
+A Python block with `title="train.py"` is also written to that file, for console blocks with `python train.py`.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def run_command(command: str, block: Block) -> None:
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode
         assert code == expected, f"{block.where}: `{command}` ended with {code}:\n{done.stdout}{done.stderr}"
     else:
-        assert "no-run" in block.markers, f"{block.where}: `{words[0]}` is not run here; mark the block with no-run"
+        assert "no-run" in block.markers, f"{block.where}: `{words[0]}` is not run: mark it no-run"
 
 
 def call_holdfast(arguments: list[str]) -> tuple[int, str]:
@@ -138,18 +139,22 @@ def check_options(arguments: list[str], block: Block) -> None:
     assert verb in known, f"{block.where}: there is no verb {verb!r}"
     for word in arguments[1:]:
         if word.startswith("-"):
-            assert word.partition("=")[0] in known[verb], f"{block.where}: `holdfast {verb}` has no option {word}"
+            assert word.partition("=")[0] in known[verb], (
+                f"{block.where}: `holdfast {verb}` has no option {word}"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_blocks_name_their_language(page: Path) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{block.where}: unknown language {block.language!r}"
-        assert not (block.language == "" and "import holdfast" in block.text), f"{block.where}: mark it as python"
+        assert not (block.language == "" and "import holdfast" in block.text), (
+            f"{block.where}: mark it as python"
+        )
 
 
 def test_a_broken_snippet_fails(tmp_path: Path) -> None:
-    """The runner itself can fail: it must not pass over a wrong exception, a wrong exit code or an unknown option."""
+    """The runner can fail: a wrong exception, exit code or option, or missing output, is not passed over."""
     page = ROOT / "page.md"
     module = types.ModuleType("broken")
     with pytest.raises(ZeroDivisionError):
@@ -163,5 +168,7 @@ def test_a_broken_snippet_fails(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="does not show"):
         run_command("holdfast --version", Block(page, 1, "console", "", "", {"shows": "no such text"}))
     with pytest.raises(AssertionError, match="has no option"):
-        run_command("holdfast ls --no-such-option", Block(page, 1, "console", "", "", {"no-run": "an example"}))
+        run_command(
+            "holdfast ls --no-such-option", Block(page, 1, "console", "", "", {"no-run": "an example"})
+        )
     assert os.getcwd() != str(ROOT / "docs")

@@ -37,7 +37,9 @@ def file_of(tensors: Sequence[StoredTensor], data: bytes) -> bytes:
 
 
 names = st.text(
-    st.characters(exclude_categories=("Cc", "Cs")) | st.sampled_from("/\"\\é漢\N{GRINNING FACE}"), min_size=1, max_size=8
+    st.characters(exclude_categories=("Cc", "Cs")) | st.sampled_from('/"\\é漢\N{GRINNING FACE}'),
+    min_size=1,
+    max_size=8,
 ).filter(lambda s: __import__("unicodedata").normalize("NFC", s) == s and s != "__metadata__")
 
 
@@ -46,7 +48,11 @@ def tensors(draw: st.DrawFn) -> StoredTensor:
     shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
     stride = draw(st.none() | st.tuples(*[st.integers(0, 2**40) for _ in shape]))
     offsets = draw(st.none() | st.tuples(*[st.integers(0, 9) for _ in shape]))
-    box = offsets if offsets is None else (offsets, tuple(o + n + 1 for o, n in zip(offsets, shape, strict=True)))
+    box = (
+        offsets
+        if offsets is None
+        else (offsets, tuple(o + n + 1 for o, n in zip(offsets, shape, strict=True)))
+    )
     return stored(draw(names), draw(st.sampled_from(sorted(DTYPES))), shape, stride, box)
 
 
@@ -73,7 +79,9 @@ def test_wide_types_come_first_so_that_every_tensor_is_aligned() -> None:
         assert t.start % (d.itemsize // d.carrier_per_element) == 0
     assert [t.end for t in laid[:-1]] == [t.start for t in laid[1:]]
     alike = lay_out([stored(n, "float32", (2,)) for n in ("z", "a", "m")])
-    assert [t.name for t in alike] == ["z", "a", "m"], "tensors of one width keep the order they were given in"
+    assert [t.name for t in alike] == ["z", "a", "m"], (
+        "tensors of one width keep the order they were given in"
+    )
 
 
 def test_the_name_that_safetensors_reserves_is_refused_when_writing() -> None:
@@ -171,7 +179,9 @@ def test_no_flipped_bit_of_a_header_reads_as_the_same_header() -> None:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_the_number_of_digests_must_be_that_of_the_blocks(count: int) -> None:
     with pytest.raises(InvalidFormat, match="digests"):
-        decode_header(encode_header(SAMPLE[:1] * 0 + SAMPLE, [bytes(32)] * count if count != 1 else [bytes(31)]), "f")
+        decode_header(
+            encode_header(SAMPLE[:1] * 0 + SAMPLE, [bytes(32)] * count if count != 1 else [bytes(31)]), "f"
+        )
 
 
 def array_of(dtype: str, seed: int) -> np.ndarray:
@@ -202,7 +212,9 @@ def test_safetensors_reads_every_dtype(tmp_path: object) -> None:
 @pytest.mark.parametrize("dtype", sorted(NO_NUMPY))
 def test_safetensors_reads_files_with_types_it_does_not_know(dtype: str) -> None:
     d = DTYPES[dtype]
-    laid = lay_out([stored("odd", dtype, (2, 3)), stored("plain", "int16", (2,)), stored("scalar", dtype, ())])
+    laid = lay_out(
+        [stored("odd", dtype, (2, 3)), stored("plain", "int16", (2,)), stored("scalar", dtype, ())]
+    )
     data = bytes(range(sum(t.nbytes for t in laid)))
     found = read_by_safetensors(file_of(laid, data))
     odd = next(t for t in laid if t.name == "odd")
@@ -214,14 +226,22 @@ def test_safetensors_reads_files_with_types_it_does_not_know(dtype: str) -> None
 def test_safetensors_gives_back_identical_numpy_arrays(tmp_path) -> None:
     from safetensors.numpy import load_file
 
-    arrays = {d: array_of(d, i) for i, d in enumerate(DTYPES) if DTYPES[d].native and not d.startswith(("float8", "bf"))}
+    arrays = {
+        d: array_of(d, i)
+        for i, d in enumerate(DTYPES)
+        if DTYPES[d].native and not d.startswith(("float8", "bf"))
+    }
     arrays["empty"], arrays["scalar"] = np.zeros((0, 4), np.float64), np.array(1.5)
     laid = lay_out([stored(n, str(a.dtype), a.shape) for n, a in arrays.items()])
     (tmp_path / "f.safetensors").write_bytes(file_of(laid, b"".join(arrays[t.name].tobytes() for t in laid)))
     found = load_file(tmp_path / "f.safetensors")
     assert found.keys() == arrays.keys()
     for name, a in arrays.items():
-        assert (found[name].dtype, found[name].shape, found[name].tobytes()) == (a.dtype, a.shape, a.tobytes())
+        assert (found[name].dtype, found[name].shape, found[name].tobytes()) == (
+            a.dtype,
+            a.shape,
+            a.tobytes(),
+        )
 
 
 def test_the_bytes_of_a_small_file_are_fixed() -> None:

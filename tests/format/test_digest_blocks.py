@@ -41,7 +41,9 @@ def test_blocks_cover_the_region_without_holes_and_keep_the_rules(given_tensors)
     assert (blocks[-1].end if blocks else 0) == starts[-1]
     for b in blocks:
         assert 0 < b.end - b.start <= LARGEST
-        covered = [i for i, (n, _) in enumerate(given_tensors) if n and starts[i] < b.end and starts[i + 1] > b.start]
+        covered = [
+            i for i, (n, _) in enumerate(given_tensors) if n and starts[i] < b.end and starts[i + 1] > b.start
+        ]
         assert (b.first, b.last) == (covered[0], covered[-1])
         nbytes, shape = given_tensors[b.first]
         if nbytes >= OWN:

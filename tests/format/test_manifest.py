@@ -66,7 +66,9 @@ def test_a_manifest_comes_back_as_it_was() -> None:
 
 
 def test_what_a_manifest_needs_is_counted_once_per_file() -> None:
-    shared = msgspec.structs.replace(MANIFEST, parts={"a": MANIFEST.parts["model"], "b": MANIFEST.parts["model"]})
+    shared = msgspec.structs.replace(
+        MANIFEST, parts={"a": MANIFEST.parts["model"], "b": MANIFEST.parts["model"]}
+    )
     assert shared.stored_bytes == 8192
     assert shared.file_keys == {FILE.key}
     assert MANIFEST.part_of("model/layer/0/w") == "model"
@@ -77,7 +79,14 @@ def test_what_a_manifest_needs_is_counted_once_per_file() -> None:
 def test_clocks_and_metrics_are_exact() -> None:
     clock = Clock(5, 1, 2**53 + 1, 10**15, 0.1 + 0.2)
     assert clock_from_doc(msgspec.json.decode(msgspec.json.encode(clock_to_doc(clock)))) == clock
-    metrics = {"a": 0.1 + 0.2, "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "tiny": 5e-324, "zero": -0.0}
+    metrics = {
+        "a": 0.1 + 0.2,
+        "nan": math.nan,
+        "inf": math.inf,
+        "-inf": -math.inf,
+        "tiny": 5e-324,
+        "zero": -0.0,
+    }
     found = floats_from_doc(msgspec.json.decode(msgspec.json.encode(floats_to_doc(metrics))))
     assert repr(found) == repr(metrics)
     with pytest.raises(InvalidFormat, match="not a number"):
@@ -87,7 +96,9 @@ def test_clocks_and_metrics_are_exact() -> None:
 @pytest.mark.parametrize("version", [0, 2, 99, 10**30])
 def test_an_unknown_version_is_refused_with_what_to_do(version: int) -> None:
     for extra in ({}, {"invented": {"later": [1]}}):
-        with pytest.raises(UnsupportedVersion, match=rf"^m: has format version {version}; .*pip install --upgrade holdfast"):
+        with pytest.raises(
+            UnsupportedVersion, match=rf"^m: has format version {version}; .*pip install --upgrade holdfast"
+        ):
             decode_manifest(resealed(format=version, **extra), "m")
 
 
@@ -166,7 +177,19 @@ def test_every_truncation_and_every_flipped_bit_is_refused() -> None:
                 decode_manifest(bytes(changed), "m")
 
 
-@pytest.mark.parametrize("tree", [b'{"$unknown":1}', b'{"a":{"$tensor":["x"]}}', b'["\xff"]', b'{"a":1,"a":2}', b'[{"b":{"a":1,"a":1}}]', b'["\\ud800"]', b"[NaN]", b"[" * 300 + b"]" * 300])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        b'{"$unknown":1}',
+        b'{"a":{"$tensor":["x"]}}',
+        b'["\xff"]',
+        b'{"a":1,"a":2}',
+        b'[{"b":{"a":1,"a":1}}]',
+        b'["\\ud800"]',
+        b"[NaN]",
+        b"[" * 300 + b"]" * 300,
+    ],
+)
 def test_a_value_tree_outside_the_grammar_is_refused_when_asked_for(tree: bytes) -> None:
     with pytest.raises(InvalidFormat):
         Part(msgspec.Raw(tree)).values()

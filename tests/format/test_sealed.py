@@ -56,7 +56,11 @@ def test_every_truncation_at_either_end_is_refused(chars: int) -> None:
 def test_every_removed_doubled_or_inserted_byte_is_refused(chars: int) -> None:
     sealed = seal(BODY, chars)
     for i in range(len(sealed)):
-        for changed in (sealed[:i] + sealed[i + 1 :], sealed[:i] + sealed[i : i + 1] + sealed[i:], sealed[:i] + b" " + sealed[i:]):
+        for changed in (
+            sealed[:i] + sealed[i + 1 :],
+            sealed[:i] + sealed[i : i + 1] + sealed[i:],
+            sealed[:i] + b" " + sealed[i:],
+        ):
             if changed != sealed:
                 with pytest.raises(IntegrityError):
                     unseal(changed, "x", chars)

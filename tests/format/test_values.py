@@ -61,9 +61,13 @@ def same(a: object, b: object) -> bool:
 
 any_bits = st.integers(0, 2**64 - 1).map(lambda n: struct.unpack(">d", n.to_bytes(8, "big"))[0])
 floats = st.floats() | any_bits
-integers = st.integers() | st.integers(-(2**70), 2**70) | st.integers(0, 5).map(lambda n: 7**3000 * (-1) ** n + n)
+integers = (
+    st.integers() | st.integers(-(2**70), 2**70) | st.integers(0, 5).map(lambda n: 7**3000 * (-1) ** n + n)
+)
 text = st.text(st.characters(exclude_categories=()) | st.sampled_from("$\ud800\udfff\0\x7f"), max_size=8)
-zones = st.none() | st.integers(-86_399, 86_399).map(lambda s: datetime.timezone(datetime.timedelta(seconds=s)))
+zones = st.none() | st.integers(-86_399, 86_399).map(
+    lambda s: datetime.timezone(datetime.timedelta(seconds=s))
+)
 names = st.text("abc/._", min_size=1, max_size=6)
 
 atoms = st.one_of(
@@ -76,7 +80,9 @@ atoms = st.one_of(
 keys = st.recursive(
     atoms.filter(lambda v: not (isinstance(v, decimal.Decimal) and v.is_snan())),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3).map(tuple), st.frozensets(inner, max_size=3), st.builds(Typed, names, inner)
+        st.lists(inner, max_size=3).map(tuple),
+        st.frozensets(inner, max_size=3),
+        st.builds(Typed, names, inner),
     ),
     max_leaves=4,
 )
@@ -145,7 +151,12 @@ def test_lone_surrogates_survive_wherever_text_may_stand() -> None:
 
 
 def test_keys_that_look_like_type_names_are_data() -> None:
-    for value in ({"$tensor": ["x", "y"]}, {"$float": 1, "b": 2}, {"$": {"$dict": []}}, {"a": {"$int": "0x1"}}):
+    for value in (
+        {"$tensor": ["x", "y"]},
+        {"$float": 1, "b": 2},
+        {"$": {"$dict": []}},
+        {"a": {"$int": "0x1"}},
+    ):
         assert same(through_json(value), value)
 
 
@@ -164,7 +175,8 @@ class Shout(str):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), Color.RED, Shout("a"), len, {1, 2}.__iter__(), math, ValueError("x"), memoryview(b"a")]
+    "value",
+    [object(), Color.RED, Shout("a"), len, {1, 2}.__iter__(), math, ValueError("x"), memoryview(b"a")],
 )
 def test_what_would_need_code_is_refused_with_its_path(value: object) -> None:
     with pytest.raises(UnsupportedValue, match="^state/a/1: "):

@@ -60,7 +60,9 @@ def row(case: training.Case, scratch: pathlib.Path) -> int:
     saving = in_new_process(case=case, url=str(base), until=total)
     check("saving changes nothing", saving, pure)
 
-    def resumed(name: str, *, which: int, until: int = total, fresh: bool = True, **more: object) -> dict[str, object]:
+    def resumed(
+        name: str, *, which: int, until: int = total, fresh: bool = True, **more: object
+    ) -> dict[str, object]:
         if fresh:
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(base, work)
@@ -85,7 +87,9 @@ def row(case: training.Case, scratch: pathlib.Path) -> int:
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     logging.getLogger("holdfast").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)  # a skipped first step
+    warnings.filterwarnings(
+        "ignore", "Detected call of `lr_scheduler.step", UserWarning
+    )  # a skipped first step
     count = 0
     with tempfile.TemporaryDirectory() as scratch:
         for case in training.cases(sys.argv[1], sys.argv[2]):

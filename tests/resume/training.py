@@ -74,9 +74,13 @@ class Training:
             self.model.to(torch.bfloat16)
         self.optimizer = self._optimizer()
         self.scheduler: Any = self._scheduler()
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=3) if case.scaler else None
+        self.scaler = (
+            torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=3) if case.scaler else None
+        )
         options = {"persistent_workers": True, "prefetch_factor": 2} if case.workers else {}
-        self.loader = ResumableSampler(Noisy(), batch_size=BATCH, seed=11).loader(num_workers=case.workers, **options)
+        self.loader = ResumableSampler(Noisy(), batch_size=BATCH, seed=11).loader(
+            num_workers=case.workers, **options
+        )
         self.losses: dict[int, str] = {}
         self.skipped = 0
 
@@ -102,7 +106,12 @@ class Training:
 
     @property
     def state(self) -> dict[str, object]:
-        held = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "data": self.loader}
+        held = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "data": self.loader,
+        }
         return held | ({"scaler": self.scaler} if self.scaler is not None else {})
 
     def step(self, number: int, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -187,7 +196,9 @@ def run(
         ckpt = Checkpointer(url, t.state, save=at(SAVE_AT) | on("start"))
         if weights_only and which is not None:
             ckpt.restore(which, only=["model", "data"])
-            for _, (number, batch) in zip(range(until - which), enumerate(_forever(t.loader), which), strict=False):
+            for _, (number, batch) in zip(
+                range(until - which), enumerate(_forever(t.loader), which), strict=False
+            ):
                 t.step(number, batch)
         else:
             if which is not None:

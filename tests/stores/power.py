@@ -67,7 +67,9 @@ class PowerDisk(OsDisk):
         stack = [self.base]
         while stack:
             directory = stack.pop()
-            entries = self._durable_names.get(directory, {}) if names == "durable" else self._names_in(directory)
+            entries = (
+                self._durable_names.get(directory, {}) if names == "durable" else self._names_in(directory)
+            )
             for name, identity in entries.items():
                 path = os.path.join(directory, name)
                 if identity is None:

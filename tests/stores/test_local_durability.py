@@ -49,7 +49,11 @@ def base(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def objects(left: dict[str, bytes | None]) -> dict[str, bytes | None]:
     """What a store would find: temporary files are none of its objects."""
-    return {os.path.relpath(p, "run"): data for p, data in left.items() if not os.path.basename(p).startswith(".tmp-")}
+    return {
+        os.path.relpath(p, "run"): data
+        for p, data in left.items()
+        if not os.path.basename(p).startswith(".tmp-")
+    }
 
 
 def after(act: str) -> dict[str, bytes]:
@@ -108,7 +112,9 @@ def check_image(image: dict[str, bytes | None], act: str) -> None:
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_a_power_cut_at_any_call_leaves_the_old_or_the_new(tmp_path_factory: pytest.TempPathFactory, act: str) -> None:
+def test_a_power_cut_at_any_call_leaves_the_old_or_the_new(
+    tmp_path_factory: pytest.TempPathFactory, act: str
+) -> None:
     """Three images at each call: only fsynced names, all names with only fsynced bytes, and everything as it was."""
     for cut_at in range(100):
         base = prepared(tmp_path_factory.mktemp("cut"))
@@ -139,7 +145,9 @@ def test_after_any_sequence_of_acts_everything_is_durable(tmp_path: pathlib.Path
             (store.replace if turn % 2 else store.append)(key, data)
             expected[key] = data if turn % 2 else expected[key] + data
         else:
-            source.choice([store.create, store.replace, store.append, lambda k, d: store.write(k, [d])])(key, data)
+            source.choice([store.create, store.replace, store.append, lambda k, d: store.write(k, [d])])(
+                key, data
+            )
             expected[key] = data
         assert objects(disk.left()) == expected
 
@@ -168,7 +176,9 @@ def test_a_file_whose_fsync_failed_is_given_up(base: pathlib.Path, act: str) -> 
     with pytest.raises(StoreError, match="Input/output error"):
         ACTS[act](store)
     position = disk.calls.index(("fsync failed", disk.failed))
-    assert [call for call, path in disk.calls[position + 1 :] if path == disk.failed] == ["unlink"], "never tried again"
+    assert [call for call, path in disk.calls[position + 1 :] if path == disk.failed] == ["unlink"], (
+        "never tried again"
+    )
     assert {o.key: store.read(o.key) for o in store.list("")} == BEFORE
     ACTS[act](store)
     assert objects(disk.left()) == after(act)

@@ -118,7 +118,9 @@ def test_errors_of_the_operating_system_become_ours(tmp_path: pathlib.Path, code
 
 
 @pytest.mark.parametrize("act", ["create", "create deep", "replace", "write"])
-def test_a_disk_that_is_full_for_good_keeps_what_was_there(tmp_path_factory: pytest.TempPathFactory, act: str) -> None:
+def test_a_disk_that_is_full_for_good_keeps_what_was_there(
+    tmp_path_factory: pytest.TempPathFactory, act: str
+) -> None:
     for n in range(1, 100):
         root = prepare(tmp_path_factory.mktemp("full") / "run")
         disk = FaultyDisk(n, errno.ENOSPC, sticky=True)

@@ -81,7 +81,9 @@ def commit(store: Store, manifest: Manifest, lease: Lease) -> Entry:
     try:
         store.create(key, encode_manifest(manifest))  # durability: the commit
     except AlreadyExists as e:
-        raise CommitConflict(f"{key}: another writer committed this step first; its checkpoint is intact") from e
+        raise CommitConflict(
+            f"{key}: another writer committed this step first; its checkpoint is intact"
+        ) from e
     except StoreError as e:
         _settle(store, key, manifest, e)
     lease.check()
@@ -95,12 +97,16 @@ def _settle(store: Store, key: str, manifest: Manifest, cause: StoreError) -> No
     except NotFound:
         raise cause from None
     except HoldfastError as e:
-        raise CommitUnknown(f"{key}: the commit failed ({cause}) and what is there cannot be read ({e})") from cause
+        raise CommitUnknown(
+            f"{key}: the commit failed ({cause}) and what is there cannot be read ({e})"
+        ) from cause
     if found.attempt == manifest.attempt:
         raise CommitUnknown(
             f"{key}: the commit was written but the store did not confirm that it is durable ({cause})"
         ) from cause
-    raise CommitConflict(f"{key}: another writer committed this step first; its checkpoint is intact") from cause
+    raise CommitConflict(
+        f"{key}: another writer committed this step first; its checkpoint is intact"
+    ) from cause
 
 
 def retire(store: Store, entry: Entry, attempt: str) -> None:

@@ -66,10 +66,14 @@ def open_file(store: Store, entry: FileEntry) -> DataFile:
     except NotFound as e:
         raise MissingObject(f"{entry.key}: the data file is gone") from e
     if digest(raw).hex() != entry.header_digest:
-        raise DigestMismatch(f"{entry.key}: its header does not match the manifest's digest, so at least one byte changed")
+        raise DigestMismatch(
+            f"{entry.key}: its header does not match the manifest's digest, so at least one byte changed"
+        )
     header = decode_header(raw, entry.key)
     if header.file_bytes != entry.size:
-        raise Truncated(f"{entry.key}: its header describes {header.file_bytes} bytes; {entry.size} were committed")
+        raise Truncated(
+            f"{entry.key}: its header describes {header.file_bytes} bytes; {entry.size} were committed"
+        )
     return DataFile(store, entry, header)
 
 

@@ -19,7 +19,15 @@ import msgspec
 
 from holdfast.catalog.keys import LEASES, lease_key
 from holdfast.core.clock import SystemTime, TimeSource
-from holdfast.core.errors import AlreadyExists, LeaseHeld, LeaseLost, NotFound, StoreError
+from holdfast.core.errors import (
+    AlreadyExists,
+    HoldfastError,
+    InvalidFormat,
+    LeaseHeld,
+    LeaseLost,
+    NotFound,
+    StoreError,
+)
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
@@ -59,18 +67,27 @@ def _namespace() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """Return the start time of a process in clock ticks since boot, "" when there is no such process or no /proc."""
-    stat = _read_text(f"/proc/{pid}/stat")
-    return stat.rpartition(")")[2].split()[19] if stat else ""
+    """Return the start time of a process in clock ticks since boot, "" when there is none to be seen, or no /proc.
+
+    One that has ended and was not waited for yet is "ended".
+    """
+    fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if not fields:
+        return ""
+    return "ended" if fields[0] in "ZX" else fields[19]
 
 
 def _is_dead(doc: LeaseDoc) -> bool:
-    """Return True only when the holder is known to be gone: same process namespace, and no such process."""
+    """Return True only when the holder is known to be gone: same process namespace, and no such process; or this
+    very process, which has let go of it."""
     if doc.namespace != _namespace():
         return False
-    if os.path.isdir("/proc/self"):
-        return _process_start(doc.pid) != doc.started
-    try:
+    started = _process_start(doc.pid)
+    if started and started != doc.started:
+        return True
+    if doc.pid == os.getpid():
+        return not any(lease.is_of(doc) for lease in list(_leases))
+    try:  # /proc may be absent, or hide other users' processes
         os.kill(doc.pid, 0)
     except ProcessLookupError:
         return True
@@ -95,9 +112,13 @@ def holder(store: Store) -> LeaseDoc | None:
     while found:
         key = found.pop().key
         try:
-            return msgspec.json.decode(unseal(store.read(key), key), type=LeaseDoc)
+            body = unseal(store.read(key), key)
         except NotFound:  # its holder cleaned up while we looked
             continue
+        try:
+            return msgspec.json.decode(body, type=LeaseDoc)
+        except (ValueError, RecursionError) as e:
+            raise InvalidFormat(f"{key}: is not a lease: {e}") from e
     return None
 
 
@@ -127,27 +148,54 @@ def acquire(store: Store, time: TimeSource | None = None, *, heartbeat: bool = T
     doc = LeaseDoc(
         generation, socket.gethostname(), pid, _process_start(pid), _namespace(), now, now + LEASE_SECONDS
     )
+    lease = Lease(store, doc, time)
     try:
         store.create(lease_key(generation), seal(msgspec.json.encode(doc)))
-    except AlreadyExists:
+        lease.check()  # a rival that deleted what was seen here has left its number, or a lower one, free
+        store.delete([o.key for o in store.list(LEASES) if o.key < lease_key(generation)])
+    except (AlreadyExists, LeaseLost):
+        lease.forget()
         rival = holder(store)
-        raise LeaseHeld(f"{store.url} was just taken by {rival.owner if rival else 'another process'}") from None
-    store.delete([o.key for o in store.list(LEASES) if o.key < lease_key(generation)])
-    return Lease(store, doc, time, heartbeat=heartbeat)
+        raise LeaseHeld(
+            f"{store.url} was just taken by {rival.owner if rival else 'another process'}"
+        ) from None
+    except BaseException:
+        with contextlib.suppress(HoldfastError):
+            if holder(store) == doc:  # it may be there although the store said that it failed
+                lease.release()
+        lease.forget()
+        raise
+    if heartbeat:
+        lease.start_heartbeat()
+    return lease
 
 
 class Lease:
-    """The right to write a run; renewed in the background until `release`."""
+    """The right to write a run; renewed in the background, once the heartbeat is started, until `release`."""
 
-    def __init__(self, store: Store, doc: LeaseDoc, time: TimeSource, *, heartbeat: bool) -> None:
+    def __init__(self, store: Store, doc: LeaseDoc, time: TimeSource) -> None:
         self._store = store
         self._doc = doc
         self._time = time
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        if heartbeat:
-            beat = threading.Thread(target=_beat, args=(weakref.ref(self), self._stop), name="holdfast-lease", daemon=True)
-            beat.start()
+        _leases.add(self)
+
+    def start_heartbeat(self) -> None:
+        """Renew from now on, on a thread of its own."""
+        beat = threading.Thread(
+            target=_beat, args=(weakref.ref(self), self._stop), name="holdfast-lease", daemon=True
+        )
+        beat.start()
+
+    def forget(self) -> None:
+        """Hold the run no longer, without a word to the store."""
+        self._stop.set()
+
+    def is_of(self, doc: LeaseDoc) -> bool:
+        """Return whether `doc` is what this lease wrote, and it is held."""
+        mine = self._doc
+        return not self._stop.is_set() and (mine.generation, mine.acquired) == (doc.generation, doc.acquired)
 
     @property
     def generation(self) -> int:
@@ -193,6 +241,9 @@ class Lease:
             self._stop.set()
             return
         self.renew()
+
+
+_leases: weakref.WeakSet[Lease] = weakref.WeakSet()  # that this process holds
 
 
 def _beat(lease: weakref.ref[Lease], stop: threading.Event) -> None:

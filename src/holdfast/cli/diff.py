@@ -140,9 +140,9 @@ def _print_values(found: Difference) -> None:
     show_table(
         [
             Column("value", elastic=True, keep_end=True),
-            Column("before", right=True),
+            Column("before", right=True, elastic=True),
             Column(""),
-            Column("after"),
+            Column("after", elastic=True),
         ],
         rows,
     )

@@ -96,7 +96,7 @@ def _table(
         Column("step", right=True),
         Column("epoch", right=True, leaves=5),
         Column("saved", leaves=1),
-        *(Column(plain(m), right=True, leaves=i + 3 if i else 0) for i, m in enumerate(metrics)),
+        *(_metric_column(name, i) for i, name in enumerate(metrics)),
         Column("size", right=True, leaves=2),
         Column("new", right=True, leaves=8),
         Column("tags"),
@@ -106,6 +106,10 @@ def _table(
     ]
     rows = [_row(r, metrics, best, plan.get(r.step)) for r in reversed(records)]
     return columns, rows
+
+
+def _metric_column(name: str, place: int) -> Column:
+    return Column(plain(name), right=True, leaves=place + 3 if place else 0, elastic=True, keep_end=True)
 
 
 def _row(

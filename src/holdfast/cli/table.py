@@ -20,7 +20,8 @@ SHORTEST = 16
 class Column:
     """A column. `right` aligns numbers; `leaves` says how early it goes on a narrow terminal (0: never).
 
-    An `elastic` one is cut before any goes, with an ellipsis at its end, or in front where `keep_end`.
+    An `elastic` one is cut before any goes, the last first, with an ellipsis at its end, or in front where
+    `keep_end`.
     """
 
     title: str
@@ -59,8 +60,8 @@ def _fit(
     while True:
         widths = {i: natural[i] for i in shown}
         excess = 0 if room is None else sum(widths.values()) + GAP * (len(shown) - 1) - room
-        for i in (i for i in shown if columns[i].elastic and excess > 0):
-            cut = min(excess, max(0, widths[i] - max(SHORTEST, cell_len(columns[i].title))))
+        for i in (i for i in reversed(shown) if columns[i].elastic and excess > 0):
+            cut = min(excess, max(0, widths[i] - SHORTEST))
             widths[i] -= cut
             excess -= cut
         leaving = [i for i in shown if columns[i].leaves]

@@ -11,7 +11,17 @@ import unicodedata
 
 from holdfast.core.errors import InvalidFormat, PolicyError
 
-__all__ = ["check_key", "check_path", "check_tag", "file_stem", "is_key", "join_path", "matches", "name_in_file", "step_name"]
+__all__ = [
+    "check_key",
+    "check_path",
+    "check_tag",
+    "file_stem",
+    "is_key",
+    "join_path",
+    "matches",
+    "name_in_file",
+    "step_name",
+]
 
 MAX_PATH_BYTES = 1024
 STEP_DIGITS = 12
@@ -22,7 +32,9 @@ _KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,254}")
 def step_name(step: int) -> str:
     """Return the fixed-width name of a step, so that names sort as numbers do."""
     if not 0 <= step < 10**STEP_DIGITS:
-        raise PolicyError(f"step {step} is outside 0 … 10^{STEP_DIGITS}-1, the range a checkpoint name can hold")
+        raise PolicyError(
+            f"step {step} is outside 0 … 10^{STEP_DIGITS}-1, the range a checkpoint name can hold"
+        )
     return f"{step:0{STEP_DIGITS}d}"
 
 
@@ -41,13 +53,17 @@ def check_path(path: str) -> str:
     if path.isascii():
         if len(path) <= MAX_PATH_BYTES and path.isprintable():
             return path
-        raise InvalidFormat(f"tensor name {path[:80]!r} is longer than {MAX_PATH_BYTES} bytes or holds control characters")
+        raise InvalidFormat(
+            f"tensor name {path[:80]!r} is longer than {MAX_PATH_BYTES} bytes or holds control characters"
+        )
     try:
         size = len(path.encode())
     except UnicodeEncodeError:
         raise InvalidFormat(f"tensor name {path[:80]!r} is not valid Unicode") from None
     if size > MAX_PATH_BYTES:
-        raise InvalidFormat(f"tensor name {path[:80]!r}… has {size} bytes; at most {MAX_PATH_BYTES} are allowed")
+        raise InvalidFormat(
+            f"tensor name {path[:80]!r}… has {size} bytes; at most {MAX_PATH_BYTES} are allowed"
+        )
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in path):
         raise InvalidFormat(f"tensor name {path[:80]!r} holds control characters")
     if unicodedata.normalize("NFC", path) != path:
@@ -71,7 +87,9 @@ def check_key(key: str) -> str:
     """
     for part in key.split("/"):
         if not _KEY_PART.fullmatch(part):
-            raise InvalidFormat(f"store key {key[:120]!r} is not allowed: component {part[:40]!r} is not a plain name")
+            raise InvalidFormat(
+                f"store key {key[:120]!r} is not allowed: component {part[:40]!r} is not a plain name"
+            )
     return key
 
 

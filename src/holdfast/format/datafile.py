@@ -123,7 +123,9 @@ def encode_header(tensors: Sequence[StoredTensor], digests: Sequence[bytes]) -> 
         if t.name == METADATA:
             raise InvalidFormat(f"the tensor name {METADATA!r} is reserved by safetensors; rename the tensor")
         if not _is_bounded(t.shape, t.stride, DTYPES[t.dtype].itemsize):
-            raise InvalidFormat(f"tensor {t.name!r} of shape {t.shape} and stride {t.stride} spans more than the format holds")
+            raise InvalidFormat(
+                f"tensor {t.name!r} of shape {t.shape} and stride {t.stride} spans more than the format holds"
+            )
         body[t.name] = _entry(t)
     raw = msgspec.json.encode(body)
     size = header_size(len(raw))
@@ -141,7 +143,9 @@ def declared_size(prefix: bytes, name: str) -> int:
         raise Truncated(f"{name}: is {len(prefix)} bytes long; expected at least a header")
     size = PREFIX_BYTES + int.from_bytes(prefix[:PREFIX_BYTES], "little")
     if size > MAX_HEADER_BYTES or size % ALIGNMENT:
-        raise InvalidFormat(f"{name}: declares a header of {size} bytes; expected a multiple of {ALIGNMENT} up to 1 GiB")
+        raise InvalidFormat(
+            f"{name}: declares a header of {size} bytes; expected a multiple of {ALIGNMENT} up to 1 GiB"
+        )
     return size
 
 
@@ -164,14 +168,18 @@ def decode_header(raw: bytes, name: str) -> DataHeader:
         raise InvalidFormat(f"{name}: its header is not a holdfast safetensors header: {e}") from e
     tensors = tuple(_stored(k, entry, extras.get(k), name) for k, entry in entries.items())
     _check_contiguous(tensors, name)
-    if tensors and tensors[-1].end > len(blob) // DIGEST_BYTES * BLOCK_BYTES:  # before a claim of exabytes is cut up
+    if (
+        tensors and tensors[-1].end > len(blob) // DIGEST_BYTES * BLOCK_BYTES
+    ):  # before a claim of exabytes is cut up
         raise InvalidFormat(f"{name}: {tensors[-1].end} bytes of data have more blocks than it holds digests")
     blocks = tuple(cut_blocks([(t.nbytes, t.shape) for t in tensors]))
     digests = tuple(blob[i : i + DIGEST_BYTES] for i in range(0, len(blob), DIGEST_BYTES))
     if len(blob) != DIGEST_BYTES * len(blocks):
         raise InvalidFormat(f"{name}: holds {len(digests)} digests for {len(blocks)} blocks")
     if encode_header(tensors, digests) != raw:
-        raise InvalidFormat(f"{name}: its header is not in the one form the format allows (order, spacing or a duplicate key)")
+        raise InvalidFormat(
+            f"{name}: its header is not in the one form the format allows (order, spacing or a duplicate key)"
+        )
     return DataHeader(tensors, blocks, digests, size)
 
 
@@ -181,7 +189,9 @@ def _stored(name: str, entry: _Entry, extra: _Extra | None, file: str) -> Stored
         raise InvalidFormat(f"{file}: tensor {name!r} has the unknown dtype {entry.dtype[:40]!r}")
     dtype = extra.dtype if extra is not None and extra.dtype is not None else CARRIERS[entry.dtype]
     if dtype not in DTYPES or DTYPES[dtype].carrier != entry.dtype:
-        raise InvalidFormat(f"{file}: tensor {name!r} says it is {dtype[:40]!r} but is carried as {entry.dtype}")
+        raise InvalidFormat(
+            f"{file}: tensor {name!r} says it is {dtype[:40]!r} but is carried as {entry.dtype}"
+        )
     d = DTYPES[dtype]
     shape = tuple(entry.shape)
     if d.carrier_per_element > 1:
@@ -191,9 +201,13 @@ def _stored(name: str, entry: _Entry, extra: _Extra | None, file: str) -> Stored
     start, end = entry.data_offsets
     stride = tuple(extra.stride) if extra is not None and extra.stride is not None else None
     if not _is_bounded(shape, stride, d.itemsize):
-        raise InvalidFormat(f"{file}: tensor {name!r} has the impossible shape {shape!s:.80} or stride {stride!s:.80}")
+        raise InvalidFormat(
+            f"{file}: tensor {name!r} has the impossible shape {shape!s:.80} or stride {stride!s:.80}"
+        )
     if math.prod(shape) * d.itemsize != end - start:
-        raise InvalidFormat(f"{file}: tensor {name!r} of shape {shape} and type {dtype} does not fill bytes {start} to {end}")
+        raise InvalidFormat(
+            f"{file}: tensor {name!r} of shape {shape} and type {dtype} does not fill bytes {start} to {end}"
+        )
     return StoredTensor(name, dtype, shape, stride, start, end, _box(name, shape, extra, file))
 
 
@@ -203,7 +217,9 @@ def _is_bounded(shape: tuple[int, ...], stride: tuple[int, ...] | None, itemsize
         return False
     if math.prod(max(n, 1) for n in shape) * itemsize > MAX_EXTENT:
         return False
-    return stride is None or (len(stride) == len(shape) and all(0 <= s * itemsize <= MAX_EXTENT for s in stride))
+    return stride is None or (
+        len(stride) == len(shape) and all(0 <= s * itemsize <= MAX_EXTENT for s in stride)
+    )
 
 
 def _box(
@@ -213,10 +229,12 @@ def _box(
         return None
     offsets, whole = tuple(extra.box[0]), tuple(extra.box[1])
     inside = len(offsets) == len(whole) == len(shape) and all(
-        0 <= o and o + n <= w <= MAX_EXTENT for o, n, w in zip(offsets, shape, whole, strict=True)
+        o >= 0 and o + n <= w <= MAX_EXTENT for o, n, w in zip(offsets, shape, whole, strict=True)
     )
     if not inside:
-        raise InvalidFormat(f"{file}: tensor {name!r} of shape {shape} at {offsets!s:.80} does not lie inside {whole!s:.80}")
+        raise InvalidFormat(
+            f"{file}: tensor {name!r} of shape {shape} at {offsets!s:.80} does not lie inside {whole!s:.80}"
+        )
     return offsets, whole
 
 
@@ -224,7 +242,9 @@ def _check_contiguous(tensors: Sequence[StoredTensor], file: str) -> None:
     position = 0
     for t in tensors:
         if t.start != position:
-            raise InvalidFormat(f"{file}: tensor {t.name!r} starts at byte {t.start}; expected {position} (no holes, no overlap)")
+            raise InvalidFormat(
+                f"{file}: tensor {t.name!r} starts at byte {t.start}; expected {position} (no holes, no overlap)"
+            )
         position = t.end
 
 

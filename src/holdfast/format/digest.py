@@ -76,5 +76,3 @@ def cut_blocks(tensors: Sequence[tuple[int, Sequence[int]]]) -> list[Block]:
         position += nbytes
     close_group()
     return blocks
-
-

@@ -37,9 +37,13 @@ def unseal(sealed: bytes, name: str, chars: int = DIGEST_CHARS) -> bytes:
     tail = len(_MEMBER) + chars + len(_END)
     head, seal_bytes = sealed[:-tail], sealed[-tail:]
     if not head or not seal_bytes.startswith(_MEMBER) or not seal_bytes.endswith(_END):
-        raise Truncated(f"{name}: does not end in a digest; {len(sealed)} bytes were read, so it is cut off or not ours")
+        raise Truncated(
+            f"{name}: does not end in a digest; {len(sealed)} bytes were read, so it is cut off or not ours"
+        )
     if blake3(head).hexdigest(chars // 2).encode() != seal_bytes[len(_MEMBER) : -len(_END)]:
-        raise DigestMismatch(f"{name}: its bytes do not match the digest at its end, so at least one byte changed")
+        raise DigestMismatch(
+            f"{name}: its bytes do not match the digest at its end, so at least one byte changed"
+        )
     if not head.startswith(b"{"):
         raise InvalidFormat(f"{name}: does not start as a JSON object")
     return head + b"}"

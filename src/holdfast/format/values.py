@@ -121,7 +121,11 @@ _ENCODERS: dict[type, Callable[..., Json]] = {
 
 
 def _str(value: str) -> Json:
-    return value if _is_unicode(value) else {"$str": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
+    return (
+        value
+        if _is_unicode(value)
+        else {"$str": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
+    )
 
 
 def _int(value: int) -> Json:
@@ -135,7 +139,9 @@ def encode_value(value: object, path: str = "", depth: int = 0) -> Json:
         UnsupportedValue: a type outside the grammar; the message carries the tree path.
     """
     if depth > MAX_DEPTH:
-        raise UnsupportedValue(f"{path or 'the state'}: nested deeper than {MAX_DEPTH} levels (or refers to itself)")
+        raise UnsupportedValue(
+            f"{path or 'the state'}: nested deeper than {MAX_DEPTH} levels (or refers to itself)"
+        )
     kind = type(value)
     if value is None or kind is bool:
         return value

@@ -7,6 +7,7 @@ is durable.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -128,7 +129,9 @@ class Engine:
         step = self.clock.step
         abandoned = self.session.abandon_after(step, f"training went on from step {step}")
         if abandoned:
-            logger.warning("training goes on from step %d; later checkpoints %s were set aside", step, abandoned)
+            logger.warning(
+                "training goes on from step %d; later checkpoints %s were set aside", step, abandoned
+            )
         attempt = self._restored.manifest.attempt if self._restored is not None else ""
         self.session.parent = attempt or None
         self.session.log.record(Resumed(self._time.now(), step, attempt))
@@ -239,8 +242,11 @@ class Engine:
         self.interrupts.remove()
         try:
             self.wait()
-        finally:
-            self.session.close()
+        except BaseException:
+            with contextlib.suppress(HoldfastError):  # the first failure is the one to raise
+                self.session.close()
+            raise
+        self.session.close()
 
     def refuse_closed(self) -> None:
         """Raise PolicyError when the run was given up."""
@@ -263,6 +269,6 @@ class Engine:
 def _failed(error: Exception) -> HoldfastError:
     if isinstance(error, (SaveFailed, LeaseLost)):
         return error
-    return SaveFailed(f"a save failed: {error}. Checkpoints committed before it are intact; the next save tries afresh")
-
-
+    return SaveFailed(
+        f"a save failed: {error}. Checkpoints committed before it are intact; the next save tries afresh"
+    )

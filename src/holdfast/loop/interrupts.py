@@ -63,7 +63,9 @@ class Interrupts:
     def leave(self) -> BaseException:
         """Return what to raise once the save for a stop signal is durable."""
         number, self.stop_signal = self.stop_signal, None
-        return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + (number or signal.SIGTERM))
+        return (
+            KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + (number or signal.SIGTERM))
+        )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number in SAVING:
@@ -82,5 +84,8 @@ class Interrupts:
         self._timer.start()
 
     def _give_up(self, number: int) -> None:
-        _say(f"no new checkpoint within {self._deadline_seconds:g} s of {signal.Signals(number).name}; " + self._newest())
+        _say(
+            f"no new checkpoint within {self._deadline_seconds:g} s of {signal.Signals(number).name}; "
+            + self._newest()
+        )
         os._exit(128 + number)

@@ -34,7 +34,12 @@ class Restored:
 
 
 def restore_state(
-    history: History, state: Mapping[str, object], which: int | str, options: RestoreOptions, *, rng: bool = True
+    history: History,
+    state: Mapping[str, object],
+    which: int | str,
+    options: RestoreOptions,
+    *,
+    rng: bool = True,
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
@@ -88,7 +93,9 @@ def _restore_one(
     for note in differences(manifest.environment, fingerprint()):
         plan.report.notes.append(note)
     if not manifest.exact:
-        plan.report.notes.append(f"step {manifest.step} was saved after an exception: the resume is not bit-exact")
+        plan.report.notes.append(
+            f"step {manifest.step} was saved after an exception: the resume is not bit-exact"
+        )
     for step, why in passed_over.items():
         plan.report.notes.append(f"passed over step {step}: {why}")
     if rng_tree is not None:
@@ -104,4 +111,3 @@ def _refuse_demoted(manifest: Manifest, state: Mapping[str, object], options: Re
             f"step {manifest.step} was demoted to its weights by the retention rule and has no {', '.join(lost)}; "
             f"restore it with only={[f'{p}/**' for p in manifest.parts]}"
         )
-

@@ -215,4 +215,6 @@ class Session:
             return
         lighter = msgspec.structs.replace(manifest, parts=weights, demoted=True)
         self._replace(commit(self.store, lighter, self.lease), lighter)
-        self.log.record(Removed(self.time.now(), manifest.step, manifest.attempt, "demoted", list(decision.reasons)))
+        self.log.record(
+            Removed(self.time.now(), manifest.step, manifest.attempt, "demoted", list(decision.reasons))
+        )

@@ -78,7 +78,9 @@ class Tracker:
         """Count training time from now on."""
         self._since = self._time.monotonic()
 
-    def advance(self, *, step: int, epochs: int, events: frozenset[str], in_flight: bool) -> tuple[Moment, Observed | None]:
+    def advance(
+        self, *, step: int, epochs: int, events: frozenset[str], in_flight: bool
+    ) -> tuple[Moment, Observed | None]:
         """Move the clock to a safe point; return it, and the log event for what was observed there."""
         now = self._time.monotonic()
         previous = self.clock
@@ -131,7 +133,11 @@ class Tracker:
 
     def _judge(self, observations: list[Observation]) -> None:
         for one in observations:
-            if not math.isfinite(one.value) and one.metric in self._monitored and one.metric not in self._warned:
+            if (
+                not math.isfinite(one.value)
+                and one.metric in self._monitored
+                and one.metric not in self._warned
+            ):
                 self._warned.add(one.metric)
                 logger.warning(
                     "metric %r is %s at step %d: it never counts as an improvement; check the loss, the learning rate "

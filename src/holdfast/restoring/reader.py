@@ -123,19 +123,23 @@ class Reader:
 def _read_from(file: DataFile, found: Sequence[tuple[int, str]], reader: Reader) -> dict[str, HostTensor]:
     """Read the blocks of some tensors of one file into one buffer for each run of neighbouring blocks."""
     header = file.header
-    blocks = sorted({b for i, _ in found for b in file.blocks_of(header.tensors[i].start, header.tensors[i].end)})
+    blocks = sorted(
+        {b for i, _ in found for b in file.blocks_of(header.tensors[i].start, header.tensors[i].end)}
+    )
     runs: list[list[int]] = []
     for b in blocks:
         if runs and runs[-1][-1] + 1 == b:
             runs[-1].append(b)
         else:
             runs.append([b])
-    held: dict[int, tuple[int, memoryview]] = {}  # block -> (start of its run in the data region, the run's bytes)
+    held: dict[
+        int, tuple[int, memoryview]
+    ] = {}  # block -> (start of its run in the data region, the run's bytes)
     pieces: list[tuple[int, memoryview]] = []
     for run in runs:
         start, end = header.blocks[run[0]].start, header.blocks[run[-1]].end
         view = memoryview(bytearray(end - start))
-        held |= {b: (start, view) for b in run}
+        held |= dict.fromkeys(run, (start, view))
         pieces += [(start + o, view[o : o + READ_BYTES]) for o in range(0, len(view), READ_BYTES)]
 
     def check(b: int) -> None:

@@ -81,14 +81,18 @@ def _persist_part(
     store: Store, key: str, part: PartSnapshot, before: Mapping[str, _Known]
 ) -> tuple[Part, dict[str, _Known]]:
     own = _own_digests(part)
-    kept = {t.name: before[t.name] for t in part.tensors if t.name in before and _same(t, own, before[t.name])}
+    kept = {
+        t.name: before[t.name] for t in part.tensors if t.name in before and _same(t, own, before[t.name])
+    }
     changed = [t for t in part.tensors if t.name not in kept]
     files: list[FileEntry] = []
     known = dict(kept)
     if changed:
         entry = _write_file(store, key, part, changed, own)
         files.append(entry)
-        known |= {t.name: _Known(t.dtype, t.shape, t.stride, own[t.name], entry) for t in changed if t.name in own}
+        known |= {
+            t.name: _Known(t.dtype, t.shape, t.stride, own[t.name], entry) for t in changed if t.name in own
+        }
     files += _older_files(kept.values())
     return Part(part.tree, part.kind, files, part.aliases), known
 
@@ -104,7 +108,9 @@ def _own_digests(part: PartSnapshot) -> dict[str, tuple[bytes, ...]]:
 
 
 def _same(t: StoredTensor, own: Mapping[str, tuple[bytes, ...]], known: _Known) -> bool:
-    return (t.dtype, t.shape, t.stride) == (known.dtype, known.shape, known.stride) and own.get(t.name) == known.digests
+    return (t.dtype, t.shape, t.stride) == (known.dtype, known.shape, known.stride) and own.get(
+        t.name
+    ) == known.digests
 
 
 def _older_files(kept: Iterable[_Known]) -> list[FileEntry]:
@@ -113,7 +119,11 @@ def _older_files(kept: Iterable[_Known]) -> list[FileEntry]:
 
 
 def _write_file(
-    store: Store, key: str, part: PartSnapshot, changed: list[StoredTensor], own: Mapping[str, tuple[bytes, ...]]
+    store: Store,
+    key: str,
+    part: PartSnapshot,
+    changed: list[StoredTensor],
+    own: Mapping[str, tuple[bytes, ...]],
 ) -> FileEntry:
     where = {t.name: part.data[t.start : t.end] for t in changed}
     tensors = changed if len(changed) == len(part.tensors) else lay_out(changed)

@@ -47,7 +47,9 @@ class Snapshot:
         return sum(len(p.data) for p in self.parts.values())
 
 
-def take_snapshot(state: Mapping[str, object], arena: Arena, *, gradients: bool = False, rng: bool = True) -> Snapshot:
+def take_snapshot(
+    state: Mapping[str, object], arena: Arena, *, gradients: bool = False, rng: bool = True
+) -> Snapshot:
     """Copy the state into the arena. Draws no random number and changes nothing.
 
     The state of every random generator is captured unasked, as the part "rng".
@@ -57,7 +59,9 @@ def take_snapshot(state: Mapping[str, object], arena: Arena, *, gradients: bool 
         StateError: a key of the state is reserved.
     """
     if rng and RNG_PART in state:
-        raise StateError(f"state key {RNG_PART!r} is reserved: holdfast captures every random generator by itself; rename yours")
+        raise StateError(
+            f"state key {RNG_PART!r} is reserved: holdfast captures every random generator by itself; rename yours"
+        )
     whole = {**state, RNG_PART: capture_rng()} if rng else state
     captured = capture(whole, gradients=gradients)
     sources = _by_part(captured, whole)

@@ -131,7 +131,9 @@ class LocalStore:
                 while done < len(target):
                     got = self.disk.pread_into(fd, target[done:], start + done)
                     if got == 0:
-                        raise Truncated(f"{key}: ends after {start + done} bytes; expected {start + len(target)}")
+                        raise Truncated(
+                            f"{key}: ends after {start + done} bytes; expected {start + len(target)}"
+                        )
                     done += got
             finally:
                 self.disk.close(fd)
@@ -150,7 +152,9 @@ class LocalStore:
         with _translated("list", start):
             for path in self.disk.walk(start):
                 key = os.path.relpath(path, self.root).replace(os.sep, "/")
-                if not is_key(key):  # a temporary file, or one that we did not write: .DS_Store, .nfs0001, "copy (2)"
+                if not is_key(
+                    key
+                ):  # a temporary file, or one that we did not write: .DS_Store, .nfs0001, "copy (2)"
                     continue
                 with contextlib.suppress(FileNotFoundError):  # deleted while we walked
                     found = self.disk.stat(path)

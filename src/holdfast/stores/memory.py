@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Sequence
 
+from holdfast.core.buffers import Buffer
 from holdfast.core.errors import AlreadyExists, NotFound, Truncated
 from holdfast.core.names import check_key
-from holdfast.core.buffers import Buffer
 from holdfast.stores.base import ObjectInfo
 
 __all__ = ["MemoryStore"]
@@ -61,7 +61,9 @@ class MemoryStore:
     def list(self, prefix: str) -> list[ObjectInfo]:
         start = f"{check_key(prefix)}/" if prefix else ""
         with self._lock:
-            return [ObjectInfo(k, len(d), t) for k, (d, t) in sorted(self._objects.items()) if k.startswith(start)]
+            return [
+                ObjectInfo(k, len(d), t) for k, (d, t) in sorted(self._objects.items()) if k.startswith(start)
+            ]
 
     def delete(self, keys: Sequence[str]) -> None:
         with self._lock:

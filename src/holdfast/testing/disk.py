@@ -109,7 +109,9 @@ class KillingDisk(_CountingDisk):
 class FaultyDisk(_CountingDisk):
     """Raises an OSError at the n-th changing call: instead of it, or (`applied`) after it took effect."""
 
-    def __init__(self, fail_at: int, code: int = errno.EIO, *, applied: bool = False, sticky: bool = False) -> None:
+    def __init__(
+        self, fail_at: int, code: int = errno.EIO, *, applied: bool = False, sticky: bool = False
+    ) -> None:
         super().__init__()
         self.fail_at = fail_at
         self.code = code

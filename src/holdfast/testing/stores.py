@@ -136,7 +136,9 @@ class StoreTests:
     def test_create_has_exactly_one_winner(self, store: Store) -> None:
         for turn in range(5):
             key = f"race/{turn}/k"
-            outcomes = at_once([lambda i=i, key=key: store.create(key, b"%d" % i * 1000) for i in range(RIVALS)])  # type: ignore[misc]
+            outcomes = at_once(
+                [lambda i=i, key=key: store.create(key, b"%d" % i * 1000) for i in range(RIVALS)]
+            )  # type: ignore[misc]
             winners = [i for i, outcome in enumerate(outcomes) if outcome is None]
             assert len(winners) == 1
             assert sum(isinstance(outcome, AlreadyExists) for outcome in outcomes) == RIVALS - 1
@@ -174,13 +176,28 @@ class StoreTests:
     # ---- list and delete ------------------------------------------------------------------------------------------
 
     def test_list_is_sorted_and_stays_below_its_prefix(self, store: Store) -> None:
-        keys = ["a", "a-b", "a.b/x", "ab/c", "b/2", "b/10", "b/c/d/e", "b/c/d-e", "b/c-d", "b+/x", "B/x", "z/0"]
+        keys = [
+            "a",
+            "a-b",
+            "a.b/x",
+            "ab/c",
+            "b/2",
+            "b/10",
+            "b/c/d/e",
+            "b/c/d-e",
+            "b/c-d",
+            "b+/x",
+            "B/x",
+            "z/0",
+        ]
         for key in keys:
             store.create(key, key.encode())
         assert [o.key for o in store.list("")] == sorted(keys)
         assert [o.key for o in store.list("b")] == sorted(k for k in keys if k.startswith("b/"))
         assert [o.key for o in store.list("b/c")] == ["b/c/d-e", "b/c/d/e"]
-        assert [(o.size, store.info(o.key)) for o in store.list("b")] == [(len(o.key), o) for o in store.list("b")]
+        assert [(o.size, store.info(o.key)) for o in store.list("b")] == [
+            (len(o.key), o) for o in store.list("b")
+        ]
 
     def test_list_of_nothing_is_empty(self, store: Store) -> None:
         assert store.list("") == store.list("nothing/here") == []
@@ -247,7 +264,14 @@ class StoreTests:
         assert store.list("") == []
 
     def test_long_and_odd_but_plain_keys_are_taken(self, store: Store) -> None:
-        keys = ["a" * 255, "/".join(["deep"] * 40), "A.b_c-d+e=f@g", "_x/0", "a..b", "data/000000000007-ab12cd34/m.safetensors"]
+        keys = [
+            "a" * 255,
+            "/".join(["deep"] * 40),
+            "A.b_c-d+e=f@g",
+            "_x/0",
+            "a..b",
+            "data/000000000007-ab12cd34/m.safetensors",
+        ]
         for key in keys:
             store.create(key, b"x")
         assert [o.key for o in store.list("")] == sorted(keys)

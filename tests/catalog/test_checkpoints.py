@@ -1,0 +1,268 @@
+"""Commit, list, set aside, remove, reclaim: each on manifests alone, with every outcome a commit can have."""
+
+from __future__ import annotations
+
+import pytest
+from manifests import Interrupted, data_key, fail, manifest, put
+
+from holdfast.catalog.checkpoints import Entry, commit, entries, read_entry, read_trash, reclaim, remove, retire
+from holdfast.catalog.keys import lease_key, manifest_key
+from holdfast.catalog.lease import Lease, acquire
+from holdfast.core.errors import (
+    AlreadyExists,
+    CommitConflict,
+    CommitUnknown,
+    InvalidFormat,
+    LeaseLost,
+    MissingObject,
+    StoreError,
+)
+from holdfast.format.manifest import decode_manifest, encode_manifest
+from holdfast.stores import MemoryStore, Store
+from holdfast.testing import MockClock
+
+
+@pytest.fixture
+def store() -> Interrupted:
+    return Interrupted()
+
+
+@pytest.fixture
+def lease(store: Interrupted) -> Lease:
+    return acquire(store, MockClock(), heartbeat=False)
+
+
+def attempts(store: Store) -> list[tuple[int, str]]:
+    return [(e.step, read_entry(store, e).attempt) for e in entries(store)]
+
+
+def data(store: Store) -> list[str]:
+    return [o.key for o in store.list("data")]
+
+
+# ---- the outcomes of a commit ---------------------------------------------------------------------------------------
+
+
+def test_a_commit_makes_a_checkpoint_exist(store: Interrupted, lease: Lease) -> None:
+    assert entries(store) == []
+    entry = commit(store, manifest(7), lease)
+    assert entry == Entry("checkpoints/000000000007.json", 7, 0)
+    assert entries(store) == [entry]
+    assert encode_manifest(read_entry(store, entry)) == encode_manifest(manifest(7))
+
+
+def test_a_later_state_of_a_step_takes_its_place(store: Interrupted, lease: Lease) -> None:
+    for attempt in ("aa", "bb", "cc"):
+        commit(store, manifest(7, attempt), lease)
+    commit(store, manifest(8, "dd"), lease)
+    assert attempts(store) == [(7, "cc"), (8, "dd")]
+    assert [e.ordinal for e in entries(store)] == [2, 0]
+
+
+def test_a_rival_at_the_same_place_wins_and_stays_intact(store: Interrupted, lease: Lease) -> None:
+    store.before = lambda key: MemoryStore.create(store, key, encode_manifest(manifest(7, "rival")))
+    with pytest.raises(CommitConflict, match="another writer committed this step first"):
+        commit(store, manifest(7, "mine"), lease)
+    assert attempts(store) == [(7, "rival")]
+
+
+def test_a_failure_before_the_manifest_is_there_is_that_failure(store: Interrupted, lease: Lease) -> None:
+    store.before = fail
+    with pytest.raises(StoreError, match="Input/output error"):
+        commit(store, manifest(7), lease)
+    assert entries(store) == []
+    commit(store, manifest(7), lease)
+    assert attempts(store) == [(7, "aa")]
+
+
+def test_a_failure_after_the_manifest_is_there_is_an_unknown_outcome(store: Interrupted, lease: Lease) -> None:
+    store.after = fail
+    with pytest.raises(CommitUnknown, match="did not confirm that it is durable"):
+        commit(store, manifest(7), lease)
+    assert attempts(store) == [(7, "aa")], "what is listed is whole all the same"
+
+
+def test_a_failure_while_a_rival_commits_is_a_conflict(store: Interrupted, lease: Lease) -> None:
+    def rival_then_fail(key: str) -> None:
+        MemoryStore.create(store, key, encode_manifest(manifest(7, "rival")))
+        fail(key)
+
+    store.before = rival_then_fail
+    with pytest.raises(CommitConflict):
+        commit(store, manifest(7, "mine"), lease)
+
+
+def test_a_failure_that_leaves_something_unreadable_is_unknown(store: Interrupted, lease: Lease) -> None:
+    def spoil_then_fail(key: str) -> None:
+        store.replace(key, b"spoilt")
+        fail(key)
+
+    store.after = spoil_then_fail
+    with pytest.raises(CommitUnknown, match="cannot be read"):
+        commit(store, manifest(7), lease)
+
+
+def test_a_name_that_is_taken_by_our_own_manifest_is_no_rival(store: Interrupted, lease: Lease) -> None:
+    """A request that was carried out and repeated, because its answer was lost, finds its own work."""
+
+    def carried_out_already(key: str) -> None:
+        MemoryStore.create(store, key, encode_manifest(manifest(7, "mine")))
+
+    store.before = carried_out_already
+    with pytest.raises(CommitUnknown):
+        commit(store, manifest(7, "mine"), lease)
+    assert attempts(store) == [(7, "mine")]
+
+
+def overtake(store: Store, generation: int = 2) -> None:
+    doc = store.read(lease_key(1))
+    store.create(lease_key(generation), doc)
+
+
+def test_a_stale_holder_is_refused_before_it_commits(store: Interrupted, lease: Lease) -> None:
+    overtake(store)
+    with pytest.raises(LeaseLost):
+        commit(store, manifest(7), lease)
+    assert entries(store) == []
+
+
+def test_a_holder_overtaken_while_it_commits_gets_no_acknowledgement(store: Interrupted, lease: Lease) -> None:
+    for when in ("before", "after"):
+        setattr(store, when, lambda key, when=when: overtake(store, {"before": 2, "after": 3}[when]))
+        with pytest.raises(LeaseLost):
+            commit(store, manifest(7, when), lease)
+        store.delete([lease_key(2), lease_key(3)])
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_swapped_manifests_are_refused(store: Interrupted) -> None:
+    one, two = put(store, manifest(1), manifest(2, "bb"))
+    raw = store.read(one.key), store.read(two.key)
+    store.replace(one.key, raw[1])
+    store.replace(two.key, raw[0])
+    for entry in (one, two):
+        with pytest.raises(InvalidFormat, match="files were swapped"):
+            read_entry(store, entry)
+
+
+def test_a_manifest_that_is_gone_is_missing(store: Interrupted) -> None:
+    (entry,) = put(store, manifest(1))
+    store.delete([entry.key])
+    with pytest.raises(MissingObject):
+        read_entry(store, entry)
+
+
+@pytest.mark.parametrize("name", ["1.json", "000000000001.json.bak", "000000000001-1.json", "000000000001-aa.json", "notes"])
+def test_other_names_are_no_checkpoints(store: Interrupted, name: str) -> None:
+    put(store, manifest(2))
+    store.create(f"checkpoints/{name}", encode_manifest(manifest(1)))
+    assert [e.step for e in entries(store)] == [2]
+
+
+# ---- setting aside, removing, reclaiming ----------------------------------------------------------------------------
+
+
+def test_what_is_set_aside_is_not_listed_and_keeps_its_bytes(store: Interrupted) -> None:
+    one, _ = put(store, manifest(1, "aa"), manifest(2, "bb"))
+    retire(store, one, "aa")
+    retire(store, one, "aa")  # again, after a crash: nothing left to do
+    assert attempts(store) == [(2, "bb")]
+    assert [(m.step, m.attempt) for m in read_trash(store) or []] == [(1, "aa")]
+    assert reclaim(store) == 0
+    assert data(store) == [data_key(1, "aa"), data_key(2, "bb")]
+    assert reclaim(store, trash_before=2**40) == 10
+    assert data(store) == [data_key(2, "bb")]
+    assert read_trash(store) == []
+
+
+def test_setting_aside_takes_older_states_of_the_step_along(store: Interrupted) -> None:
+    put(store, manifest(1, "aa"), manifest(1, "bb"))
+    (newest,) = entries(store)
+    retire(store, newest, "bb")
+    assert entries(store) == [], "the older state does not rise again"
+
+
+def test_removing_frees_what_nobody_else_needs(store: Interrupted) -> None:
+    shared = data_key(1, "aa")
+    one, two = manifest(1, "aa"), manifest(2, "bb", files=(data_key(2, "bb"), shared))
+    first, second = put(store, one, two)
+    assert remove(store, [(first, one)], [two]) == 0
+    assert data(store) == [shared, data_key(2, "bb")]
+    assert attempts(store) == [(2, "bb")]
+    assert remove(store, [(second, two)], []) == 8192
+    assert data(store) == []
+
+
+def test_removing_keeps_all_data_while_something_cannot_be_read(store: Interrupted) -> None:
+    one = manifest(1)
+    (entry,) = put(store, one)
+    assert remove(store, [(entry, one)], None) == 0
+    assert data(store) == [data_key(1, "aa")]
+    assert entries(store) == []
+
+
+def test_removing_spares_what_a_listed_checkpoint_needs_though_the_caller_forgot_it(store: Interrupted) -> None:
+    """After an unknown outcome the caller does not know what it committed; the listing does."""
+    shared = data_key(1, "aa")
+    one, forgotten = manifest(1, "aa"), manifest(2, "bb", files=(shared,))
+    first, second = put(store, one, forgotten)
+    remove(store, [(first, one)], [])
+    assert data(store) == [shared]
+    assert entries(store) == [second]
+
+
+def test_removing_takes_older_states_of_the_step_along(store: Interrupted) -> None:
+    old, new = manifest(1, "aa"), manifest(1, "bb")
+    put(store, old, new)
+    (newest,) = entries(store)
+    remove(store, [(newest, new)], [])
+    assert entries(store) == [], "the older state does not rise again"
+
+
+def test_replacing_a_state_of_a_step_removes_the_one_before_only(store: Interrupted) -> None:
+    old, new = manifest(1, "aa"), manifest(1, "bb")
+    before, after = put(store, old, new)
+    remove(store, [(before, old)], [new])
+    assert entries(store) == [after]
+    assert data(store) == [data_key(1, "bb")]
+
+
+def test_reclaiming_frees_attempts_that_never_committed_and_older_states(store: Interrupted) -> None:
+    put(store, manifest(1, "aa"), manifest(1, "bb"), manifest(2, "cc"))
+    store.write("data/000000000003-dead/m.safetensors", [b"y" * 33])
+    store.write("data/000000000003-dead/o.safetensors", [b"y" * 4])
+    assert reclaim(store) == 10 + 33 + 4
+    assert attempts(store) == [(1, "bb"), (2, "cc")]
+    assert data(store) == [data_key(1, "bb"), data_key(2, "cc")]
+    assert reclaim(store) == 0
+
+
+@pytest.mark.parametrize("place", ["checkpoints/000000000009.json", "trash/000000000009-aa.json"])
+@pytest.mark.parametrize("content", [b"spoilt", encode_manifest(manifest(9, format=2))])
+def test_nothing_is_reclaimed_while_a_manifest_cannot_be_read(store: Interrupted, place: str, content: bytes) -> None:
+    put(store, manifest(1))
+    store.replace(place, content)
+    store.write("data/000000000003-dead/m.safetensors", [b"y"])
+    assert reclaim(store) == 0
+    assert len(data(store)) == 2
+    store.delete([place])
+    assert reclaim(store) == 1
+
+
+def test_other_peoples_files_among_the_manifests_do_not_stop_reclaiming(store: Interrupted) -> None:
+    put(store, manifest(1))
+    store.create("checkpoints/README.txt", b"do not touch")
+    store.write("data/000000000003-dead/m.safetensors", [b"y"])
+    assert reclaim(store) == 1
+    assert store.read("checkpoints/README.txt") == b"do not touch"
+
+
+def test_a_rival_that_loses_the_race_for_a_name_raises_what_the_store_said() -> None:
+    store = MemoryStore()
+    store.create(manifest_key(1), b"x")
+    with pytest.raises(AlreadyExists):
+        store.create(manifest_key(1), encode_manifest(manifest(1)))
+    with pytest.raises(Exception, match="cut off"):
+        decode_manifest(store.read(manifest_key(1)), "m")
