@@ -281,7 +281,8 @@ def _count(what: str, total: int | None) -> int | None:
 @atexit.register
 def _close_all() -> None:
     """Make every open run durable before the interpreter ends; a failed save is an exit code that is not zero."""
-    if not all([c._at_exit() for c in list(_open)]):
+    sound = [c._at_exit() for c in list(_open)]
+    if not all(sound):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

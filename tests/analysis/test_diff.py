@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_any_two_arrays(data: st.DataObject, dtype: type) -> None:
     both = np.isfinite(a) & np.isfinite(b)
     assert change.fraction == bits.any(axis=1).sum() / 20
     assert change.lost_finite == int((np.isfinite(a) & ~np.isfinite(b)).sum())
-    assert change.max_delta == pytest.approx(np.abs(b - a)[both].max(initial=0.0))
+    assert change.max_delta == pytest.approx(np.abs(b[both] - a[both]).max(initial=0.0))
 
 
 def test_bits_count_and_not_only_values() -> None:
@@ -80,7 +81,15 @@ def test_new_nan_is_counted() -> None:
 
 
 def test_what_came_and_went_is_in_front_and_the_rest_by_relative_change() -> None:
-    old = {"m": {"gone": np.ones(2), "shape": np.ones(3), "type": np.ones(3), "little": np.ones(3), "much": np.ones(3)}}
+    old = {
+        "m": {
+            "gone": np.ones(2),
+            "shape": np.ones(3),
+            "type": np.ones(3),
+            "little": np.ones(3),
+            "much": np.ones(3),
+        }
+    }
     new = {"m": {"new": np.ones(2), "shape": np.ones(4), "type": np.ones(3, np.float32), "little": np.full(3, 1.1), "much": np.full(3, 9.0)}}  # fmt: skip
     found = between(old, new)
     assert [(c.kind, c.name) for c in found.tensors] == [
@@ -110,7 +119,9 @@ def test_each_block_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = holdfast.save(MemoryStore(), state(1)), holdfast.save(MemoryStore(), state(2))
     read: list[tuple[str, int]] = []
     whole = DataFile.read_block
-    monkeypatch.setattr(DataFile, "read_block", lambda self, i: (read.append((self.entry.key, i)), whole(self, i))[1])
+    monkeypatch.setattr(
+        DataFile, "read_block", lambda self, i: (read.append((self.entry.key, i)), whole(self, i))[1]
+    )
     assert len(compare(first, second).tensors) == 51
     assert len(read) == len(set(read))
 
@@ -127,11 +138,17 @@ def test_tied_tensors_are_one() -> None:
 
 
 def test_only_one_part() -> None:
-    old, new = {"a": {"x": np.ones(2), "v": 1}, "b": {"x": np.ones(2), "v": 1}}, {"a": {"x": np.zeros(2), "v": 2}}
+    old, new = (
+        {"a": {"x": np.ones(2), "v": 1}, "b": {"x": np.ones(2), "v": 1}},
+        {"a": {"x": np.zeros(2), "v": 2}},
+    )
     found = between(old, new | {"b": {"x": np.zeros(2), "v": 2}}, part="b")
     assert ([c.name for c in found.tensors], [v.path for v in found.values]) == (["b/x"], ["b/v"])
     found = between(old, new, part="b")
-    assert ([c.kind for c in found.tensors], [(v.path, v.after) for v in found.values]) == (["removed"], [("b/v", ABSENT)])
+    assert ([c.kind for c in found.tensors], [(v.path, v.after) for v in found.values]) == (
+        ["removed"],
+        [("b/v", ABSENT)],
+    )
     with pytest.raises(NoCheckpoint, match="no part 'c'"):
         between(old, new, part="c")
 
@@ -144,19 +161,19 @@ def test_progress_adds_up() -> None:
     assert sum(done) == 2 * 100_000 * 8 + 24
 
 
-def test_memory_is_bounded_by_blocks() -> None:
-    rows = np.zeros((192, 1 << 20), np.uint8)  # 192 MiB, so three blocks of 64 MiB
-    first = holdfast.save(MemoryStore(), {"m": {"x": rows}})
+def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
+    rows = np.zeros((130, 1 << 20), np.uint8)  # 130 MiB, so three blocks of at most 64 MiB
+    first = holdfast.save(tmp_path / "a", {"m": {"x": rows}})
     rows[::7] += 1
-    second = holdfast.save(MemoryStore(), {"m": {"x": rows}})
+    second = holdfast.save(tmp_path / "b", {"m": {"x": rows}})
     del rows
-    first.reader, second.reader  # headers
+    assert first.reader.specs.keys() == second.reader.specs.keys()
     tracemalloc.start()
     found = compare(first, second)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert only(found).max_delta == 1.0
-    assert peak < (2 * 64 + 64 + 200) << 20  # a block of each, one in flight in the store, float64 of one chunk
+    assert peak < (2 * 64 + 16) << 20  # a block of each, and little more
 
 
 @pytest.mark.parametrize(

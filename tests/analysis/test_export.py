@@ -30,7 +30,12 @@ def test_every_type_layout_and_shape(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     types = ["?", "u1", "i2", "i4", "i8", "f2", "f4", "f8", "u2", "u4", "u8", "c8"]
     state = {f"t{t}": rng.integers(0, 2, (3, 5)).astype(t) for t in types}
-    state |= {"turned": np.arange(12.0).reshape(3, 4).T, "none": np.zeros((0, 2)), "one": np.array(3.0), "big": rng.normal(size=(90, 100))}
+    state |= {
+        "turned": np.arange(12.0).reshape(3, 4).T,
+        "none": np.zeros((0, 2)),
+        "one": np.array(3.0),
+        "big": rng.normal(size=(90, 100)),
+    }
     checkpoint = saved(tmp_path, model=state)
     done = export_part(checkpoint, tmp_path / "w.safetensors")
     found = load_file(tmp_path / "w.safetensors")
@@ -45,7 +50,11 @@ def test_the_layout_is_plain_and_aligned(tmp_path: Path) -> None:
     done = export_part(saved(tmp_path, model=state), tmp_path / "w.safetensors")
     found = header(tmp_path / "w.safetensors")
     assert found.pop("__metadata__") == {"format": "pt"}
-    assert [(n, e["data_offsets"]) for n, e in found.items()] == [("b", [0, 16]), ("c", [16, 26]), ("a", [26, 29])]
+    assert [(n, e["data_offsets"]) for n, e in found.items()] == [
+        ("b", [0, 16]),
+        ("c", [16, 26]),
+        ("a", [26, 29]),
+    ]
     raw = (tmp_path / "w.safetensors").read_bytes()
     assert int.from_bytes(raw[:8], "little") % 8 == 0
     assert len(raw) == done.size_bytes
@@ -56,12 +65,20 @@ def test_a_torch_model_with_tied_weights(tmp_path: Path) -> None:
     safetensors_torch = pytest.importorskip("safetensors.torch")
 
     def model() -> torch.nn.Module:
-        made = torch.nn.ModuleDict({"embed": torch.nn.Embedding(7, 4), "norm": torch.nn.BatchNorm1d(4), "head": torch.nn.Linear(4, 7, bias=False)})
+        made = torch.nn.ModuleDict(
+            {
+                "embed": torch.nn.Embedding(7, 4),
+                "norm": torch.nn.BatchNorm1d(4),
+                "head": torch.nn.Linear(4, 7, bias=False),
+            }
+        )
         made["head"].weight = made["embed"].weight
         return made.to(torch.bfloat16)
 
     source, target = model(), model()
-    done = export_part(holdfast.save(tmp_path / "run", {"net": source, "other": {"x": 1}}), tmp_path / "w.safetensors")
+    done = export_part(
+        holdfast.save(tmp_path / "run", {"net": source, "other": {"x": 1}}), tmp_path / "w.safetensors"
+    )
     assert done.part == "net"
     assert done.aliases == {"head.weight": "embed.weight"}
     missing, unexpected = safetensors_torch.load_model(target, tmp_path / "w.safetensors")
@@ -75,10 +92,18 @@ def test_a_torch_model_with_tied_weights(tmp_path: Path) -> None:
 
 
 def test_bfloat16_and_float8(tmp_path: Path) -> None:
-    state = {"b": np.ones(3, ml_dtypes.bfloat16), "e": np.ones(3, ml_dtypes.float8_e4m3fn), "m": np.ones(3, ml_dtypes.float8_e8m0fnu)}
+    state = {
+        "b": np.ones(3, ml_dtypes.bfloat16),
+        "e": np.ones(3, ml_dtypes.float8_e4m3fn),
+        "m": np.ones(3, ml_dtypes.float8_e8m0fnu),
+    }
     export_part(saved(tmp_path, model=state), tmp_path / "w.safetensors")
     found = header(tmp_path / "w.safetensors")
-    assert {n: e["dtype"] for n, e in found.items() if n != "__metadata__"} == {"b": "BF16", "e": "F8_E4M3", "m": "F8_E8M0"}
+    assert {n: e["dtype"] for n, e in found.items() if n != "__metadata__"} == {
+        "b": "BF16",
+        "e": "F8_E4M3",
+        "m": "F8_E8M0",
+    }
     with safe_open(tmp_path / "w.safetensors", "numpy") as file:
         assert sorted(file.keys()) == ["b", "e", "m"]
 
@@ -125,7 +150,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "w.safetensors"]
 
 
-def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_appears_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = saved(tmp_path, model={"a": np.zeros(5)})
     link = os.link
 

@@ -27,7 +27,14 @@ def lines(node: Node, depth: int = 0) -> list[str]:
 
 def test_names_are_nested_at_dots_and_slashes() -> None:
     state = {"conv.weight": np.ones(2), "conv.bias": np.ones(1), "head/out.weight": np.ones(3), "v1.2": 5}
-    assert lines(tree({"m": state})["m"]) == ["m", "  conv", "    weight", "    bias", "  head/out.weight", "  v1.2"]
+    assert lines(tree({"m": state})["m"]) == [
+        "m",
+        "  conv",
+        "    weight",
+        "    bias",
+        "  head/out.weight",
+        "  v1.2",
+    ]
 
 
 def test_alike_layers_are_folded() -> None:
@@ -77,11 +84,20 @@ def test_directions_come_from_rules_and_reasons_only() -> None:
     ]
     assert directions(records) == {"val_loss": "min", "my acc": "max"}
     assert directions(records[:1]) == {}
-    assert directions([], best("f1", mode="max") & last(3) | best("wer", mode="min")) == {"f1": "max", "wer": "min"}
+    assert directions([], best("f1", mode="max") & last(3) | best("wer", mode="min")) == {
+        "f1": "max",
+        "wer": "min",
+    }
 
 
 def test_a_reason_that_only_looks_like_one() -> None:
-    assert directions([record(1, "x improved to soon (was late)")]) == {}
+    for reason in (
+        "x improved to soon (was late)",
+        "x improved to 1.2.3 (was 0)",
+        "x improved to nan (was 1)",
+        "x",
+    ):
+        assert directions([record(1, reason)]) == {}
 
 
 def test_freed_bytes_are_those_that_removal_frees(tmp_path: Path) -> None:

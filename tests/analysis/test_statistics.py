@@ -13,14 +13,14 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 import holdfast
-from holdfast.analysis import statistics
+from holdfast.analysis import numbers
 from holdfast.analysis.numbers import as_native
 from holdfast.analysis.statistics import BINS, Statistics, describe
 from holdfast.stores import MemoryStore
 
 
 def stats(array: NDArray[np.generic]) -> Statistics:
-    return describe(holdfast.save(MemoryStore(), {"m": {"x": array}}).reader, "m/x")
+    return describe(holdfast.save(MemoryStore(), {"m": {"x": array, "other": np.ones(1)}}).reader, "m/x")
 
 
 TYPES = ["bool", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16"]
@@ -56,13 +56,19 @@ def test_any_floats(array: NDArray[np.float32]) -> None:
         assert found.std == pytest.approx(good.std(), rel=1e-6, abs=1e-9 * np.abs(good).max())
         assert sum(found.histogram) == good.size
     else:
-        assert (found.minimum, found.mean, found.std, found.norm, found.histogram) == (None, None, None, None, ())
+        assert (found.minimum, found.mean, found.std, found.norm, found.histogram) == (
+            None,
+            None,
+            None,
+            None,
+            (),
+        )
 
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     array = (1e6 + np.random.default_rng(1).normal(size=100_003)).astype(np.float32)
     whole = stats(array)
-    monkeypatch.setattr(statistics, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(numbers, "CHUNK_ELEMENTS", 1000)
     parts = stats(array)
     assert parts.std == pytest.approx(float(array.astype(np.float64).std()), rel=1e-9)
     assert parts.mean == pytest.approx(whole.mean, rel=1e-12)

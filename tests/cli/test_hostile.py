@@ -138,7 +138,7 @@ def test_verify_shows_progress_on_a_terminal_only(run: Path) -> None:
     assert "verifying" in out
     quiet = subprocess.run([sys.executable, "-m", "holdfast", "verify", run], capture_output=True, text=True)
     assert (quiet.returncode, quiet.stderr) == (0, "")
-    assert quiet.stdout.startswith("5 checkpoints right")
+    assert quiet.stdout.startswith("5 checkpoints verified")
 
 
 def test_a_reader_that_goes_away_is_no_error(run: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_background_failure_is_raised_at_the_next_step(tmp_path: pathlib.Path)
     live = state(1)
     ckpt = holdfast.Checkpointer(LocalStore(tmp_path, disk), live, save=holdfast.every(steps=1))
     reached = []
-    with pytest.raises(SaveFailed, match="disk is full|No space left"):
+    with pytest.raises(SaveFailed, match=r"No space left"):
         for step in ckpt.steps(10):
             reached.append(step)
             if step == 3:

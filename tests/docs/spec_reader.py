@@ -79,8 +79,13 @@ def open_sealed(raw: bytes, characters: int = 64) -> dict[str, Any]:
     require(end.startswith(b',"digest":"') and end.endswith(b'"}\n'), "does not end in a digest")
     require(blake3(head).hexdigest()[:characters].encode() == end[11:-3], "the digest differs")
     require(head.startswith(b"{"), "is not an object")
-    content: dict[str, Any] = json.loads(head + b"}")
+    content: dict[str, Any] = json.loads(head + b"}", object_pairs_hook=members)
     return content
+
+
+def members(found: list[tuple[str, Any]]) -> dict[str, Any]:
+    require(len(dict(found)) == len(found), "a key occurs twice")
+    return dict(found)
 
 
 def check_key(key: str) -> str:
@@ -175,9 +180,14 @@ class DataFile:
         if pairs == 2:
             require(shape and shape.pop() == 2, "the dimension of the pairs")
         start, end = entry["data_offsets"]
-        count = 1
+        count = span = 1
         for n in shape:
             count *= n
+            span *= max(n, 1)
+        require(
+            len(shape) <= 64 and min(shape, default=0) >= 0 and span * size <= 2**62, "bounds of the shape"
+        )
+        require(all(0 <= s * size <= 2**62 for s in layout.get("stride") or []), "bounds of the strides")
         require(count * size == end - start, "size and shape")
         return Tensor(name, kind, shape, layout.get("stride"), start, end)
 
@@ -240,7 +250,9 @@ class SpecRun:
         return {**MANIFEST_DEFAULTS, **content}
 
     def tags(self) -> dict[str, dict[str, Any]]:
-        tags = [open_sealed((self.root / k).read_bytes()) for k in self._keys("tags")]
+        found = {k: open_sealed((self.root / k).read_bytes()) for k in self._keys("tags")}
+        require(all(k == f"tags/{t['tag']}.json" for k, t in found.items()), "the tag of the key")
+        tags = list(found.values())
         steps = {s: self.manifest(s)["attempt"] for s in self.manifest_keys()}
         return {t["tag"]: t for t in tags if steps.get(t["step"]) == t["attempt"]}
 
@@ -260,8 +272,9 @@ class SpecRun:
         for e in self.events():
             if e["event"] == "resumed":
                 kept = [k for k in kept if not _beyond(k, e["step"])]
+                clock = None
             if e["event"] == "observed" and e["attempt"] is None:
-                if e["clock"] == clock:
+                if clock is not None and e["clock"] <= clock:
                     continue
                 clock = e["clock"]
             kept.append(e)
@@ -351,7 +364,7 @@ def _plain(key: str, x: Any, value: Any) -> Any:
         "$tuple": lambda: tuple(value(v) for v in x),
         "$set": lambda: {value(v) for v in x},
         "$frozenset": lambda: frozenset(value(v) for v in x),
-        "$range": lambda: range(*x),
+        "$range": lambda: range(*(value(v) for v in x)),
         "$slice": lambda: slice(*(value(v) for v in x)),
         "$dict": pairs,
         "$ordereddict": lambda: collections.OrderedDict(pairs()),

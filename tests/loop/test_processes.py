@@ -184,7 +184,7 @@ for step in ckpt.steps(10**6):
     os.kill(process.pid, signal.SIGSTOP)
     _steal(tmp_path)
     os.kill(process.pid, signal.SIGCONT)
-    out, err = process.communicate("\n" * 5, timeout=60)
+    _, err = process.communicate("\n" * 5, timeout=60)
     assert process.returncode == 1
     assert "was taken over by" in err
     assert Run(tmp_path).steps == [1]

@@ -31,7 +31,7 @@ def in_new_process(**arguments: object) -> dict[str, object]:
         try:
             pathlib.Path(out).write_text(json.dumps(training.run(**arguments)))  # type: ignore[arg-type]
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - printed, and the exit code says it
             traceback.print_exc()
         finally:
             sys.stderr.flush()

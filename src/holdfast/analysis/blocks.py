@@ -20,7 +20,7 @@ class Blocks:
         self._held: tuple[str, int, memoryview] | None = None
 
     def pieces(self, name: str) -> Iterator[memoryview]:
-        """Yield a tensor's bytes in order, whole elements at a time, verified.
+        """Yield a tensor's bytes in order, whole elements at a time, verified; each is valid until the next.
 
         Raises:
             KeyError: there is no such tensor.
@@ -30,7 +30,9 @@ class Blocks:
         for index in file.blocks_of(tensor.start, tensor.end):
             block = file.header.blocks[index]
             start, end = max(tensor.start, block.start), min(tensor.end, block.end)
-            yield self._block(file, index)[start - block.start : end - block.start]
+            piece = self._block(file, index)[start - block.start : end - block.start]
+            yield piece
+            piece.release()  # or the reader's last piece keeps its block while the next is read
 
     def fingerprint(self, name: str) -> Print:
         """Return what tells a tensor's bytes from others without reading them.

@@ -10,18 +10,15 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from holdfast.analysis.blocks import Blocks
-from holdfast.analysis.numbers import Numbers, as_numbers, changed_elements, stored_elements
+from holdfast.analysis.numbers import Numbers, as_numbers, changed_elements, chunks, stored_elements
 from holdfast.analysis.values import ABSENT, ValueChange, changed_values
 from holdfast.checkpoint import Checkpoint
-from holdfast.core.dtypes import DTYPES
 from holdfast.core.errors import NoCheckpoint
 from holdfast.state.tensors import TensorSpec
 
 __all__ = ["Difference", "Kind", "TensorChange", "compare"]
 
 Kind: TypeAlias = Literal["added", "removed", "shape", "dtype", "changed"]
-
-_CHUNK_BYTES = 4 << 20  # of stored bytes turned into float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,28 +170,29 @@ class _Sums:
     product: float = 0.0
 
     def add(self, old: memoryview, new: memoryview, dtype: str) -> None:
-        size = DTYPES[dtype].itemsize
-        step = _CHUNK_BYTES // size * size
         with np.errstate(over="ignore", invalid="ignore"):
-            for i in range(0, len(old), step):
-                a, b = old[i : i + step], new[i : i + step]
-                self.changed += changed_elements(a, b, dtype)
-                self._add(as_numbers(a, dtype), as_numbers(b, dtype))
+            for a, b in zip(chunks(old, dtype), chunks(new, dtype), strict=True):
+                changed = changed_elements(a, b, dtype)
+                self.changed += changed
+                before = as_numbers(a, dtype)
+                self._add(before, as_numbers(b, dtype) if changed else before)
 
     def _add(self, a: Numbers, b: Numbers) -> None:
-        finite_before, finite_after = np.isfinite(a), np.isfinite(b)
-        self.lost += int(np.count_nonzero(finite_before & ~finite_after))
-        both = finite_before & finite_after
+        finite_before = np.isfinite(a)
+        both = finite_before & np.isfinite(b)
+        self.lost += int(np.count_nonzero(finite_before & ~both))
         if not both.all():
-            a, b = a[both], b[both]
+            a, b = (a[both], b[both]) if a is not b else (a[both],) * 2
         if not a.size:
             return
-        delta = b - a
-        self.largest = max(self.largest, float(np.abs(delta).max()))
-        self.delta_squares += float(np.vdot(delta, delta).real)
-        self.old_squares += float(np.vdot(a, a).real)
-        self.new_squares += float(np.vdot(b, b).real)
-        self.product += float(np.vdot(a, b).real)
+        squares = float(np.vdot(a, a).real)
+        self.old_squares += squares
+        self.new_squares += squares if a is b else float(np.vdot(b, b).real)
+        self.product += squares if a is b else float(np.vdot(a, b).real)
+        if a is not b:
+            delta = b - a
+            self.largest = max(self.largest, float(np.abs(delta).max()))
+            self.delta_squares += float(np.vdot(delta, delta).real)
 
     def ratios(self) -> tuple[float, float]:
         """Return the relative norm of the change and the cosine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -11,9 +12,11 @@ from holdfast.core.buffers import Buffer
 from holdfast.core.dtypes import DTYPES
 from holdfast.state.adapters.numpy import numpy_dtype
 
-__all__ = ["Numbers", "as_native", "as_numbers", "changed_elements", "stored_elements"]
+__all__ = ["Numbers", "as_native", "as_numbers", "changed_elements", "chunks", "stored_elements"]
 
 Numbers: TypeAlias = "NDArray[np.float64] | NDArray[np.complex128]"
+
+CHUNK_ELEMENTS = 1 << 17  # as float64 they fit a processor's cache, with room for what is made of them
 
 # OCP Microscaling Formats (MX) v1.0, section 5.3.3: the sixteen values of E2M1.
 _FLOAT4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float64)
@@ -50,3 +53,10 @@ def changed_elements(before: Buffer, after: Buffer, dtype: str) -> int:
 def stored_elements(nbytes: int, dtype: str) -> int:
     """Return the number of stored elements; a pair of packed float4 is one."""
     return nbytes // DTYPES[dtype].itemsize
+
+
+def chunks(data: memoryview, dtype: str) -> Iterator[memoryview]:
+    """Yield the bytes in pieces of whole elements that are small once they are numbers."""
+    step = CHUNK_ELEMENTS * DTYPES[dtype].itemsize
+    for start in range(0, len(data), step):
+        yield data[start : start + step]

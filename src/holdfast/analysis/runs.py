@@ -4,6 +4,7 @@ would free.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -20,7 +21,8 @@ from holdfast.stores import Store
 
 __all__ = ["RunSummary", "directions", "find_runs", "freed_bytes", "store_bytes", "summarize"]
 
-_IMPROVED = re.compile(r"(.+) improved to (\S+) \(was (\S+)\)")
+_NUMBER = r"([-+.\d]+(?:e[-+]?\d+)?)"
+_IMPROVED = re.compile(rf"(.+) improved to {_NUMBER} \(was {_NUMBER}\)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,9 @@ def directions(records: Iterable[CheckpointRecord], rule: Rule | None = None) ->
     known: dict[str, Mode] = {}
     for record in records:
         for reason in record.reasons:
-            if found := _IMPROVED.fullmatch(reason):
-                new, old = float(found[2]), float(found[3])
-                if new != old:
+            found = _IMPROVED.fullmatch(reason)
+            with contextlib.suppress(ValueError):  # a reason is data: "1.2.3" matches as well
+                if found is not None and (new := float(found[2])) != (old := float(found[3])):
                     known[found[1]] = "min" if new < old else "max"
     for leaf in rule.leaves() if rule is not None else ():
         if isinstance(leaf, Best):

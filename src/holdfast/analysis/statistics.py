@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.analysis.blocks import Blocks
-from holdfast.analysis.numbers import as_native, as_numbers
-from holdfast.core.dtypes import DTYPES
+from holdfast.analysis.numbers import as_native, as_numbers, chunks
 from holdfast.restoring.reader import Reader
 
 __all__ = ["BINS", "Statistics", "describe"]
 
 BINS = 48
-_CHUNK_BYTES = 4 << 20  # of stored bytes turned into float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +99,14 @@ def describe(reader: Reader, name: str, progress: Callable[[int], None] = lambda
     sums = _Running()
     with np.errstate(over="ignore", invalid="ignore"):
         for piece in blocks.pieces(name):
-            for chunk in _chunks(piece, dtype):
+            for chunk in chunks(piece, dtype):
                 native = as_native(chunk, dtype)
                 sums.add(native, _real(chunk, dtype))
             progress(len(piece))
         counts = np.zeros(BINS, np.int64)
         if sums.low is not None and sums.high is not None:
             for piece in blocks.pieces(name):
-                for chunk in _chunks(piece, dtype):
+                for chunk in chunks(piece, dtype):
                     counts += _histogram(_real(chunk, dtype), float(sums.low), float(sums.high))
                 progress(len(piece))
     return _finished(sums, counts)
@@ -130,11 +128,6 @@ def _finished(sums: _Running, counts: NDArray[np.int64]) -> Statistics:
         norm=math.sqrt(sums.squares) if some else None,
         histogram=tuple(counts.tolist()) if some else (),
     )
-
-
-def _chunks(piece: memoryview, dtype: str) -> list[memoryview]:
-    step = _CHUNK_BYTES // DTYPES[dtype].itemsize * DTYPES[dtype].itemsize
-    return [piece[i : i + step] for i in range(0, len(piece), step)]
 
 
 def _real(chunk: memoryview, dtype: str) -> NDArray[np.float64]:

@@ -6,10 +6,18 @@ nothing refers to, which `reclaim` frees.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from holdfast.catalog.keys import CHECKPOINTS, DATA, TRASH, manifest_key, parse_manifest_key, trash_key
+from holdfast.catalog.keys import (
+    CHECKPOINTS,
+    DATA,
+    TRASH,
+    is_data_key,
+    manifest_key,
+    parse_manifest_key,
+    trash_key,
+)
 from holdfast.catalog.lease import Lease
 from holdfast.core.errors import (
     AlreadyExists,
@@ -43,7 +51,8 @@ def entries(store: Store) -> list[Entry]:
         parsed = parse_manifest_key(found.key)
         if parsed is not None:
             step, ordinal = parsed
-            newest[step] = Entry(found.key, step, ordinal)
+            if step not in newest or ordinal > newest[step].ordinal:  # "…-0001.json" sorts before "….json"
+                newest[step] = Entry(found.key, step, ordinal)
     return [newest[s] for s in sorted(newest)]
 
 
@@ -80,10 +89,6 @@ def commit(store: Store, manifest: Manifest, lease: Lease) -> Entry:
     key = manifest_key(manifest.step, ordinal)
     try:
         store.create(key, encode_manifest(manifest))  # durability: the commit
-    except AlreadyExists as e:
-        raise CommitConflict(
-            f"{key}: another writer committed this step first; its checkpoint is intact"
-        ) from e
     except StoreError as e:
         _settle(store, key, manifest, e)
     lease.check()
@@ -91,7 +96,8 @@ def commit(store: Store, manifest: Manifest, lease: Lease) -> Entry:
 
 
 def _settle(store: Store, key: str, manifest: Manifest, cause: StoreError) -> None:
-    """Find out, after a failed create, whether the manifest is there; never guess."""
+    """Find out, after a failed create, whether the manifest is there; never guess. Even a name that is taken may be
+    taken by this very manifest, when a request was carried out, its answer lost, and it was sent again."""
     try:
         found = decode_manifest(store.read(key), key)
     except NotFound:
@@ -116,7 +122,17 @@ def retire(store: Store, entry: Entry, attempt: str) -> None:
     except NotFound:
         return
     store.replace(trash_key(entry.step, attempt), raw)
-    store.delete([entry.key])
+    _delete_names(store, [entry])
+
+
+def _delete_names(store: Store, gone: Sequence[Entry]) -> None:
+    """Delete manifests. Older states of the same steps go first: without the newer ones they would be listed again."""
+    newest = {e.step: e.ordinal for e in gone}
+    found = [(parse_manifest_key(o.key), o.key) for o in store.list(CHECKPOINTS)]
+    older = [key for parsed, key in found if parsed is not None and parsed[1] < newest.get(parsed[0], 0)]
+    if older:
+        store.delete(older)
+    store.delete([e.key for e in gone])
 
 
 def read_trash(store: Store) -> list[Manifest] | None:
@@ -132,20 +148,45 @@ def read_trash(store: Store) -> list[Manifest] | None:
     return found
 
 
-def remove(store: Store, victims: Sequence[tuple[Entry, Manifest]], kept: Iterable[Manifest] | None) -> int:
+def remove(store: Store, victims: Sequence[tuple[Entry, Manifest]], kept: Sequence[Manifest] | None) -> int:
     """Delete checkpoints, then every data file that only they referred to; return the bytes freed.
 
-    `kept` must hold the manifest of every other checkpoint, listed or set aside; None says that one of them cannot be
-    read, and then all data stays for a later `reclaim`.
+    `kept` holds the manifest of every other checkpoint, listed or set aside; None says that one of them cannot be
+    read, and then all data stays for a later `reclaim`. Where the store lists more than `kept`, that is read: after an
+    unknown outcome a writer does not know of a checkpoint that it committed.
     """
-    store.delete([entry.key for entry, _ in victims])  # durability: no name before its bytes
+    _delete_names(store, [entry for entry, _ in victims])  # durability: no name before its bytes
     if kept is None:
         return 0
     needed = {key for manifest in kept for key in manifest.file_keys}
+    more = _needed_beyond(store, kept)
+    if more is None:
+        return 0
+    needed |= more
     sizes = {f.key: f.size for _, m in victims for p in m.parts.values() for f in p.files}
     unreferenced = sorted(set(sizes) - needed)
     store.delete(unreferenced)
     return sum(sizes[key] for key in unreferenced)
+
+
+def _needed_beyond(store: Store, known: Sequence[Manifest]) -> set[str] | None:
+    """Return the data that listed manifests need, unless all of them are known; None when one cannot be read."""
+    found = _manifest_keys(store)
+    if len(found) == len(known):
+        return set()
+    needed: set[str] = set()
+    for key in found:
+        try:
+            needed |= decode_manifest(store.read(key), key).file_keys
+        except HoldfastError:
+            return None
+    return needed
+
+
+def _manifest_keys(store: Store) -> list[str]:
+    """Return the key of every manifest, listed or set aside, older states of a step included."""
+    listed = [o.key for o in store.list(CHECKPOINTS) if parse_manifest_key(o.key) is not None]
+    return listed + [o.key for o in store.list(TRASH)]
 
 
 def reclaim(store: Store, *, trash_before: float = 0.0) -> int:
@@ -159,13 +200,10 @@ def reclaim(store: Store, *, trash_before: float = 0.0) -> int:
     newest = {e.key for e in entries(store)}
     manifests = [o.key for o in store.list(CHECKPOINTS) if parse_manifest_key(o.key) is not None]
     store.delete([key for key in manifests if key not in newest])
-    needed: set[str] = set()
     listed = store.list(DATA)
-    for found in store.list(CHECKPOINTS) + store.list(TRASH):
-        try:
-            needed |= decode_manifest(store.read(found.key), found.key).file_keys
-        except HoldfastError:
-            return 0
-    orphans = [o for o in listed if o.key not in needed]
+    needed = _needed_beyond(store, ())
+    if needed is None:
+        return 0
+    orphans = [o for o in listed if is_data_key(o.key) and o.key not in needed]
     store.delete([o.key for o in orphans])
     return sum(o.size for o in orphans)

@@ -34,7 +34,8 @@ def read_identity(store: Store) -> RunIdentity:
         raw = store.read(RUN)
     except NotFound:
         raise NotARun(
-            f"{store.url} is not a holdfast run: it has no {RUN}. Check the path; `holdfast ls DIR` finds runs below a directory"
+            f"{store.url} is not a holdfast run: it has no {RUN}. Check the path; "
+            "`holdfast ls DIR` finds runs below a directory"
         ) from None
     body = unseal(raw, RUN)
     check_version(body, f"{store.url}/{RUN}")

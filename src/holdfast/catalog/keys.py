@@ -15,6 +15,7 @@ __all__ = [
     "TAGS",
     "TRASH",
     "data_prefix",
+    "is_data_key",
     "lease_key",
     "log_key",
     "manifest_key",
@@ -31,6 +32,7 @@ LOG = "log"
 LEASES = "lease"
 TRASH = "trash"
 
+_DATA_FILE = re.compile(r"data/\d{12}-[0-9A-Za-z]+/[^/]+\.safetensors")
 _MANIFEST = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
 
 
@@ -58,6 +60,11 @@ def tag_key(tag: str) -> str:
 def trash_key(step: int, attempt: str) -> str:
     """Return the key under which a manifest that was set aside is kept."""
     return f"{TRASH}/{step_name(step)}-{attempt}.json"
+
+
+def is_data_key(key: str) -> bool:
+    """Return whether a key is one that an attempt to save may have written: others' files are none of our business."""
+    return _DATA_FILE.fullmatch(key) is not None
 
 
 def lease_key(generation: int) -> str:

@@ -84,8 +84,9 @@ def timeline(events: list[Event]) -> list[Event]:
     for event in events:
         if isinstance(event, Resumed):
             kept = [e for e in kept if not _is_after(e, event.step)]
+            last_clock = None
         if isinstance(event, Observed) and event.attempt is None:
-            if event.clock == last_clock:
+            if last_clock is not None and event.clock <= last_clock:
                 continue  # flushed twice: the first flush failed after its bytes were written
             last_clock = event.clock
         kept.append(event)

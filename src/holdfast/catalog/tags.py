@@ -6,7 +6,6 @@ import msgspec
 
 from holdfast.catalog.keys import TAGS, tag_key
 from holdfast.core.errors import InvalidFormat, NotFound
-from holdfast.core.names import check_tag
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
@@ -29,11 +28,12 @@ def read_tags(store: Store) -> dict[str, Tag]:
     for found in store.list(TAGS):
         try:
             tag = msgspec.json.decode(unseal(store.read(found.key), found.key), type=Tag)
-            check_tag(tag.tag)
         except NotFound:  # deleted while we read
             continue
-        except msgspec.MsgspecError as e:
+        except (ValueError, RecursionError) as e:
             raise InvalidFormat(f"{found.key}: is not a tag: {e}") from e
+        if found.key != f"{TAGS}/{tag.tag}.json":
+            raise InvalidFormat(f"{found.key}: holds the tag {tag.tag[:80]!r}; files were swapped")
         tags[tag.tag] = tag
     return tags
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from holdfast.catalog.content import DataFile, open_file
-from holdfast.core.errors import HoldfastError, IntegrityError
+from holdfast.core.errors import HoldfastError
 from holdfast.core.names import name_in_file
 from holdfast.format.manifest import Manifest
 from holdfast.format.values import tensor_leaves
@@ -69,5 +69,5 @@ def _verify_blocks(file: DataFile, progress: Callable[[int], None]) -> Iterator[
     for index in range(len(file.header.blocks)):
         try:
             progress(len(file.read_block(index)))
-        except IntegrityError as e:
+        except HoldfastError as e:  # a byte that cannot be read is as bad as one that is wrong
             yield Problem(file.entry.key, str(e))

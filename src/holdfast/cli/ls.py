@@ -200,18 +200,20 @@ def _list_runs(directory: str, depth: int, *, json: bool) -> None:
         Column("saved", leaves=1),
         Column("size", right=True),
         Column("written now by", elastic=True, leaves=2),
-        Column("", elastic=True),
+        Column(""),
     ]
-    show_table(columns, [_run_row(r, directory) for r in runs])
+    sound = [r for r in runs if r.error is None]
+    if sound:
+        show_table(columns, [_run_row(r, directory) for r in sound])
+    for r in runs:
+        if r.error is not None:
+            line((f"{os.path.relpath(r.path, directory)} is broken: ", "bold red"), (r.error, "red"))
     line((f"{count(len(runs), 'run')}, {bytes_(sum(r.size_bytes for r in runs))} on disk", "dim"))
 
 
 def _run_row(run: RunSummary, directory: str) -> list[object]:
-    name = text((os.path.relpath(run.path, directory), "bold"))
-    if run.error is not None:
-        return [name, "", "", "", "", "", text((run.error, "red"))]
     return [
-        name,
+        text((os.path.relpath(run.path, directory), "bold")),
         run.checkpoints,
         "" if run.newest_step is None else f"step {run.newest_step}",
         text(("" if run.newest_time is None else age(run.newest_time), "dim")),

@@ -49,7 +49,7 @@ def stderr() -> Console:
 
 
 def _console(file: TextIO) -> Console:
-    console = _Quiet(file=file, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console = _Quiet(file=file, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console = _Quiet(
             file=file,
@@ -87,21 +87,24 @@ def text(*pieces: object | tuple[object, str]) -> Text:
 
 
 def line(*pieces: object | tuple[object, str]) -> None:
-    """Print one line of a result."""
-    console = stdout()
+    """Print one line of a result; a terminal that is too narrow breaks it between words."""
     printed = text(*pieces)
     printed.rstrip()
-    console.print(printed, soft_wrap=True)
+    _print(stdout(), printed)
 
 
 def note(*pieces: object | tuple[object, str]) -> None:
     """Print one line beside the result, to the error stream."""
-    stderr().print(text(*pieces), soft_wrap=True)
+    _print(stderr(), text(*pieces))
 
 
 def fail(message: object) -> None:
     """Print an error as one sentence."""
-    stderr().print(text(("error:", "bold red"), " ", message), soft_wrap=True)
+    _print(stderr(), text(("error:", "bold red"), " ", message))
+
+
+def _print(console: Console, printed: Text) -> None:
+    console.print(printed, soft_wrap=not console.is_terminal)
 
 
 def emit(document: Mapping[str, object]) -> None:

@@ -59,7 +59,7 @@ def verify(
         if bad or beside:
             line((f"{bad} of {count(len(steps), 'checkpoint')} wrong", "bold red"), f"  {rate}")
         else:
-            line((f"{count(len(steps), 'checkpoint')} right", "bold green"), f"  {rate}")
+            line((f"{count(len(steps), 'checkpoint')} verified", "bold green"), f"  {rate}")
     if bad or beside:
         raise typer.Exit(INTEGRITY)
 

@@ -75,7 +75,8 @@ def check_tag(tag: str) -> str:
     """Return `tag` if it may name a tag; raise PolicyError otherwise."""
     if not _TAG.fullmatch(tag):
         raise PolicyError(
-            f"tag {tag[:80]!r} is not allowed: use 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
+            f"tag {tag[:80]!r} is not allowed: use 1 to 128 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit"
         )
     return tag
 

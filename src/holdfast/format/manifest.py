@@ -50,8 +50,8 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One top-level key of the state: its value tree (kept as JSON until asked for), what kind of object it was, its files
-    (newest first), its tied names (alias to stored tensor, by full name)."""
+    """One top-level key of the state: its value tree (kept as JSON until asked for), what kind of object it was,
+    its files (newest first), its tied names (alias to stored tensor, by full name)."""
 
     tree: msgspec.Raw = msgspec.Raw(b"null")
     kind: str = ""

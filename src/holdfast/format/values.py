@@ -164,8 +164,8 @@ def encode_value(value: object, path: str = "", depth: int = 0) -> Json:
     if isinstance(value, pathlib.PurePath):
         return {"$path": _str(str(value))}
     raise UnsupportedValue(
-        f"{path or 'the state'}: a {kind.__module__}.{kind.__qualname__} cannot be stored without running code at load; "
-        "give it state_dict()/load_state_dict(), keep its parts as plain values, or call holdfast.register_codec"
+        f"{path or 'the state'}: a {kind.__module__}.{kind.__qualname__} cannot be stored without running code "
+        "at load; give it state_dict()/load_state_dict(), keep its parts as plain values, or call holdfast.register_codec"
     )
 
 
@@ -200,7 +200,7 @@ def _as_list(x: Json) -> list[Json]:
 
 
 def _numbers(x: Json, kind: type, count: int, depth: int) -> list[Any]:
-    """Return `count` decoded numbers of exactly one type: a constructor may take other things to mean something else."""
+    """Return `count` decoded numbers of exactly one type: a constructor may read other things differently."""
     items = _decode_items(x, depth)
     if len(items) != count or any(type(v) is not kind for v in items):
         raise ValueError(f"expected {count} of type {kind.__name__}")

@@ -17,8 +17,8 @@ class BatchSource:
     def __init__(self, loader: Iterable[object]) -> None:
         if not hasattr(loader, "state_dict"):
             raise StateError(
-                f"the data given to steps() is a {type(loader).__name__}, which has no position of its own, so a resume "
-                "could not find its place: build it with holdfast.ResumableSampler(dataset, batch_size=...).loader(), "
+                f"the data given to steps() is a {type(loader).__name__}, which has no position of its own, so a "
+                "resume could not find its place: build it with holdfast.ResumableSampler(dataset, batch_size=...).loader(), "
                 "or use torchdata's StatefulDataLoader, and put it into the state"
             )
         self._loader = loader

@@ -146,6 +146,8 @@ class Engine:
         if self._moved:  # the body of this step restored another one: it trained nothing
             self._go_on()
             steps = epochs = 0
+        if self.interrupts.stop_signal is not None:
+            events |= {"preempt"}
         moment, observed = self.tracker.advance(
             step=self.clock.step + steps, epochs=epochs, events=events, in_flight=self._writer.busy
         )

@@ -22,7 +22,7 @@ class PendingGradients:
         for value in state.values():
             register = getattr(value, "register_step_post_hook", None)
             if callable(register):
-                self._handles.append(cast(_Handle, register(self._note)))
+                self._handles.append(cast("_Handle", register(self._note)))
                 self._watching = True
 
     def _note(self, *_: object) -> None:

@@ -24,7 +24,7 @@ logger = logging.getLogger("holdfast")
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore gave: the checkpoint, the report, values to put in place of immutable ones, what was passed over."""
+    """What a restore gave: the checkpoint, the report, new values for immutable ones, what was passed over."""
 
     manifest: Manifest
     report: RestoreReport
@@ -43,7 +43,7 @@ def restore_state(
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
-    "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it passed over.
+    "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it left.
 
     Raises:
         NoCheckpoint: there is none.

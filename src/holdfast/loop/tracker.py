@@ -124,7 +124,7 @@ class Tracker:
         self.save_seconds = seconds if self.save_seconds is None else 0.7 * self.save_seconds + 0.3 * seconds
 
     def best_rule(self, keep: Rule | None) -> Best | None:
-        """Return the rule that says which checkpoint is the best one: of the save rule, of `keep`, or of early stopping."""
+        """Return the rule that says which checkpoint is the best: of the save rule, `keep`, or early stopping."""
         for rule in (self._save, keep):
             for leaf in rule.leaves() if rule is not None else ():
                 if isinstance(leaf, Best):
@@ -150,7 +150,7 @@ class Tracker:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or isinstance(value, (str, bytes)):
+    if isinstance(value, (bool, str, bytes)):
         raise PolicyError(f"metric {name!r} is {value!r}; expected a number")
     item = getattr(value, "item", None)
     try:

@@ -1,1 +1,1 @@
-"""Floor 3, downwards: snapshot -> digest -> data files -> manifest. A byte goes one way, from the tensor to the disk."""
+"""Floor 3, downwards: snapshot -> digest -> data files -> manifest. A byte goes one way, from tensor to disk."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -36,6 +36,7 @@ class KnownTensors:
     """What the checkpoint before holds, so that an unchanged tensor is referred to instead of written again."""
 
     parts: dict[str, dict[str, _Known]] = field(default_factory=dict)
+    files: dict[str, list[FileEntry]] = field(default_factory=dict)  # each part's, in the manifest's order
 
     @classmethod
     def of(cls, store: Store, manifest: Manifest) -> KnownTensors:
@@ -43,6 +44,7 @@ class KnownTensors:
         known = cls()
         for name, part in manifest.parts.items():
             tensors = known.parts.setdefault(name, {})
+            known.files[name] = list(part.files)
             for entry in reversed(part.files):  # the first listed file has the last word
                 file = open_file(store, entry)
                 for t in file.header.tensors:
@@ -69,16 +71,17 @@ def persist_parts(
     written = 0
     for position, (name, part) in enumerate(snapshot.parts.items()):
         key = f"{prefix}/{file_stem(name, position)}.safetensors"
-        before = known.parts.get(name, {})
-        result, tensors = _persist_part(store, key, part, before)
+        result, tensors = _persist_part(
+            store, key, part, known.parts.get(name, {}), known.files.get(name, [])
+        )
         parts[name] = result
-        now_known.parts[name] = tensors
+        now_known.parts[name], now_known.files[name] = tensors, list(result.files)
         written += sum(f.size for f in result.files if f.key == key)
     return parts, now_known, written
 
 
 def _persist_part(
-    store: Store, key: str, part: PartSnapshot, before: Mapping[str, _Known]
+    store: Store, key: str, part: PartSnapshot, before: Mapping[str, _Known], files_before: list[FileEntry]
 ) -> tuple[Part, dict[str, _Known]]:
     own = _own_digests(part)
     kept = {
@@ -93,7 +96,10 @@ def _persist_part(
         known |= {
             t.name: _Known(t.dtype, t.shape, t.stride, own[t.name], entry) for t in changed if t.name in own
         }
-    files += _older_files(kept.values())
+    needed = {k.file.key for k in kept.values()}
+    files += [
+        f for f in files_before if f.key in needed
+    ]  # the first listed file that has a name has the last word
     return Part(part.tree, part.kind, files, part.aliases), known
 
 
@@ -111,11 +117,6 @@ def _same(t: StoredTensor, own: Mapping[str, tuple[bytes, ...]], known: _Known) 
     return (t.dtype, t.shape, t.stride) == (known.dtype, known.shape, known.stride) and own.get(
         t.name
     ) == known.digests
-
-
-def _older_files(kept: Iterable[_Known]) -> list[FileEntry]:
-    """Return the files that hold kept tensors, newest first: keys begin with the step, so they sort by age."""
-    return sorted({k.file.key: k.file for k in kept}.values(), key=lambda f: f.key, reverse=True)
 
 
 def _write_file(

@@ -84,7 +84,7 @@ def take_snapshot(
 def _part_of(path: str, state: Mapping[str, object]) -> str:
     part = path
     while part not in state:
-        part, _, rest = part.rpartition("/")
+        part, _, _ = part.rpartition("/")
         if not part:
             raise StateError(f"{path}: belongs to no top-level key of the state")
     return part

@@ -175,7 +175,7 @@ class LocalStore:
     def _make_parent(self, path: str) -> None:
         """Make the directories above `path`, each with its name durable.
 
-        One that is there already, from the root down, may have been made by someone who died before its name was durable.
+        One that is there already, from the root down, may be of someone who died before its name was durable.
         """
         directory = os.path.dirname(path)
         unsure: list[str] = []

@@ -1,4 +1,4 @@
-"""Public tools for testing what stands on holdfast: a disk that dies on command, and a clock that does as it is told."""
+"""Public tools for testing what stands on holdfast: a disk that dies on command, a clock that does as it is told."""
 
 from holdfast.testing.clock import MockClock
 from holdfast.testing.disk import FaultyDisk, KillingDisk

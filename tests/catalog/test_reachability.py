@@ -1,0 +1,222 @@
+"""Whatever is saved, shared, removed, set aside, reclaimed or cut short, and in whatever order: what is listed is whole.
+
+A state machine over one run with the arrays of a model that changes in part from save to save, so that later
+checkpoints refer to files of earlier ones. After each act every listed checkpoint must verify to the last byte and
+give back its own values; once everything is reclaimed no data file may be left that nothing refers to.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from manifests import Interrupted, fail
+
+import holdfast
+from holdfast.catalog.checkpoints import reclaim
+from holdfast.core.buffers import Buffer
+from holdfast.core.clock import Clock
+from holdfast.core.errors import CommitUnknown, HoldfastError, StoreError
+from holdfast.loop.session import SaveOrder, Session
+from holdfast.saving.arena import Arena
+from holdfast.saving.snapshot import take_snapshot
+from holdfast.testing import MockClock
+
+LARGE = 8192  # float64: 64 KiB, the size from which a tensor has blocks of its own
+PARTS = ("encoder", "head", "tail")
+
+
+class Store(Interrupted):
+    """Can be told to fail when the n-th next object is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fail_data_in: int | None = None
+
+    def write(self, key: str, data: list[Buffer]) -> None:  # type: ignore[override]
+        if self.fail_data_in is not None:
+            self.fail_data_in -= 1
+            if self.fail_data_in < 0:
+                self.fail_data_in = None
+                raise StoreError(28, f"could not write {key}: No space left on device")
+        super().write(key, data)
+
+
+def large(seed: int) -> np.ndarray:
+    return np.full(LARGE, seed, np.float64)
+
+
+class Run(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store()
+        self.clock = MockClock()
+        self.seeds = dict.fromkeys(PARTS, 0)
+        self.next_seed = 1
+        self.saved: dict[int, dict[str, int]] = {}  # step -> what its arrays are filled with
+
+    @initialize()
+    def begin(self) -> None:
+        self.session = Session(self.store, self.clock)
+
+    def teardown(self) -> None:
+        if hasattr(self, "session"):
+            self.session.close()
+
+    # ---- acts ---------------------------------------------------------------------------------------------------
+
+    @rule(part=st.sampled_from(PARTS))
+    def train(self, part: str) -> None:
+        self.seeds[part] = self.next_seed
+        self.next_seed += 1
+
+    @rule(part=st.sampled_from(PARTS), seed=st.integers(0, 3))
+    def go_back_to_old_values(self, part: str, seed: int) -> None:
+        self.seeds[part] = seed
+
+    def _persist(self, step: int) -> None:
+        state = {part: {"w": large(seed), "b": np.full(3, seed)} for part, seed in self.seeds.items()}
+        order = SaveOrder(Clock(step=step), {}, ("test",))
+        self.session.persist(take_snapshot(state, Arena(), rng=False), order)
+
+    def _expect(self, step: int) -> None:
+        self.saved[step] = dict(self.seeds)
+
+    @rule(ahead=st.integers(0, 2))
+    def save(self, ahead: int) -> None:
+        step = max(self.saved, default=0) + ahead
+        self._persist(step)
+        self._expect(step)
+
+    @rule(ahead=st.integers(0, 2), which=st.integers(0, 2))
+    def run_out_of_space(self, ahead: int, which: int) -> None:
+        self.store.fail_data_in = which
+        step = max(self.saved, default=0) + ahead
+        try:
+            self._persist(step)
+        except StoreError:
+            return
+        finally:
+            self.store.fail_data_in = None
+        self._expect(step)  # fewer files than that were new
+
+    @rule(ahead=st.integers(0, 2))
+    def fail_to_commit(self, ahead: int) -> None:
+        self.store.before = fail
+        try:
+            self._persist(max(self.saved, default=0) + ahead)
+        except StoreError:
+            pass
+        else:
+            raise AssertionError("a commit that failed was acknowledged")
+
+    @rule(ahead=st.integers(0, 2))
+    def commit_without_an_answer(self, ahead: int) -> None:
+        self.store.after = fail
+        step = max(self.saved, default=0) + ahead
+        try:
+            self._persist(step)
+        except CommitUnknown:
+            self._expect(step)  # nobody knows, but it is there
+        else:
+            raise AssertionError("a commit without an answer was acknowledged")
+
+    @precondition(lambda self: len(self.session.history.steps) > 1)
+    @rule(pick=st.randoms(use_true_random=False))
+    def remove_some(self, pick) -> None:
+        """As retention does: anything but the newest that this session knows."""
+        steps = self.session.history.steps[:-1]
+        victims = sorted(pick.sample(steps, pick.randint(1, len(steps))))
+        self.session.remove_steps(victims, {})
+        for step in victims:
+            del self.saved[step]
+
+    @precondition(lambda self: self.saved)
+    @rule(pick=st.randoms(use_true_random=False))
+    def remove_any_from_outside(self, pick) -> None:
+        self.session.close()
+        victim = pick.choice(sorted(self.saved))
+        holdfast.Run(self.store, time=self.clock).remove([victim], force=True)
+        del self.saved[victim]
+        self.session = Session(self.store, self.clock)
+
+    @precondition(lambda self: self.session.history.steps)
+    @rule(pick=st.randoms(use_true_random=False))
+    def go_on_from(self, pick) -> None:
+        """As a restore of an older step does: what lies beyond is set aside."""
+        self.session.history.refresh()
+        step = pick.choice(self.session.history.steps)
+        self.session.abandon_after(step, "test")
+        self.session.parent = self.session.history.manifests[step][1].attempt
+        self.seeds = dict(self.saved[step])
+        for later in [s for s in self.saved if s > step]:
+            del self.saved[later]
+
+    @rule(orderly=st.booleans())
+    def begin_anew(self, orderly: bool) -> None:
+        """Another process takes the run up; the one before closed it, or died."""
+        if orderly:
+            self.session.close()
+        else:
+            self.session.lease.forget()
+        self.session = Session(self.store, self.clock)
+
+    @rule(days=st.sampled_from([0.5, 2.0]))
+    def time_passes(self, days: float) -> None:
+        self.clock.advance(days * 86400)
+
+    # ---- what must hold -----------------------------------------------------------------------------------------
+
+    @invariant()
+    def what_is_listed_is_whole_and_right(self) -> None:
+        run = holdfast.Run(self.store, time=self.clock)
+        assert not run.broken
+        assert run.steps == sorted(self.saved)
+        for step, found in run.verify().items():
+            assert not found, (step, [p.message for p in found])
+            values = run[step].values()
+            for part, seed in self.saved[step].items():
+                assert values[part]["w"].tobytes() == large(seed).tobytes(), (step, part)
+                assert values[part]["b"].tolist() == [seed] * 3
+
+    @rule()
+    def reclaim_everything(self) -> None:
+        reclaim(self.store, trash_before=2**40)
+        run = holdfast.Run(self.store, time=self.clock)
+        needed = {key for step in run.steps for key in run[step].manifest.file_keys}
+        assert {o.key for o in self.store.list("data")} == needed
+        assert self.store.list("trash") == []
+        self.session.history.refresh()
+
+    @invariant()
+    def nothing_that_is_needed_is_written_twice(self) -> None:
+        assert len(self.store.list("lease")) <= 1
+
+
+Run.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=40, derandomize=True, deadline=None, database=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+TestRun = Run.TestCase
+
+
+def test_an_unchanged_array_is_stored_once() -> None:
+    store, state = Store(), {part: {"w": large(i)} for i, part in enumerate(PARTS)}
+    holdfast.save(store, state, step=1)
+    before = sum(o.size for o in store.list("data"))
+    holdfast.save(store, {**state, "head": {"w": large(9)}}, step=2)
+    assert sum(o.size for o in store.list("data")) - before == 4096 + LARGE * 8
+    assert holdfast.Run(store).remove([1], force=True) == 4096 + LARGE * 8
+    assert not holdfast.Run(store).verify()[2]
+
+
+def test_a_failed_save_never_hides_a_holdfast_error_behind_another() -> None:
+    store = Store()
+    store.fail_data_in = 0
+    try:
+        holdfast.save(store, {"a": {"w": large(1)}}, step=1)
+    except HoldfastError as e:
+        assert "No space left" in str(e)
+    else:
+        raise AssertionError
