@@ -112,6 +112,15 @@ def test_small_tensors_are_equal_whatever_they_share_a_block_with() -> None:
     assert (only(found).kind, found.same) == ("removed", 1)
 
 
+def test_the_same_block_with_other_tensors_in_it() -> None:
+    before, after = (
+        {"a": np.array([1, 2]), "b": np.array([3, 4])},
+        {"b": np.array([1, 2]), "a": np.array([3, 4])},
+    )
+    found = between({"m": before}, {"m": after})
+    assert [(c.name, c.max_delta) for c in found.tensors] == [("m/a", 2.0), ("m/b", 2.0)]
+
+
 def test_each_block_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def state(value: float) -> dict[str, object]:
         return {"m": {f"x{i}": np.full(100, value) for i in range(50)} | {"big": np.full((3, 70_000), value)}}

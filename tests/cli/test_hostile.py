@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pty
 import re
@@ -73,6 +74,18 @@ def test_plain_output_holds_printable_characters_only(
 def test_errors_are_escaped_too(cli, hostile: Path, name: str) -> None:
     result = cli("cat", hostile, name)
     assert result.code == 3
+    assert all(c.isprintable() for c in result.err.rstrip("\n"))
+
+
+def test_what_the_library_logs_is_escaped(cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(self: holdfast.Run) -> list[object]:
+        logging.getLogger("holdfast").warning("step %s", EVIL)
+        return []
+
+    monkeypatch.setattr(holdfast.Run, "records", warn)
+    result = cli("ls", run)
+    assert result.code == 0
+    assert result.err.startswith("step \\x1b[31mred")
     assert all(c.isprintable() for c in result.err.rstrip("\n"))
 
 

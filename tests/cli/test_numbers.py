@@ -139,6 +139,17 @@ def test_diff_of_part_and_top(cli, run: Path) -> None:
     assert "and 1 tensor of model that changed less" in cli("diff", run, 100, 200, "--top", 1).out
 
 
+def test_diff_tells_of_random_generators_in_a_word_unless_asked(cli, run: Path) -> None:
+    np.random.seed(5)
+    holdfast.save(run, {"x": np.ones(1)}, step=600, rng=True)
+    np.random.seed(6)
+    holdfast.save(run, {"x": np.ones(1)}, step=700, rng=True)
+    whole = cli("diff", run, 600, 700).out
+    assert "random generators moved on" in whole
+    assert "numpy/state/key" not in whole
+    assert "numpy/state/key" in cli("diff", run, 600, 700, "--part", "rng").out
+
+
 def test_diff_of_other_shapes(cli, tmp_path: Path) -> None:
     holdfast.save(tmp_path / "a", {"m": {"x": np.zeros(3), "y": np.zeros(3), "gone": np.ones(2), "v": 1}})
     holdfast.save(

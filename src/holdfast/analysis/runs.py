@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from holdfast.catalog.keys import RUN
 from holdfast.catalog.lease import LeaseDoc
+from holdfast.checkpoint import Checkpoint
 from holdfast.core.errors import HoldfastError
 from holdfast.core.records import CheckpointRecord
 from holdfast.policies import Mode, Rule
@@ -19,7 +20,7 @@ from holdfast.policies.best import Best
 from holdfast.run import Run
 from holdfast.stores import Store
 
-__all__ = ["RunSummary", "directions", "find_runs", "freed_bytes", "store_bytes", "summarize"]
+__all__ = ["RunSummary", "data_bytes", "directions", "find_runs", "freed_bytes", "store_bytes", "summarize"]
 
 _NUMBER = r"([-+.\d]+(?:e[-+]?\d+)?)"
 _IMPROVED = re.compile(rf"(.+) improved to {_NUMBER} \(was {_NUMBER}\)", re.ASCII)
@@ -76,6 +77,13 @@ def summarize(path: str) -> RunSummary:
 def store_bytes(store: Store) -> int:
     """Return the size in bytes of everything that a run's store holds."""
     return sum(found.size for found in store.list(""))
+
+
+def data_bytes(checkpoint: Checkpoint, part: str | None = None) -> int:
+    """Return the bytes of tensor data in the files that a checkpoint, or one part of it, refers to."""
+    parts = checkpoint.manifest.parts.items()
+    files = {f.key: f.size - f.header_size for name, p in parts if part in (None, name) for f in p.files}
+    return sum(files.values())
 
 
 def freed_bytes(run: Run, steps: Collection[int]) -> int:

@@ -32,6 +32,13 @@ _VERBS: tuple[Callable[..., None], ...] = (ls, show, diff, cat, verify, tag, unt
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 
+class _Notes(logging.Handler):
+    """Prints what the library logs; a record may hold names from a checkpoint."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note((record.getMessage(), "yellow"))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         line(f"holdfast {__version__}")
@@ -69,9 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"] or ["--help"]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    notes = _Notes(logging.WARNING)
+    logging.getLogger("holdfast").addHandler(notes)
     try:
         code = build()(given, prog_name="holdfast", standalone_mode=False)
         return code if isinstance(code, int) else OK
@@ -83,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except SystemExit as e:  # the reader of a pipe went away
         return BROKEN_PIPE if e.code in (1, BROKEN_PIPE) else UNEXPECTED
+    finally:
+        logging.getLogger("holdfast").removeHandler(notes)
 
 
 def _failed(error: Exception) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 from typing import Annotated
 
 import typer
 
 from holdfast.analysis.diff import Difference, TensorChange, compare
+from holdfast.analysis.runs import data_bytes
 from holdfast.analysis.values import ABSENT, ValueChange, short
 from holdfast.checkpoint import Checkpoint
 from holdfast.cli.options import Json
@@ -56,14 +58,15 @@ def diff(
     Write `diff RUN@100 RUN@200`, `diff RUN@best OTHER`, or `diff RUN 100 200`.
     """
     before, after = _both(a, b, c)
-    with progress("comparing", after.stored_bytes) as advance:
+    with progress("comparing", data_bytes(after, part)) as advance:
         found = compare(before, after, part=part, progress=advance)
     if json:
         emit(_document(before, after, found))
         return
     line((f"step {before.step}", "bold"), " → ", (f"step {after.step}", "bold"))
-    _print_tensors(found, after, top)
-    _print_values(found)
+    shown = found if part is not None else _without_random(found)
+    _print_tensors(shown, after, top)
+    _print_values(shown)
     _print_summary(found)
 
 
@@ -78,7 +81,7 @@ def _print_tensors(found: Difference, after: Checkpoint, top: int) -> None:
     """Print the changed tensors part by part: moments of an optimizer always change more than weights."""
     by_part: dict[str, list[TensorChange]] = {}
     for change in found.tensors:
-        if not _is_random(change.name) and not _is_scalar(change):
+        if not _is_scalar(change):
             by_part.setdefault(change.part, []).append(change)
     for part in sorted(by_part, key=lambda p: after.parts.index(p) if p in after.parts else -1):
         changes = by_part[part]
@@ -99,6 +102,7 @@ def _row(change: TensorChange) -> list[object]:
             what = f"{tensor(change.before)} → {tensor(change.after)}"
         shown = tensor(spec) if spec and what == change.kind else ""
         return [name, text((shown, "cyan")), "", "", "", "", text((what, _KIND_STYLES[change.kind]))]
+    lost = f"{count(change.lost_finite, 'element')} became NaN or infinite" if change.lost_finite else ""
     return [
         name,
         text((tensor(spec) if spec else "", "cyan")),
@@ -106,36 +110,20 @@ def _row(change: TensorChange) -> list[object]:
         number(change.max_delta),
         f"{change.fraction:.1%}",
         "" if math.isnan(change.cosine) else f"{change.cosine:.6f}",
-        text(
-            (
-                f"{count(change.lost_finite, 'element')} became NaN or infinite"
-                if change.lost_finite
-                else "",
-                "bold red",
-            )
-        ),
+        text((lost, "bold red")),
     ]
 
 
 def _print_values(found: Difference) -> None:
     counters = collections.Counter(
-        (c.name.rsplit("/", 1)[-1].rsplit(".", 1)[-1], c.max_delta)
-        for c in found.tensors
-        if _is_scalar(c) and c.kind == "changed" and not _is_random(c.name)
+        (c.name.rsplit("/", 1)[-1].rsplit(".", 1)[-1], c.max_delta) for c in found.tensors if _is_scalar(c)
     )
-    values = [v for v in found.values if not _is_random(v.path)]
-    if not values and not counters:
+    if not found.values and not counters:
         return
-    rows: list[list[object]] = [[text((v.path, "bold")), *_sides(v)] for v in values]
-    rows += [
-        [
-            text((name, "bold"), (f"  {times} one-element tensors" if times > 1 else "", "dim")),
-            "",
-            "",
-            f"by {number(by)}",
-        ]
-        for (name, by), times in counters.items()
-    ]
+    rows: list[list[object]] = [[text((v.path, "bold")), *_sides(v)] for v in found.values]
+    for (name, by), times in counters.items():
+        several = f"  {times} one-element tensors" if times > 1 else ""
+        rows.append([text((name, "bold"), (several, "dim")), "", "", f"by {number(by)}"])
     line()
     show_table(
         [
@@ -166,6 +154,14 @@ def _print_summary(found: Difference) -> None:
     words += [count(len(found.values), "value") + " changed"] if found.values else []
     words += ["random generators moved on"] if random else []
     line("; ".join(words), (f"  ({bytes_(found.read_bytes)} read)", "dim"))
+
+
+def _without_random(found: Difference) -> Difference:
+    """Return the difference without the random generators, which always move on."""
+    tensors = tuple(c for c in found.tensors if not _is_random(c.name))
+    return dataclasses.replace(
+        found, tensors=tensors, values=tuple(v for v in found.values if not _is_random(v.path))
+    )
 
 
 def _is_random(name: str) -> bool:

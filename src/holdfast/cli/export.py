@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from holdfast.analysis.runs import data_bytes
 from holdfast.cli.options import Json, Target
 from holdfast.cli.output import emit, line, note, progress
 from holdfast.cli.targets import checkpoint_of
@@ -35,7 +36,7 @@ def export(
     """
     checkpoint = checkpoint_of(target)
     part = choose_part(checkpoint) if part is None else part
-    with progress(f"exporting {part}", checkpoint.stored_bytes) as advance:
+    with progress(f"exporting {part}", data_bytes(checkpoint, part)) as advance:
         done = export_part(checkpoint, out, part=part, overwrite=force, progress=advance)
     if json:
         emit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from holdfast.catalog.lease import LeaseDoc
 from holdfast.cli.options import Json
 from holdfast.cli.output import emit, line, plain, text
 from holdfast.cli.table import Column, show_table
-from holdfast.cli.words import age, bytes_, clock_document, count, name_of, number
+from holdfast.cli.words import age, bytes_, clock_document, count, number
 from holdfast.core.errors import NotARun
 from holdfast.core.records import CheckpointRecord
 from holdfast.policies import Decision, best_of
@@ -225,7 +226,7 @@ def _run_row(run: RunSummary, directory: str) -> list[object]:
 
 def _summary(run: RunSummary) -> dict[str, object]:
     return {
-        "run": name_of(os.path.abspath(run.path)),
+        "run": Path(os.path.abspath(run.path)).as_uri(),
         "checkpoints": run.checkpoints,
         "broken": run.broken,
         "newest_step": run.newest_step,

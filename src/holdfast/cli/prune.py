@@ -52,7 +52,7 @@ def prune(
     if not json:
         _print_plan(run, plan, going)
     if not dry_run and not idle:
-        ask_first(yes, f"Delete {count(len(going), 'checkpoint')}?" if going else "Demote?")
+        ask_first(yes, f"Delete {count(len(going), 'checkpoint')}?" if going else "Keep only their weights?")
         done = run.prune(rule)
         if [(d.step, d.action) for d in done] != [(d.step, d.action) for d in plan]:
             note(("the run changed meanwhile; what was done is what the rule says now", "yellow"))

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from holdfast.analysis.runs import data_bytes
 from holdfast.catalog.verify import Problem
 from holdfast.cli.exits import INTEGRITY
 from holdfast.cli.options import Json
 from holdfast.cli.output import emit, line, progress
 from holdfast.cli.targets import open_target
-from holdfast.cli.words import bytes_, count, name_of
+from holdfast.cli.words import bytes_, count
 from holdfast.core.errors import IntegrityError, NoCheckpoint
 from holdfast.core.units import format_seconds
 from holdfast.run import Run
@@ -40,7 +41,7 @@ def verify(
         raise NoCheckpoint(f"{run.store.url} has no checkpoint, so there is nothing to verify")
     begun = time.monotonic()
     done = 0
-    with progress("verifying", sum(_data_bytes(run, s) for s in steps)) as advance:
+    with progress("verifying", sum(data_bytes(run[s]) for s in steps if s in run.steps)) as advance:
 
         def read(size: int) -> None:
             nonlocal done
@@ -66,13 +67,6 @@ def verify(
 
 def _step(run: Run, which: int | str) -> int:
     return which if isinstance(which, int) and which in run.broken else run[which].step
-
-
-def _data_bytes(run: Run, step: int) -> int:
-    if step in run.broken:
-        return 0
-    parts = run[step].manifest.parts.values()
-    return sum({f.key: f.size - f.header_size for part in parts for f in part.files}.values())
 
 
 def _beside(run: Run) -> list[Problem]:
@@ -101,7 +95,7 @@ def _document(
     problems = [{"step": s, "key": p.key, "message": p.message} for s, each in found.items() for p in each]
     problems += [{"step": None, "key": p.key, "message": p.message} for p in beside]
     return {
-        "run": name_of(run.store.url),
+        "run": run.store.url,
         "verified": [s for s, each in found.items() if not each],
         "problems": problems,
         "read_bytes": done,
