@@ -66,6 +66,7 @@ class Checkpointer:
         self.state: dict[str, object] = dict(state)
         self._pid = os.getpid()
         self._depth = 0
+        self._foreign = False  # the loop is somebody else's: it ends when we are closed
         self._engine = Engine(
             open_store(url),
             self.state,
@@ -103,6 +104,11 @@ class Checkpointer:
     def capture_report(self) -> CaptureReport | None:
         """What the newest snapshot found, captured and left out on purpose."""
         return self._engine.capture_report
+
+    @property
+    def restore_report(self) -> RestoreReport | None:
+        """What the newest restore, an automatic one included, put where; None when nothing was restored."""
+        return self._engine.restore_report
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -180,14 +186,17 @@ class Checkpointer:
     def step_end(self, step: int | None = None, metrics: Mapping[str, object] | None = None) -> None:
         """End a step of a loop that belongs to someone else: the same safe point that `steps()` has.
 
-        Call `restore()` before such a loop to resume. `step` is the number of finished steps, for loops that count by
-        themselves.
+        Call `restore()` before such a loop to resume, and `close()` after it, which saves its end. `step` is the number
+        of finished steps, for loops that count by themselves.
 
         Raises:
             PolicyError: `step` lies before the clock.
             SaveFailed: a save in the background failed.
         """
-        self._engine.start()
+        if not self._engine.started:
+            self._engine.start()
+            self._engine.interrupts.install()
+            self._foreign = True
         if metrics:
             self._engine.tracker.log(metrics)
         ahead = 1 if step is None else step - self.step
@@ -225,7 +234,16 @@ class Checkpointer:
         self._engine.wait()
 
     def close(self) -> None:
-        """Wait for what is under way and give the run up. Safe to call twice."""
+        """Wait for what is under way and give the run up. Safe to call twice.
+
+        After a loop of `step_end()` calls its last state is saved first.
+        """
+        if self._foreign and not self._engine.closed:
+            self._foreign = False
+            self._engine.finish()
+        self._give_up()
+
+    def _give_up(self) -> None:
         _open.discard(self)
         self._engine.close()
 
@@ -240,8 +258,10 @@ class Checkpointer:
             engine.save_after(error)
         if engine.interrupts.aborted:  # a second Ctrl-C: leave at once
             _open.discard(self)
-            return
-        self.close()
+        elif error is None:
+            self.close()
+        else:
+            self._give_up()
 
     @contextlib.contextmanager
     def _looping(self, source: BatchSource | None) -> Iterator[None]:
@@ -265,7 +285,7 @@ class Checkpointer:
         if self._pid != os.getpid() or self._engine.interrupts.aborted:
             return True
         try:
-            self.close()
+            self._give_up()
         except HoldfastError as e:
             print(f"holdfast: {e}", file=sys.stderr)
             return False

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Literal, overload
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.clock import Clock, SystemTime
-from holdfast.core.errors import PolicyError
+from holdfast.core.errors import PolicyError, StateError
 from holdfast.loop.resume import restore_state
 from holdfast.loop.session import SaveOrder, Session
+from holdfast.loop.tracker import metric_number
 from holdfast.run import Run
 from holdfast.saving.arena import Arena
 from holdfast.saving.snapshot import RNG_PART, take_snapshot
@@ -47,7 +48,7 @@ def save(
         at = step if step is not None else (steps[-1] + 1 if steps else 0)
         order = SaveOrder(
             Clock(step=at),
-            {k: float(v) for k, v in (metrics or {}).items()},
+            {k: metric_number(k, v) for k, v in (metrics or {}).items()},
             ("asked for",),
             (tag,) if tag else (),
         )
@@ -116,10 +117,24 @@ def load(
     run = Run(url)
     options = RestoreOptions(tuple(only), tuple(missing), tuple(unexpected), tuple(cast))
     if into is not None:
-        return restore_state(run._history, into, step, options, rng=rng).report
+        return _load_into(run, into, step, options, rng=rng)
     checkpoint = run[step]
     parts = [p for p in checkpoint.parts if rng or p != RNG_PART]
     return checkpoint.values(parts, only=tuple(only), as_=as_ or _default_kind())
+
+
+def _load_into(
+    run: Run, into: Mapping[str, object], step: int | str, options: RestoreOptions, *, rng: bool
+) -> RestoreReport:
+    restored = restore_state(run.history, into, step, options, rng=rng)
+    if restored.replaced:
+        if not isinstance(into, MutableMapping):
+            raise StateError(
+                f"{', '.join(restored.replaced)}: hold values that cannot be changed in place, and `into` is a "
+                f"{type(into).__name__} that cannot take new ones; pass a dict"
+            )
+        into.update(restored.replaced)
+    return restored.report
 
 
 def _default_kind() -> Literal["numpy", "torch"]:

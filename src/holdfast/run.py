@@ -39,8 +39,8 @@ class Run:
         self.store = open_store(url)
         self.identity = read_identity(self.store)
         self._time = time or SystemTime()
-        self._history = History(self.store)
-        self._history.refresh()
+        self.history = History(self.store)
+        self.history.refresh()
 
     def __repr__(self) -> str:
         return f"<Run {self.store.url}: {len(self)} checkpoints>"
@@ -51,29 +51,29 @@ class Run:
         return self.identity.run
 
     def __len__(self) -> int:
-        return len(self._history.steps)
+        return len(self.history.steps)
 
     def __iter__(self) -> Iterator[Checkpoint]:
-        for step in self._history.steps:
+        for step in self.history.steps:
             yield self[step]
 
     def __getitem__(self, which: int | str) -> Checkpoint:
         """Return the checkpoint of a step, "latest", or a tag. Raises NoCheckpoint, IntegrityError."""
-        return Checkpoint(self.store, self._history.resolve(which)[1])
+        return Checkpoint(self.store, self.history.resolve(which)[1])
 
     def refresh(self) -> None:
         """Look at the store again."""
-        self._history.refresh()
+        self.history.refresh()
 
     @property
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first."""
-        return self._history.steps
+        return self.history.steps
 
     @property
     def broken(self) -> dict[int, HoldfastError]:
         """The steps whose manifest does not verify, and why."""
-        return {step: error for step, (_, error) in self._history.broken.items()}
+        return {step: error for step, (_, error) in self.history.broken.items()}
 
     @property
     def latest(self) -> Checkpoint:
@@ -93,22 +93,22 @@ class Run:
 
     def records(self) -> list[CheckpointRecord]:
         """Return every checkpoint as policies see it, in step order."""
-        return self._history.records()
+        return self.history.records()
 
     @property
     def tags(self) -> dict[str, int]:
         """Each tag and the step it points to."""
-        return {name: tag.step for name, tag in sorted(self._history.tags().items())}
+        return {name: tag.step for name, tag in sorted(self.history.tags().items())}
 
     def tag(self, name: str, which: int | str = "latest") -> None:
         """Point a tag at a checkpoint; a tagged checkpoint is never pruned."""
         check_tag(name)
-        _, manifest = self._history.resolve(which)
+        _, manifest = self.history.resolve(which)
         set_tag(self.store, Tag(name, manifest.step, manifest.attempt, self._time.now()))
 
     def untag(self, name: str) -> None:
         """Remove a tag. Raises NoCheckpoint when there is none of this name."""
-        if name not in self._history.tags():
+        if name not in self.history.tags():
             raise NoCheckpoint(
                 f"{self.store.url} has no tag {name!r}; its tags are: {', '.join(self.tags) or 'none'}"
             )
@@ -122,11 +122,11 @@ class Run:
 
     def all_events(self) -> list[Event]:
         """Return the whole run log, oldest first, abandoned branches included."""
-        return self._history.events()
+        return self.history.events()
 
     def events(self) -> list[Event]:
         """Return the run log, without what belongs to abandoned branches."""
-        return timeline(self._history.events())
+        return timeline(self.history.events())
 
     def observations(self) -> list[Observation]:
         """Return every metric that the training loop observed, oldest first."""
@@ -141,7 +141,7 @@ class Run:
         """Attach a metric to a committed checkpoint, from any machine and at any time."""
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise PolicyError(f"metric {metric!r} is {value!r}; expected a number")
-        _, manifest = self._history.resolve(which)
+        _, manifest = self.history.resolve(which)
         log = LogWriter(self.store, f"o{secrets.token_hex(6)}")
         clock = clock_to_doc(clock_from_doc(manifest.clock))
         log.record(Observed(clock, floats_to_doc({metric: float(value)}), manifest.attempt))
@@ -152,13 +152,13 @@ class Run:
     ) -> dict[int, list[Problem]]:
         """Read every byte of the given steps (all, by default) and return what is wrong with each."""
         found: dict[int, list[Problem]] = {}
-        for step in sorted({*self._history.steps, *self._history.broken}) if steps is None else steps:
+        for step in sorted({*self.history.steps, *self.history.broken}) if steps is None else steps:
             try:
                 found[step] = self[step].verify(progress)
             except NoCheckpoint:
                 raise
             except HoldfastError as e:
-                entry, _ = self._history.broken.get(step) or self._history.manifests[step]
+                entry, _ = self.history.broken.get(step) or self.history.manifests[step]
                 found[step] = [Problem(entry.key, str(e))]
         return found
 
@@ -200,8 +200,8 @@ class Run:
     def check_removal(self, steps: Sequence[int], *, force: bool = False) -> None:
         """Raise what `remove` would raise for these steps: NoCheckpoint or StateError. Changes nothing."""
         for step in steps:
-            if step not in self._history.broken:
-                self._history.resolve(step)
+            if step not in self.history.broken:
+                self.history.resolve(step)
         if not force:
             self._refuse_precious(steps)
 
@@ -211,7 +211,7 @@ class Run:
                 raise StateError(
                     f"step {step} has the tag {name!r}; remove the tag first, or force the removal"
                 )
-        if self._history.steps and set(self._history.steps) <= set(steps):
+        if self.history.steps and set(self.history.steps) <= set(steps):
             raise StateError(
                 f"this would delete the last checkpoint of {self.store.url}; force it if that is meant"
             )

@@ -25,6 +25,7 @@ FLOORS = {
     "checkpointer": 4,
     "functional": 4,
     "run": 4,
+    "errors": 1,
     "cli": 6,
     "__main__": 7,
     "testing": 7,

@@ -9,6 +9,7 @@ Source of the idea: Litestream's lease file and Kleppmann, "How to do distribute
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -32,6 +33,8 @@ from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
 __all__ = ["Lease", "LeaseDoc", "acquire", "holder", "is_held"]
+
+logger = logging.getLogger("holdfast")
 
 LEASE_SECONDS = 60.0
 
@@ -129,16 +132,19 @@ def is_held(doc: LeaseDoc, now: float) -> bool:
     return doc.namespace == _namespace() or doc.expires > now
 
 
-def acquire(store: Store, time: TimeSource | None = None, *, heartbeat: bool = True) -> Lease:
+def acquire(store: Store, time: TimeSource | None = None, *, heartbeat: bool = True, wait: bool = False) -> Lease:
     """Take the run's lease.
 
-    A lease whose process is gone from this machine is taken at once; one from elsewhere when it has expired.
+    A lease whose process is gone from this machine is taken at once; one from elsewhere when it has expired. With
+    `wait` that end is waited for: a job that was moved to another machine starts, unless the old one still renews.
 
     Raises:
         LeaseHeld: another living process holds it; the message says who and until when.
     """
     time = time or SystemTime()
     present = holder(store)
+    if wait and present is not None:
+        present = _outwait(store, present, time)
     if present is not None and is_held(present, time.now()):
         here, remaining = present.namespace == _namespace(), present.expires - time.now()
         raise LeaseHeld(_held_message(store, present, here=here, remaining=remaining, now=time.now()))
@@ -168,6 +174,20 @@ def acquire(store: Store, time: TimeSource | None = None, *, heartbeat: bool = T
     if heartbeat:
         lease.start_heartbeat()
     return lease
+
+
+def _outwait(store: Store, present: LeaseDoc, time: TimeSource) -> LeaseDoc | None:
+    """Wait for a lease from elsewhere to expire; return the newest lease, at once when its holder proves to be alive."""
+    if present.namespace == _namespace() or not is_held(present, time.now()):
+        return present
+    remaining = present.expires - time.now()
+    logger.warning("%s is held by %s; waiting up to %.0f s for that lease to end", store.url, present.owner, remaining)
+    while is_held(present, time.now()):
+        time.sleep(1.0)
+        now = holder(store)
+        if now is None or now != present:  # renewed, released or taken
+            return now
+    return present
 
 
 class Lease:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 from holdfast.core.errors import InvalidFormat, PolicyError
 
@@ -15,7 +17,7 @@ __all__ = [
     "check_key",
     "check_path",
     "check_tag",
-    "file_stem",
+    "file_stems",
     "is_key",
     "join_path",
     "matches",
@@ -26,6 +28,7 @@ __all__ = [
 MAX_PATH_BYTES = 1024
 STEP_DIGITS = 12
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MADE_STEM = re.compile(r"part-\d+$", re.IGNORECASE)
 _KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,254}")
 
 
@@ -78,6 +81,8 @@ def check_tag(tag: str) -> str:
             f"tag {tag[:80]!r} is not allowed: use 1 to 128 letters, digits, '.', '_' or '-', "
             "starting with a letter or digit"
         )
+    if tag == "latest" or tag.isdigit():
+        raise PolicyError(f"tag {tag!r} is not allowed: it stands for the newest checkpoint, or a step; choose another name")
     return tag
 
 
@@ -104,9 +109,20 @@ def name_in_file(part: str, path: str) -> str:
     return path.removeprefix(f"{part}/")
 
 
-def file_stem(part: str, position: int) -> str:
-    """Return the file name, without its ending, of a part's data: the part's own name where that is a plain name."""
-    return part if _KEY_PART.fullmatch(part) and part.isascii() and len(part) <= 100 else f"part-{position}"
+def file_stems(parts: Iterable[str]) -> dict[str, str]:
+    """Return the file name, without its ending, of each part's data.
+
+    That is the part's own name where it is a plain name that no other part's name equals but for case, and does not
+    look like a made one; else "part-<position>".
+    """
+    parts = list(parts)
+    seen = Counter(part.lower() for part in parts)
+    plain = {
+        part
+        for part in parts
+        if _KEY_PART.fullmatch(part) and len(part) <= 100 and seen[part.lower()] == 1 and not _MADE_STEM.match(part)
+    }
+    return {part: part if part in plain else f"part-{i}" for i, part in enumerate(parts)}
 
 
 @functools.lru_cache(maxsize=512)

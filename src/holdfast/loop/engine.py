@@ -26,7 +26,7 @@ from holdfast.policies import EarlyStopping, Rule, Verdict, best_of
 from holdfast.saving.arena import Arena
 from holdfast.saving.snapshot import take_snapshot
 from holdfast.saving.writer import Writer
-from holdfast.state.reports import CaptureReport, RestoreOptions
+from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store
 
 __all__ = ["Engine"]
@@ -57,12 +57,13 @@ class Engine:
         self._options = options
         self._time = time
         self.tracker = Tracker(save, stop, time)
-        self.session = Session(store, time)
+        self.session = Session(store, time, wait=True)
         self.gradients = PendingGradients(state)
         self.interrupts = Interrupts(deadline_seconds, self.session.newest)
         self.source: BatchSource | None = None
         self.requested: list[str] | None = None  # tags of a save that was asked for in the present step
         self.capture_report: CaptureReport | None = None
+        self.restore_report: RestoreReport | None = None
         self.started = False
         self.closed = False
         self._best = self.tracker.best_rule(keep)
@@ -107,6 +108,9 @@ class Engine:
         options = replace(self._options, only=tuple(only))
         restored = restore_state(self.session.history, self.state, which, options)
         self.state.update(restored.replaced)
+        self.restore_report = restored.report
+        for note in restored.report.notes:
+            logger.warning("restored step %d: %s", restored.manifest.step, note)
         if restored.whole:
             self.session.note_verified(restored.manifest)
         if not only:

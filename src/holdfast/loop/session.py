@@ -47,17 +47,18 @@ class SaveOrder:
 
 
 class Session:
-    """A run held for writing. Opening takes the lease and frees what dead writers left behind.
+    """A run held for writing. Opening takes the lease (`wait`: once one from elsewhere has expired) and frees what dead
+    writers left behind.
 
     Raises:
         LeaseHeld: another living process writes the run.
     """
 
-    def __init__(self, store: Store, time: TimeSource) -> None:
+    def __init__(self, store: Store, time: TimeSource, *, wait: bool = False) -> None:
         self.store = store
         self.time = time
         self.identity = create_run(store, time.now())
-        self.lease = acquire(store, time)
+        self.lease = acquire(store, time, wait=wait)
         self.history = History(store)
         self.log = LogWriter(store, f"g{self.lease.generation:012d}")
         self.parent: str | None = None

@@ -17,7 +17,7 @@ from holdfast.format.manifest import clock_from_doc, clock_to_doc, floats_from_d
 from holdfast.policies import EarlyStopping, Rule, Verdict, decide
 from holdfast.policies.best import Best
 
-__all__ = ["Tracker"]
+__all__ = ["Tracker", "metric_number"]
 
 logger = logging.getLogger("holdfast")
 
@@ -65,7 +65,7 @@ class Tracker:
             PolicyError: a value is not a number.
         """
         for name, value in values.items():
-            self._pending[name] = _number(name, value)
+            self._pending[name] = metric_number(name, value)
 
     def count(self, *, samples: int = 0, tokens: int = 0) -> None:
         """Add to the clock's counts of samples and tokens; they take effect at the next safe point."""
@@ -100,6 +100,8 @@ class Tracker:
         if observed:
             event = Observed(clock_to_doc(self.clock), floats_to_doc(observed))
             self._judge([Observation(m, v, self.clock) for m, v in observed.items()])
+            if self._monitored & observed.keys():
+                events |= {"eval_end"}
             if self.verdict is not None and self.verdict.action in ("stop", "improve"):
                 events |= {"stop" if self.verdict.action == "stop" else "improved"}
         moment = Moment(
@@ -149,7 +151,7 @@ class Tracker:
             self._history = self._save.relevant((*self._history, *observations))
 
 
-def _number(name: str, value: object) -> float:
+def metric_number(name: str, value: object) -> float:
     if isinstance(value, (bool, str, bytes)):
         raise PolicyError(f"metric {name!r} is {value!r}; expected a number")
     item = getattr(value, "item", None)

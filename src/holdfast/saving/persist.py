@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from holdfast.catalog.content import open_file
 from holdfast.catalog.keys import data_prefix
-from holdfast.core.names import file_stem
+from holdfast.core.names import file_stems
 from holdfast.format.datafile import StoredTensor, encode_header, lay_out
 from holdfast.format.digest import OWN_BLOCK_BYTES, cut_blocks, digest
 from holdfast.format.manifest import FileEntry, Manifest, Part
@@ -69,8 +69,9 @@ def persist_parts(
     parts: dict[str, Part] = {}
     now_known = KnownTensors()
     written = 0
-    for position, (name, part) in enumerate(snapshot.parts.items()):
-        key = f"{prefix}/{file_stem(name, position)}.safetensors"
+    stems = file_stems(snapshot.parts)
+    for name, part in snapshot.parts.items():
+        key = f"{prefix}/{stems[name]}.safetensors"
         result, tensors = _persist_part(
             store, key, part, known.parts.get(name, {}), known.files.get(name, [])
         )
