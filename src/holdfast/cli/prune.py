@@ -51,7 +51,7 @@ def prune(
     idle = not going and not any(d.action == "demote" for d in plan)
     if not json:
         _print_plan(run, plan, going)
-    if not idle:
+    if not dry_run and not idle:
         ask_first(yes, f"Delete {count(len(going), 'checkpoint')}?" if going else "Keep only their weights?")
         done = run.prune(rule)
         if [(d.step, d.action) for d in done] != [(d.step, d.action) for d in plan]:

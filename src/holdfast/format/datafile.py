@@ -74,8 +74,11 @@ class _Extra(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 def lay_out(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
-    """Return the tensors in data order (widest carrier first, then as given) with their offsets set."""
-    order = sorted(range(len(tensors)), key=lambda i: -_carrier_bytes(tensors[i].dtype))
+    """Return the tensors in data order (widest element first, then as given) with their offsets set.
+
+    So every tensor starts at a multiple of its element's size, which vector instructions rely on.
+    """
+    order = sorted(range(len(tensors)), key=lambda i: -DTYPES[tensors[i].dtype].itemsize)
     out: list[StoredTensor] = []
     position = 0
     for i in order:
@@ -84,11 +87,6 @@ def lay_out(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
         out.append(StoredTensor(t.name, t.dtype, t.shape, t.stride, position, position + size, t.box))
         position += size
     return out
-
-
-def _carrier_bytes(dtype: str) -> int:
-    d = DTYPES[dtype]
-    return d.itemsize // d.carrier_per_element
 
 
 def _entry(t: StoredTensor) -> _Entry:
