@@ -165,6 +165,19 @@ def test_a_newer_format(cli, run: Path, where: str) -> None:
     assert "pip install --upgrade holdfast" in result.err
 
 
+def test_a_value_that_this_version_does_not_know(cli, run: Path) -> None:
+    path = manifest(run, 300)
+    parts = msgspec.json.decode(unseal(path.read_bytes(), path.name))["parts"]
+    parts["config"]["tree"]["lr"] = {"$future": 1}
+    reseal(path, parts=parts)
+    result = cli("verify", run)
+    assert result.code == 4
+    assert "step 300: " in result.out
+    assert "$future" in result.out
+    assert cli("show", f"{run}@300").code == 4
+    assert cli("ls", run).code == 0
+
+
 def test_a_damaged_tag_or_log_is_told_by_verify(cli, run: Path, flip) -> None:
     flip(run / "tags" / "deployed.json", 10)
     result = cli("verify", run)

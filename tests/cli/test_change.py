@@ -121,8 +121,13 @@ def test_rm(cli, run: Path) -> None:
     assert cli("verify", run).code == 0
 
 
-def test_rm_refuses_the_tagged_and_the_last_before_it_asks(cli, run: Path) -> None:
+def test_rm_refuses_before_it_asks(cli, answers, run: Path) -> None:
+    screen = answers("y\n")
     assert cli("rm", run, 200).code == 2
+    assert "[y/N]" not in screen.getvalue()
+
+
+def test_rm_refuses_the_tagged_and_the_last(cli, run: Path) -> None:
     assert "deployed" in cli("rm", run, 200, "--yes").err
     cli("untag", run, "deployed")
     assert cli("rm", run, 100, 200, 300, 400, 500, "--yes").code == 2

@@ -23,6 +23,7 @@ from holdfast.policies import (
     tagged,
     thin,
     when_idle,
+    within,
 )
 from holdfast.policies.parse import parse_rule
 
@@ -38,6 +39,9 @@ point = st.one_of(
 plain = st.one_of(
     point,
     st.builds(last, counts),
+    st.builds(lambda n: within(minutes=n), counts),
+    st.builds(lambda n: within(hours=n), st.floats(1e-3, 1e6)),
+    st.builds(lambda n: within(days=n), st.floats(1e-3, 1e6)),
     st.builds(lambda h, d: thin(hourly=h, daily=d), counts, st.integers(0, 50)),
     st.builds(lambda globs: tagged(*globs), st.lists(words, max_size=3)),
     st.builds(
@@ -72,7 +76,7 @@ def combined(leaves: st.SearchStrategy[Rule]) -> st.SearchStrategy[Rule]:
 retention = combined(plain)
 joined = st.one_of(
     retention,
-    st.builds(lambda r, g: r | limit(g * 10**8, count=g), retention, st.integers(1, 9)),
+    st.builds(lambda r, g: r | limit(g, count=g), retention, counts),
     st.builds(lambda r, d: r | demote(d), retention, plain),
     st.builds(lambda t, n: t.at_most(per=every(minutes=n)), combined(triggers), counts),
 )
@@ -141,6 +145,12 @@ def test_any_text_is_a_rule_or_a_policy_error(text: str) -> None:
         assert isinstance(parse_rule(text), Rule)
     except PolicyError:
         pass
+
+
+def test_a_backslash_in_a_name_gives_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse_rule(r"tagged('a\d')") == tagged(r"a\d")
 
 
 def test_the_message_names_the_part_that_is_wrong() -> None:

@@ -102,7 +102,7 @@ def _failed(error: Exception) -> int:
         return code_of(error)
     if isinstance(error, _USAGE_ERROR):
         command = getattr(getattr(error, "ctx", None), "command_path", "holdfast")
-        fail(error.format_message() if hasattr(error, "format_message") else error)
+        fail(getattr(error, "format_message", error.__str__)())
         note((f"`{command} --help` shows how it is used", "dim"))
         return USAGE
     if isinstance(error, typer.Abort):

@@ -144,7 +144,7 @@ def progress(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         DownloadColumn(),
         TransferSpeedColumn(),

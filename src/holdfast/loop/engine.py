@@ -24,7 +24,7 @@ from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict, best_of
 from holdfast.saving.arena import Arena
-from holdfast.saving.snapshot import take_snapshot
+from holdfast.saving.snapshot import expected_sizes, take_snapshot
 from holdfast.saving.writer import Writer
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store
@@ -33,6 +33,7 @@ __all__ = ["Engine"]
 
 logger = logging.getLogger("holdfast")
 
+RNG_BYTES = 1 << 20  # room for the generators' states
 NO_EVENTS: frozenset[str] = frozenset()
 
 
@@ -70,6 +71,7 @@ class Engine:
         self._writer = Writer(background=background)
         self._arena = Arena()
         self._restored: Restored | None = None
+        self._warm = False
         self._moved = False  # a restore set the clock, and nothing was trained since
         self._saved_clock: Clock | None = None
 
@@ -164,6 +166,9 @@ class Engine:
         reasons = self.tracker.reasons(moment) + self._asked()
         if reasons:
             self.save(reasons, tags=self._take_tags())
+        elif not self._warm:  # the first step is over: the optimizer's state exists, so the size is known
+            self._arena.prewarm([*expected_sizes(self.state), RNG_BYTES])
+        self._warm = True
         self.gradients.next_step()
         self.leave_if_told()
 

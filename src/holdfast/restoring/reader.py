@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.errors import MissingObject
 from holdfast.core.names import name_in_file
 from holdfast.format.datafile import StoredTensor
+from holdfast.format.digest import OWN_BLOCK_BYTES
 from holdfast.format.manifest import Manifest
 from holdfast.format.values import tensor_leaves
 from holdfast.state.tensors import HostTensor, TensorSpec
@@ -19,7 +22,6 @@ __all__ = ["Reader"]
 
 T = TypeVar("T")
 
-READ_BYTES = 16 << 20
 THREADS = 4
 
 
@@ -121,39 +123,36 @@ class Reader:
 
 
 def _read_from(file: DataFile, found: Sequence[tuple[int, str]], reader: Reader) -> dict[str, HostTensor]:
-    """Read the blocks of some tensors of one file into one buffer for each run of neighbouring blocks."""
+    """Read the blocks of some tensors of one file, each verified as soon as it is there.
+
+    A tensor with blocks of its own gets memory of its own, which whoever asked for it may keep.
+    """
     header = file.header
-    blocks = sorted(
-        {b for i, _ in found for b in file.blocks_of(header.tensors[i].start, header.tensors[i].end)}
-    )
-    runs: list[list[int]] = []
-    for b in blocks:
-        if runs and runs[-1][-1] + 1 == b:
-            runs[-1].append(b)
-        else:
-            runs.append([b])
-    held: dict[
-        int, tuple[int, memoryview]
-    ] = {}  # block -> (start of its run in the data region, the run's bytes)
-    pieces: list[tuple[int, memoryview]] = []
-    for run in runs:
-        start, end = header.blocks[run[0]].start, header.blocks[run[-1]].end
-        view = memoryview(bytearray(end - start))
-        held |= dict.fromkeys(run, (start, view))
-        pieces += [(start + o, view[o : o + READ_BYTES]) for o in range(0, len(view), READ_BYTES)]
+    held: dict[int, tuple[int, memoryview]] = {}  # block -> (first byte of its memory in the data region, the memory)
+    for index, _ in found:
+        t = header.tensors[index]
+        for b in file.blocks_of(t.start, t.end):
+            block = header.blocks[b]
+            if block.first != block.last or block.start == t.start:
+                start, end = (t.start, t.end) if block.first == block.last else (block.start, block.end)
+                if b not in held:
+                    memory = (start, memoryview(np.empty(end - start, np.uint8)).cast("B"))
+                    held |= dict.fromkeys(file.blocks_of(start, end), memory)
 
-    def check(b: int) -> None:
-        start, view = held[b]
-        file.check(b, view[header.blocks[b].start - start : header.blocks[b].end - start])
+    def read(b: int) -> None:
+        block, (start, memory) = header.blocks[b], held[b]
+        piece = memory[block.start - start : block.end - start]
+        file.read(block.start, piece)
+        file.check(b, piece)
 
-    _in_parallel(lambda piece: file.read(*piece), pieces)
-    _in_parallel(check, blocks)
+    _in_parallel(read, sorted(held))
     out: dict[str, HostTensor] = {}
     for index, name in found:
         t = header.tensors[index]
         covering = file.blocks_of(t.start, t.end)
-        start, view = held[covering.start] if covering else (t.start, memoryview(b""))
-        out[name] = HostTensor(reader.spec(name), view[t.start - start : t.end - start])
+        start, memory = held[covering.start] if covering else (t.start, memoryview(b""))
+        piece = memory[t.start - start : t.end - start]
+        out[name] = HostTensor(reader.spec(name), piece, owned=len(piece) >= OWN_BLOCK_BYTES)
     return out
 
 

@@ -17,7 +17,7 @@ from holdfast.state.registry import family
 from holdfast.state.rng import capture_rng
 from holdfast.state.tensors import TensorSource
 
-__all__ = ["RNG_PART", "PartSnapshot", "Snapshot", "take_snapshot"]
+__all__ = ["RNG_PART", "PartSnapshot", "Snapshot", "expected_sizes", "take_snapshot"]
 
 RNG_PART = "rng"
 
@@ -45,6 +45,15 @@ class Snapshot:
     def nbytes(self) -> int:
         """Bytes of tensor data."""
         return sum(len(p.data) for p in self.parts.values())
+
+
+def expected_sizes(state: Mapping[str, object]) -> list[int]:
+    """Return how many bytes each part of a snapshot of `state` takes, the random generators left out."""
+    captured = capture(state)
+    sizes = dict.fromkeys(captured.tree, 0)
+    for source in captured.tensors:
+        sizes[source.spec.name.partition("/")[0]] += source.spec.nbytes
+    return list(sizes.values())
 
 
 def take_snapshot(

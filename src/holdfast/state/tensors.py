@@ -52,10 +52,14 @@ class TensorSource:
 
 @dataclass(frozen=True, slots=True)
 class HostTensor:
-    """A tensor in host memory: `data` holds exactly `spec.nbytes` bytes in C order."""
+    """A tensor in host memory: `data` holds exactly `spec.nbytes` bytes in C order.
+
+    `owned` memory belongs to this tensor alone: a new tensor may be made around it instead of a copy of it.
+    """
 
     spec: TensorSpec
     data: memoryview
+    owned: bool = False
 
 
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ They stand behind one small interface so that tests can stop, fail or kill at ea
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from typing import Protocol
@@ -21,6 +22,7 @@ class Disk(Protocol):
     def open_append(self, path: str) -> int: ...
     def open_read(self, path: str) -> int: ...
     def write(self, fd: int, data: Buffer) -> int: ...
+    def set_direct(self, fd: int, *, on: bool) -> bool: ...
     def pread_into(self, fd: int, target: memoryview, offset: int) -> int: ...
     def fsync(self, fd: int) -> None: ...
     def close(self, fd: int) -> None: ...
@@ -48,6 +50,18 @@ class OsDisk:
 
     def write(self, fd: int, data: Buffer) -> int:
         return os.write(fd, data)
+
+    def set_direct(self, fd: int, *, on: bool) -> bool:
+        """Turn writing past the page cache on or off; return whether that was done."""
+        flag = getattr(os, "O_DIRECT", 0)
+        if not flag:
+            return False
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
+        except OSError:  # tmpfs and others: no such thing there
+            return False
+        return True
 
     def pread_into(self, fd: int, target: memoryview, offset: int) -> int:
         return os.preadv(fd, [target], offset)

@@ -14,6 +14,7 @@ from holdfast.core.buffers import Buffer
 from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, PermissionDenied, StoreError, Truncated
 from holdfast.core.names import check_key, is_key
 from holdfast.stores.base import ObjectInfo
+from holdfast.stores.direct import write_buffers
 from holdfast.stores.disk import Disk, OsDisk
 
 __all__ = ["LocalStore"]
@@ -211,8 +212,7 @@ class LocalStore:
         fd = self._open(self.disk.open_new, path)
         try:
             try:
-                for buffer in data:
-                    self._write_all(fd, buffer)
+                write_buffers(self.disk, fd, data)
                 self.disk.fsync(fd)  # durability: the bytes, before any name that counts
             finally:
                 self.disk.close(fd)

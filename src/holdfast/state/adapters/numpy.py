@@ -99,7 +99,7 @@ class NumpyEngine:
             return stored.reshape(-1)[0] if stored.size == 1 else stored.copy()
         layout = layout_to_recreate(host.spec)
         if layout is None:
-            return stored.copy()
+            return stored if host.owned and not host.data.readonly else stored.copy()
         strides, extent = layout
         size = stored.itemsize
         base = np.zeros(extent, stored.dtype)

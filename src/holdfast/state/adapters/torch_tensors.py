@@ -175,6 +175,8 @@ class TorchEngine:
     def make(self, host: HostTensor, kind: str) -> torch.Tensor:
         spec = host.spec
         layout = layout_to_recreate(spec)
+        if layout is None and host.owned:
+            return as_kind(_elements(host.data, spec.dtype, spec.shape), kind)
         new = _empty(spec.shape, spec.dtype, c_strides(spec.shape) if layout is None else layout[0])
         self.copy_in([(new, host)])
         return as_kind(new, kind)
