@@ -196,7 +196,8 @@ class Checkpoint:
         trees = {p: select(t, p, only) for p, t in whole.items()} if only else whole
         trees = {p: t for p, t in trees.items() if t is not NOTHING}
         if only and not trees:
-            raise StateError(f"only={list(only)} matches nothing in step {self.step}; its parts are: {', '.join(wanted)}")
+            have = ", ".join(wanted)
+            raise StateError(f"only={list(only)} matches nothing in step {self.step}; its parts are: {have}")
         reader = Reader(self._store, self.manifest, trees, trees)
         tensors = reader.read(reader.specs)
         return {part: materialize(tree, tensors, as_=as_) for part, tree in trees.items()}

@@ -1,4 +1,4 @@
-"""The errors holdfast raises, for `except holdfast.errors.LeaseHeld` and the like; the tree is drawn in `core.errors`."""
+"""The errors holdfast raises, for `except holdfast.errors.LeaseHeld` and so on; the tree is drawn in `core.errors`."""
 
 from holdfast.core.errors import *  # noqa: F403
 from holdfast.core.errors import __all__ as __all__

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
+from holdfast.catalog.keys import LOG, TAGS
 from holdfast.catalog.lease import LeaseDoc, holder, is_held
 from holdfast.catalog.runlog import LogWriter, timeline
-from holdfast.catalog.tags import Tag, delete_tag, set_tag
+from holdfast.catalog.tags import Tag, delete_tag, read_tags, set_tag
 from holdfast.catalog.verify import Problem
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.clock import SystemTime, TimeSource
-from holdfast.core.errors import HoldfastError, NoCheckpoint, PolicyError, StateError
+from holdfast.core.errors import HoldfastError, IntegrityError, NoCheckpoint, PolicyError, StateError
 from holdfast.core.names import check_tag
 from holdfast.core.records import CheckpointRecord, Observation
-from holdfast.format.events import Event, Observed
+from holdfast.format.events import Event, Observed, decode_events
 from holdfast.format.manifest import clock_from_doc, clock_to_doc, floats_from_doc, floats_to_doc
 from holdfast.loop.session import Session
 from holdfast.policies import Decision, Mode, Rule, best_of, plan, require_retention
@@ -161,6 +162,17 @@ class Run:
                 entry, _ = self.history.broken.get(step) or self.history.manifests[step]
                 found[step] = [Problem(entry.key, str(e))]
         return found
+
+    def verify_beside(self) -> list[Problem]:
+        """Read the run's tags and its log and return what is wrong with them."""
+        problems: list[Problem] = []
+        read_tags(self.store, lambda e: problems.append(Problem(TAGS, str(e))))
+        for found in self.store.list(LOG):
+            try:
+                decode_events(self.store.read(found.key), found.key)
+            except IntegrityError as e:
+                problems.append(Problem(LOG, str(e)))
+        return problems
 
     def plan(self, keep: Rule) -> tuple[Decision, ...]:
         """Return what a retention rule would keep and drop, with the reasons. Changes nothing."""

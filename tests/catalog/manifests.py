@@ -20,7 +20,13 @@ def data_key(step: int, attempt: str) -> str:
 def manifest(step: int, attempt: str = "aa", *, files: tuple[str, ...] = (), **fields: object) -> Manifest:
     """A manifest that refers to `files` (its own data file by default)."""
     entries = [FileEntry(key, 4096, 4096, "00" * 32) for key in files or (data_key(step, attempt),)]
-    common = {"format": FORMAT_VERSION, "run": "r", "generation": 1, "time": 1.0, "clock": (step, 0, 0, 0, 0.0)}
+    common = {
+        "format": FORMAT_VERSION,
+        "run": "r",
+        "generation": 1,
+        "time": 1.0,
+        "clock": (step, 0, 0, 0, 0.0),
+    }
     return Manifest(**(common | fields), step=step, attempt=attempt, parts={"model": Part(files=entries)})  # type: ignore[arg-type]
 
 

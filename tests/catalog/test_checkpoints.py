@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from manifests import Interrupted, data_key, fail, manifest, put
 
-from holdfast.catalog.checkpoints import Entry, commit, entries, read_entry, read_trash, reclaim, remove, retire
+from holdfast.catalog.checkpoints import (
+    Entry,
+    commit,
+    entries,
+    read_entry,
+    read_trash,
+    reclaim,
+    remove,
+    retire,
+)
 from holdfast.catalog.keys import lease_key
 from holdfast.catalog.lease import Lease, acquire
 from holdfast.core.errors import (
@@ -74,7 +83,9 @@ def test_a_failure_before_the_manifest_is_there_is_that_failure(store: Interrupt
     assert attempts(store) == [(7, "aa")]
 
 
-def test_a_failure_after_the_manifest_is_there_is_an_unknown_outcome(store: Interrupted, lease: Lease) -> None:
+def test_a_failure_after_the_manifest_is_there_is_an_unknown_outcome(
+    store: Interrupted, lease: Lease
+) -> None:
     store.after = fail
     with pytest.raises(CommitUnknown, match="did not confirm that it is durable"):
         commit(store, manifest(7), lease)
@@ -125,7 +136,9 @@ def test_a_stale_holder_is_refused_before_it_commits(store: Interrupted, lease: 
     assert entries(store) == []
 
 
-def test_a_holder_overtaken_while_it_commits_gets_no_acknowledgement(store: Interrupted, lease: Lease) -> None:
+def test_a_holder_overtaken_while_it_commits_gets_no_acknowledgement(
+    store: Interrupted, lease: Lease
+) -> None:
     for when in ("before", "after"):
         setattr(store, when, lambda key, when=when: overtake(store, {"before": 2, "after": 3}[when]))
         with pytest.raises(LeaseLost):
@@ -153,7 +166,9 @@ def test_a_manifest_that_is_gone_is_missing(store: Interrupted) -> None:
         read_entry(store, entry)
 
 
-@pytest.mark.parametrize("name", ["1.json", "000000000001.json.bak", "000000000001-1.json", "000000000001-aa.json", "notes"])
+@pytest.mark.parametrize(
+    "name", ["1.json", "000000000001.json.bak", "000000000001-1.json", "000000000001-aa.json", "notes"]
+)
 def test_other_names_are_no_checkpoints(store: Interrupted, name: str) -> None:
     put(store, manifest(2))
     store.create(f"checkpoints/{name}", encode_manifest(manifest(1)))
@@ -202,7 +217,9 @@ def test_removing_keeps_all_data_while_something_cannot_be_read(store: Interrupt
     assert entries(store) == []
 
 
-def test_removing_spares_what_a_listed_checkpoint_needs_though_the_caller_forgot_it(store: Interrupted) -> None:
+def test_removing_spares_what_a_listed_checkpoint_needs_though_the_caller_forgot_it(
+    store: Interrupted,
+) -> None:
     """After an unknown outcome the caller does not know what it committed; the listing does."""
     shared = data_key(1, "aa")
     one, forgotten = manifest(1, "aa"), manifest(2, "bb", files=(shared,))
@@ -240,7 +257,9 @@ def test_reclaiming_frees_attempts_that_never_committed_and_older_states(store: 
 
 @pytest.mark.parametrize("place", ["checkpoints/000000000009.json", "trash/000000000009-aa.json"])
 @pytest.mark.parametrize("content", [b"spoilt", encode_manifest(manifest(9, format=2))])
-def test_nothing_is_reclaimed_while_a_manifest_cannot_be_read(store: Interrupted, place: str, content: bytes) -> None:
+def test_nothing_is_reclaimed_while_a_manifest_cannot_be_read(
+    store: Interrupted, place: str, content: bytes
+) -> None:
     put(store, manifest(1))
     store.replace(place, content)
     store.write("data/000000000003-dead/m.safetensors", [b"y"])
@@ -254,7 +273,13 @@ def test_other_peoples_files_neither_stop_reclaiming_nor_are_touched(store: Inte
     put(store, manifest(1))
     store.create("checkpoints/README.txt", b"do not touch")
     store.write("data/000000000003-dead/m.safetensors", [b"y"])
-    mine = ["data/backup.tar", "data/000000000001-aa/notes.txt", "data/000000000003-dead/deeper/x.safetensors", "log/x", "y"]
+    mine = [
+        "data/backup.tar",
+        "data/000000000001-aa/notes.txt",
+        "data/000000000003-dead/deeper/x.safetensors",
+        "log/x",
+        "y",
+    ]
     for key in mine:
         store.create(key, b"do not touch")
     assert reclaim(store) == 1

@@ -29,7 +29,9 @@ FORK = multiprocessing.get_context("fork")
 def put(store: Store, **changes: object) -> LeaseDoc:
     """Write a lease as some other process would have left it."""
     clock = MockClock()
-    doc = LeaseDoc(1, "elsewhere", 12345, "777", "another:namespace", clock.now(), clock.now() + LEASE_SECONDS)
+    doc = LeaseDoc(
+        1, "elsewhere", 12345, "777", "another:namespace", clock.now(), clock.now() + LEASE_SECONDS
+    )
     doc = msgspec.structs.replace(doc, **changes)
     store.replace(lease_key(doc.generation), seal(msgspec.json.encode(doc)))
     return doc
@@ -273,7 +275,9 @@ def test_of_rivals_in_processes_exactly_one_takes_over(tmp_path: pathlib.Path) -
 
 
 @pytest.mark.parametrize("applied", [False, True], ids=["instead", "applied"])
-def test_after_a_fault_while_taking_the_same_process_can_try_again(tmp_path: pathlib.Path, applied: bool) -> None:
+def test_after_a_fault_while_taking_the_same_process_can_try_again(
+    tmp_path: pathlib.Path, applied: bool
+) -> None:
     for n in range(1, 40):
         root = tmp_path / f"{applied}-{n}"
         acquire(LocalStore(root), heartbeat=False).release()
@@ -288,7 +292,13 @@ def test_after_a_fault_while_taking_the_same_process_can_try_again(tmp_path: pat
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"generation":1}', b'{"generation":"x"}', b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"host":"\xff"}']
+    "body",
+    [
+        b'{"generation":1}',
+        b'{"generation":"x"}',
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"host":"\xff"}',
+    ],
 )
 def test_a_lease_outside_the_grammar_is_refused_by_name(body: bytes) -> None:
     store = MemoryStore()

@@ -55,6 +55,7 @@ class Run(RuleBasedStateMachine):
         self.clock = MockClock()
         self.seeds = dict.fromkeys(PARTS, 0)
         self.next_seed = 1
+        self.looked_at: set[str] = set()
         self.saved: dict[int, dict[str, int]] = {}  # step -> what its arrays are filled with
 
     @initialize()
@@ -176,6 +177,11 @@ class Run(RuleBasedStateMachine):
         assert run.steps == sorted(self.saved)
         for step, found in run.verify().items():
             assert not found, (step, [p.message for p in found])
+            if (
+                run[step].manifest.attempt in self.looked_at
+            ):  # objects never change: what verifies has its values still
+                continue
+            self.looked_at.add(run[step].manifest.attempt)
             values = run[step].values()
             for part, seed in self.saved[step].items():
                 assert values[part]["w"].tobytes() == large(seed).tobytes(), (step, part)
@@ -197,7 +203,7 @@ class Run(RuleBasedStateMachine):
 
 
 Run.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, derandomize=True, deadline=None, database=None,
+    max_examples=100, stateful_step_count=40, derandomize=True, deadline=None, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 TestRun = Run.TestCase

@@ -40,7 +40,10 @@ def test_tags_are_set_moved_and_removed(store: MemoryStore) -> None:
     set_tag(store, Tag("best", 3, "aa", 1.0, automatic=True))
     set_tag(store, Tag("v1.0-rc_2", 4, "bb", 2.0))
     set_tag(store, Tag("best", 5, "cc", 3.0))
-    assert read_tags(store) == {"best": Tag("best", 5, "cc", 3.0), "v1.0-rc_2": Tag("v1.0-rc_2", 4, "bb", 2.0)}
+    assert read_tags(store) == {
+        "best": Tag("best", 5, "cc", 3.0),
+        "v1.0-rc_2": Tag("v1.0-rc_2", 4, "bb", 2.0),
+    }
     delete_tag(store, "best")
     delete_tag(store, "best")
     assert list(read_tags(store)) == ["v1.0-rc_2"]

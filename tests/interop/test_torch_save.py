@@ -78,7 +78,7 @@ def assert_same(a: object, b: object, path: str = "") -> None:
             assert_same(x, y, f"{path}/{i}")
     else:
         assert type(a) is type(b), path
-        assert a == b or (a != a and b != b), path  # noqa: PLR0124
+        assert a == b or (a != a and b != b), path
 
 
 @pytest.mark.parametrize("name", STATES)

@@ -202,5 +202,7 @@ def _steal(url: pathlib.Path) -> None:
     store = LocalStore(url)
     held = holder(store)
     assert held is not None
-    taken = msgspec.structs.replace(held, generation=held.generation + 1, host="elsewhere", namespace="elsewhere")
+    taken = msgspec.structs.replace(
+        held, generation=held.generation + 1, host="elsewhere", namespace="elsewhere"
+    )
     store.create(lease_key(taken.generation), seal(msgspec.json.encode(taken)))

@@ -165,7 +165,9 @@ def test_a_later_state_of_the_same_step_takes_its_place(tmp_path: pathlib.Path) 
     assert len(run.store.list("checkpoints")) == 1
 
 
-def test_rollback_sets_newer_checkpoints_aside(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rollback_sets_newer_checkpoints_aside(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run_to(tmp_path, 6, save=every(steps=2))
     held = counting()
     with Checkpointer(tmp_path, held, save=every(steps=2)) as ckpt:

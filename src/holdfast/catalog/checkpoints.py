@@ -20,7 +20,6 @@ from holdfast.catalog.keys import (
 )
 from holdfast.catalog.lease import Lease
 from holdfast.core.errors import (
-    AlreadyExists,
     CommitConflict,
     CommitUnknown,
     HoldfastError,

@@ -23,6 +23,7 @@ class History:
         self.store = store
         self.manifests: dict[int, tuple[Entry, Manifest]] = {}
         self.broken: dict[int, tuple[Entry, HoldfastError]] = {}
+        self.broken_tags: list[str] = []
         self._log = LogReader(store)
 
     def refresh(self) -> None:
@@ -49,10 +50,11 @@ class History:
         return sorted(self.manifests)
 
     def tags(self) -> dict[str, Tag]:
-        """Return the tags that point to a checkpoint of this history."""
+        """Return the tags that point to a checkpoint of this history; what does not verify goes to `broken_tags`."""
+        self.broken_tags = []
         return {
             name: tag
-            for name, tag in read_tags(self.store).items()
+            for name, tag in read_tags(self.store, lambda e: self.broken_tags.append(str(e))).items()
             if tag.step in self.manifests and self.manifests[tag.step][1].attempt == tag.attempt
         }
 

@@ -132,7 +132,9 @@ def is_held(doc: LeaseDoc, now: float) -> bool:
     return doc.namespace == _namespace() or doc.expires > now
 
 
-def acquire(store: Store, time: TimeSource | None = None, *, heartbeat: bool = True, wait: bool = False) -> Lease:
+def acquire(
+    store: Store, time: TimeSource | None = None, *, heartbeat: bool = True, wait: bool = False
+) -> Lease:
     """Take the run's lease.
 
     A lease whose process is gone from this machine is taken at once; one from elsewhere when it has expired. With
@@ -177,11 +179,13 @@ def acquire(store: Store, time: TimeSource | None = None, *, heartbeat: bool = T
 
 
 def _outwait(store: Store, present: LeaseDoc, time: TimeSource) -> LeaseDoc | None:
-    """Wait for a lease from elsewhere to expire; return the newest lease, at once when its holder proves to be alive."""
+    """Wait for a lease from elsewhere to expire; return the newest lease, at once when its holder proves alive."""
     if present.namespace == _namespace() or not is_held(present, time.now()):
         return present
     remaining = present.expires - time.now()
-    logger.warning("%s is held by %s; waiting up to %.0f s for that lease to end", store.url, present.owner, remaining)
+    logger.warning(
+        "%s is held by %s; waiting up to %.0f s for that lease to end", store.url, present.owner, remaining
+    )
     while is_held(present, time.now()):
         time.sleep(1.0)
         now = holder(store)

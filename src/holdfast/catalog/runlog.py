@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 
 from holdfast.catalog.keys import LOG, log_key
+from holdfast.core.errors import IntegrityError
 from holdfast.format.events import Event, Observed, Resumed, Verdicted, decode_events, encode_event
 from holdfast.stores import Store
 
 __all__ = ["LogReader", "LogWriter", "timeline"]
+
+
+logger = logging.getLogger("holdfast")
 
 
 class LogWriter:
@@ -53,6 +58,21 @@ class LogWriter:
                 raise
 
 
+def _decode_sound(raw: bytes, key: str) -> list[Event]:
+    """Return the events of whole lines; one that does not verify is reported and left out, as no line needs another."""
+    try:
+        return decode_events(raw, key)
+    except IntegrityError:
+        pass
+    found: list[Event] = []
+    for number, line in enumerate(raw.split(b"\n")[:-1], 1):
+        try:
+            found += decode_events(line + b"\n", key, number)
+        except IntegrityError as e:
+            logger.warning("a line of the run log is left out: %s", e)
+    return found
+
+
 class LogReader:
     """Reads a run's log; what it has read already it does not read again."""
 
@@ -68,7 +88,7 @@ class LogReader:
             if info.size > size:
                 raw = self._store.read(info.key, size, info.size)
                 whole = raw[: raw.rfind(b"\n") + 1]
-                events = events + decode_events(whole, info.key)
+                events = events + _decode_sound(whole, info.key)
                 self._segments[info.key] = (size + len(whole), events)
             found += events
         return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from holdfast.catalog.keys import TAGS, tag_key
-from holdfast.core.errors import InvalidFormat, NotFound
+from holdfast.core.errors import IntegrityError, InvalidFormat, NotFound
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
@@ -13,7 +15,7 @@ __all__ = ["Tag", "delete_tag", "read_tags", "set_tag"]
 
 
 class Tag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tag and what it points to; `automatic` ones (such as "best") are moved by the run and protect nothing."""
+    """A tag and what it points to; an `automatic` one, such as "best", is moved by the run itself."""
 
     tag: str
     step: int
@@ -22,20 +24,32 @@ class Tag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     automatic: bool = False
 
 
-def read_tags(store: Store) -> dict[str, Tag]:
-    """Return every tag of a run by name."""
+def read_tags(store: Store, broken: Callable[[IntegrityError], None] | None = None) -> dict[str, Tag]:
+    """Return every tag of a run by name. One that does not verify is told to `broken` and left out, or raised."""
     tags: dict[str, Tag] = {}
     for found in store.list(TAGS):
         try:
-            tag = msgspec.json.decode(unseal(store.read(found.key), found.key), type=Tag)
+            tag = _read_tag(store, found.key)
         except NotFound:  # deleted while we read
             continue
-        except (ValueError, RecursionError) as e:
-            raise InvalidFormat(f"{found.key}: is not a tag: {e}") from e
-        if found.key != f"{TAGS}/{tag.tag}.json":
-            raise InvalidFormat(f"{found.key}: holds the tag {tag.tag[:80]!r}; files were swapped")
+        except IntegrityError as e:
+            if broken is None:
+                raise
+            broken(e)
+            continue
         tags[tag.tag] = tag
     return tags
+
+
+def _read_tag(store: Store, key: str) -> Tag:
+    raw = unseal(store.read(key), key)
+    try:
+        tag = msgspec.json.decode(raw, type=Tag)
+    except (ValueError, RecursionError) as e:
+        raise InvalidFormat(f"{key}: is not a tag: {e}") from e
+    if key != f"{TAGS}/{tag.tag}.json":
+        raise InvalidFormat(f"{key}: holds the tag {tag.tag[:80]!r}; files were swapped")
+    return tag
 
 
 def set_tag(store: Store, tag: Tag) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ from holdfast.cli.options import Json
 from holdfast.cli.output import emit, line, progress
 from holdfast.cli.targets import open_target
 from holdfast.cli.words import bytes_, count
-from holdfast.core.errors import IntegrityError, NoCheckpoint
+from holdfast.core.errors import NoCheckpoint
 from holdfast.core.units import format_seconds
 from holdfast.run import Run
 
@@ -49,7 +48,7 @@ def verify(
             advance(size)
 
         found = {step: run.verify([step], read)[step] for step in steps}
-    beside = _beside(run) if which is None else []
+    beside = run.verify_beside() if which is None else []
     seconds = time.monotonic() - begun
     bad = sum(1 for problems in found.values() if problems)
     if json:
@@ -67,18 +66,6 @@ def verify(
 
 def _step(run: Run, which: int | str) -> int:
     return which if isinstance(which, int) and which in run.broken else run[which].step
-
-
-def _beside(run: Run) -> list[Problem]:
-    """Return what is wrong with the run's tags and its log."""
-    checks: tuple[tuple[str, Callable[[], object]], ...] = (("tags", lambda: run.tags), ("log", run.events))
-    problems: list[Problem] = []
-    for what, look in checks:
-        try:
-            look()
-        except IntegrityError as e:
-            problems.append(Problem(what, str(e)))
-    return problems
 
 
 def _print_problems(found: dict[int, list[Problem]], beside: list[Problem]) -> None:

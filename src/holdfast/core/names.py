@@ -82,7 +82,9 @@ def check_tag(tag: str) -> str:
             "starting with a letter or digit"
         )
     if tag == "latest" or tag.isdigit():
-        raise PolicyError(f"tag {tag!r} is not allowed: it stands for the newest checkpoint, or a step; choose another name")
+        raise PolicyError(
+            f"tag {tag!r} is not allowed: it means the newest checkpoint or a step; choose another name"
+        )
     return tag
 
 
@@ -120,7 +122,10 @@ def file_stems(parts: Iterable[str]) -> dict[str, str]:
     plain = {
         part
         for part in parts
-        if _KEY_PART.fullmatch(part) and len(part) <= 100 and seen[part.lower()] == 1 and not _MADE_STEM.match(part)
+        if _KEY_PART.fullmatch(part)
+        and len(part) <= 100
+        and seen[part.lower()] == 1
+        and not _MADE_STEM.match(part)
     }
     return {part: part if part in plain else f"part-{i}" for i, part in enumerate(parts)}
 

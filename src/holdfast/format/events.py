@@ -96,7 +96,7 @@ def encode_event(event: Event) -> bytes:
     return seal(msgspec.json.encode(event), LINE_DIGEST_CHARS)
 
 
-def decode_events(raw: bytes, name: str) -> list[Event]:
+def decode_events(raw: bytes, name: str, first_line: int = 1) -> list[Event]:
     """Return the events of a segment (or of whole lines of it); what follows the last newline is left out.
 
     Raises:
@@ -105,7 +105,7 @@ def decode_events(raw: bytes, name: str) -> list[Event]:
     events: list[Event] = []
     lines = raw.split(b"\n")
     lines.pop()  # empty, or a line that a crash cut off before its newline
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first_line):
         where = f"{name}, line {number}"
         body = unseal(line + b"\n", where, LINE_DIGEST_CHARS)
         try:

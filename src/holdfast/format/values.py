@@ -165,7 +165,8 @@ def encode_value(value: object, path: str = "", depth: int = 0) -> Json:
         return {"$path": _str(str(value))}
     raise UnsupportedValue(
         f"{path or 'the state'}: a {kind.__module__}.{kind.__qualname__} cannot be stored without running code "
-        "at load; give it state_dict()/load_state_dict(), keep its parts as plain values, or call holdfast.register_codec"
+        "at load; give it state_dict()/load_state_dict(), keep its parts as plain values, or call "
+        "holdfast.register_codec"
     )
 
 

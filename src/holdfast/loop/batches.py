@@ -18,8 +18,9 @@ class BatchSource:
         if not hasattr(loader, "state_dict"):
             raise StateError(
                 f"the data given to steps() is a {type(loader).__name__}, which has no position of its own, so a "
-                "resume could not find its place: build it with holdfast.ResumableSampler(dataset, batch_size=...).loader(), "
-                "or use torchdata's StatefulDataLoader, and put it into the state"
+                "resume could not find its place: build it with "
+                "holdfast.ResumableSampler(dataset, batch_size=...).loader(), or use torchdata's "
+                "StatefulDataLoader, and put it into the state"
             )
         self._loader = loader
         self._iterator: Iterator[object] | None = None

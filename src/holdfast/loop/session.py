@@ -15,7 +15,7 @@ from holdfast.catalog.history import History
 from holdfast.catalog.identity import create_run
 from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
-from holdfast.catalog.tags import Tag, delete_tag, read_tags, set_tag
+from holdfast.catalog.tags import Tag, delete_tag, set_tag
 from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import IntegrityError
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
@@ -69,6 +69,11 @@ class Session:
             if freed:
                 logger.info("freed %d bytes that dead writers had left in %s", freed, store.url)
             self.history.refresh()
+            for step, (_, error) in self.history.broken.items():
+                logger.warning(
+                    "step %d does not verify; until it is repaired or removed (holdfast rm), no data is freed that it "
+                    "may need: %s", step, error,
+                )  # fmt: skip
         except BaseException:
             self.lease.release()
             raise
@@ -137,6 +142,10 @@ class Session:
         if keep is None:
             return ()
         decisions = plan(self.history.records(self.events()), keep, now=self.time.now())
+        if self.history.broken_tags:  # what they protect is unknown
+            broken = "; ".join(self.history.broken_tags)
+            logger.warning("nothing is deleted: %s. Remove that tag or set it again", broken)
+            return ()
         drops = [d for d in decisions if d.action == "drop"]
         self.remove_steps([d.step for d in drops], {d.step: list(d.reasons) for d in drops})
         for d in decisions:
@@ -149,11 +158,10 @@ class Session:
         if not steps:
             return 0
         self.lease.check()
-        victims = [self.history.manifests.pop(s) for s in steps]
-        gone = {m.attempt for _, m in victims}
-        for name, tag in read_tags(self.store).items():
-            if tag.attempt in gone:
+        for name, tag in self.history.tags().items():
+            if tag.step in steps:
                 delete_tag(self.store, name)
+        victims = [self.history.manifests.pop(s) for s in steps]
         freed = remove(self.store, victims, self._others())
         for _, m in victims:
             self.log.record(Removed(self.time.now(), m.step, m.attempt, "removed", why.get(m.step, [])))
@@ -161,9 +169,12 @@ class Session:
         return freed
 
     def abandon_after(self, step: int, why: str) -> list[int]:
-        """Set aside every checkpoint beyond `step`, sound or broken: training goes on from there."""
+        """Set aside every checkpoint beyond `step`, sound or broken: training goes on from there.
+
+        A broken one before `step` stays where it is, to be repaired or removed by its owner.
+        """
         later = {s: (e, m.attempt) for s, (e, m) in self.history.manifests.items() if s > step}
-        later |= {s: (e, "broken") for s, (e, _) in self.history.broken.items()}
+        later |= {s: (e, "broken") for s, (e, _) in self.history.broken.items() if s > step}
         for s in sorted(later):
             entry, attempt = later[s]
             retire(self.store, entry, attempt)

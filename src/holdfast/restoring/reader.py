@@ -128,7 +128,9 @@ def _read_from(file: DataFile, found: Sequence[tuple[int, str]], reader: Reader)
     A tensor with blocks of its own gets memory of its own, which whoever asked for it may keep.
     """
     header = file.header
-    held: dict[int, tuple[int, memoryview]] = {}  # block -> (first byte of its memory in the data region, the memory)
+    held: dict[
+        int, tuple[int, memoryview]
+    ] = {}  # block -> (first byte of its memory in the data region, the memory)
     for index, _ in found:
         t = header.tensors[index]
         for b in file.blocks_of(t.start, t.end):
@@ -136,7 +138,7 @@ def _read_from(file: DataFile, found: Sequence[tuple[int, str]], reader: Reader)
             if block.first != block.last or block.start == t.start:
                 start, end = (t.start, t.end) if block.first == block.last else (block.start, block.end)
                 if b not in held:
-                    memory = (start, memoryview(np.empty(end - start, np.uint8)).cast("B"))
+                    memory = (start, np.empty(end - start, np.uint8).data.cast("B"))
                     held |= dict.fromkeys(file.blocks_of(start, end), memory)
 
     def read(b: int) -> None:
@@ -150,8 +152,8 @@ def _read_from(file: DataFile, found: Sequence[tuple[int, str]], reader: Reader)
     for index, name in found:
         t = header.tensors[index]
         covering = file.blocks_of(t.start, t.end)
-        start, memory = held[covering.start] if covering else (t.start, memoryview(b""))
-        piece = memory[t.start - start : t.end - start]
+        start, memory_of_it = held[covering.start] if covering else (t.start, memoryview(b""))
+        piece = memory_of_it[t.start - start : t.end - start]
         out[name] = HostTensor(reader.spec(name), piece, owned=len(piece) >= OWN_BLOCK_BYTES)
     return out
 

@@ -15,14 +15,16 @@ __all__ = ["Arena"]
 
 PAGE = 4096
 STRETCH_BYTES = 64 << 20
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; refused where it is not known, and then nothing is lost
+_POPULATE_WRITE = (
+    23  # MADV_POPULATE_WRITE, Linux 5.14; refused where it is not known, and then nothing is lost
+)
 
 
 class Arena:
     """One anonymous mapping, handed out in page-aligned pieces; reserving again takes all pieces back."""
 
     def __init__(self) -> None:
-        self._view = memoryview(b"")
+        self._view = memoryview(bytearray())
         self._lock = threading.Lock()
 
     @property
@@ -47,7 +49,9 @@ class Arena:
         """Map and touch the memory that `reserve` will need, in the background."""
         total = sum(-(-size // PAGE) * PAGE for size in sizes)
         if total > self.capacity_bytes:
-            threading.Thread(target=self._prewarm, args=(total,), name="holdfast-prewarm", daemon=True).start()
+            threading.Thread(
+                target=self._prewarm, args=(total,), name="holdfast-prewarm", daemon=True
+            ).start()
 
     def _prewarm(self, total: int) -> None:
         view = _map(total)

@@ -78,8 +78,8 @@ class _CountingDisk(OsDisk):
 
 
 class KillingDisk(_CountingDisk):
-    """Kills its own process with SIGKILL at the n-th changing call, "before" or "after" it; "torn": half-way through the
-    n-th write."""
+    """Kills its own process with SIGKILL at the n-th changing call, "before" or "after" it; "torn": half-way through
+    the n-th write."""
 
     def __init__(self, kill_at: int, when: str) -> None:
         super().__init__()

@@ -1,0 +1,73 @@
+"""Damage beside the checkpoints must not keep a run from going on, and must not make it delete the wrong thing."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from holdfast import Checkpointer, Run, every, last
+from holdfast.core.errors import HoldfastError
+
+
+def go(url: pathlib.Path, total: int, **options: object) -> int:
+    held = {"w": np.zeros(3), "empty": {"t": np.zeros((0, 4))}}
+    with Checkpointer(url, held, save=every(steps=1), **options) as ckpt:
+        for step in ckpt.steps(total):
+            held["w"] += 1
+            ckpt.log(loss=1.0 / (step + 1))
+        return int(held["w"][0])
+
+
+def flip(path: pathlib.Path, position: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_damaged_log_line_costs_that_line(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    go(tmp_path, 5)
+    (segment,) = (tmp_path / "log").iterdir()
+    flip(segment, segment.read_bytes().index(b"observed"))
+    assert go(tmp_path, 8) == 8
+    assert "line of the run log is left out" in caplog.text
+    assert [o.clock.step for o in Run(tmp_path).observations()] == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_damaged_tag_stops_deletion_and_not_training(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    go(tmp_path, 3)
+    Run(tmp_path).tag("precious", 1)
+    flip(tmp_path / "tags" / "precious.json", 5)
+    assert go(tmp_path, 5, keep=last(1)) == 5
+    assert "nothing is deleted" in caplog.text
+    assert Run(tmp_path).steps == [1, 2, 3, 4, 5]
+    Run(tmp_path).tag("precious", 1)
+    go(tmp_path, 6, keep=last(1))
+    assert Run(tmp_path).steps == [1, 5, 6]  # tagged, resumed from, newest
+
+
+def test_removing_a_checkpoint_removes_its_tags(tmp_path: pathlib.Path) -> None:
+    go(tmp_path, 3)
+    run = Run(tmp_path)
+    run.tag("old", 1)
+    with pytest.raises(HoldfastError, match="has the tag 'old'"):
+        run.remove([1])
+    run.remove([1], force=True)
+    assert run.store.list("tags") == []
+
+
+def test_a_damaged_old_manifest_stays_where_it_is(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    go(tmp_path, 3)
+    flip(tmp_path / "checkpoints" / "000000000002.json", 20)
+    assert go(tmp_path, 4) == 4
+    assert "step 2 does not verify" in caplog.text
+    run = Run(tmp_path)
+    assert (run.steps, list(run.broken)) == ([1, 3, 4], [2])
+    run.remove([2])
+    assert Run(tmp_path).broken == {}
+    assert not any(Run(tmp_path).verify().values())
