@@ -8,6 +8,7 @@ give back its own values; once everything is reclaimed no data file may be left 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -237,9 +238,5 @@ def test_an_unchanged_array_is_stored_once() -> None:
 def test_a_failed_save_never_hides_a_holdfast_error_behind_another() -> None:
     store = Store()
     store.fail_data_in = 0
-    try:
+    with pytest.raises(HoldfastError, match="No space left"):
         holdfast.save(store, {"a": {"w": large(1)}}, step=1)
-    except HoldfastError as e:
-        assert "No space left" in str(e)
-    else:
-        raise AssertionError

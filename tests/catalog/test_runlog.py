@@ -69,7 +69,9 @@ def test_a_reader_waits_for_the_rest_of_a_line() -> None:
         assert reader.events() == [seen(1), seen(2)][: raw[:cut].count(b"\n")]
 
 
-def test_damage_in_a_segment_is_reported_with_its_name(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_in_a_segment_is_reported_with_its_name(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     writer = LogWriter(store, "w")
     for step in (1, 2):
         writer.record(seen(step))

@@ -249,8 +249,8 @@ def test_the_bytes_of_a_small_file_are_fixed() -> None:
     raw = file_of(laid, b"\x01\x00\x02\x00")
     checksum = base64.b64encode(digest(b"\x01\x00\x02\x00")).decode()
     body = (
-        '{"__metadata__":{"format":"pt","holdfast":"holdfast/1","digests":"%s","layouts":"{\\"w\\":{\\"stride\\":[3]}}"},'
-        '"w":{"dtype":"I16","shape":[2],"data_offsets":[0,4]}}' % checksum
+        f'{{"__metadata__":{{"format":"pt","holdfast":"holdfast/1","digests":"{checksum}","layouts":"{{\\"w\\":{{\\"stride\\":[3]}}}}"}},'
+        '"w":{"dtype":"I16","shape":[2],"data_offsets":[0,4]}}'
     )
     assert raw == (4088).to_bytes(8, "little") + body.encode().ljust(4088) + b"\x01\x00\x02\x00"
     assert math.prod(laid[0].shape) == 2

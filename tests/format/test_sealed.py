@@ -46,7 +46,7 @@ def test_every_flipped_bit_is_refused(chars: int) -> None:
 def test_every_truncation_at_either_end_is_refused(chars: int) -> None:
     sealed = seal(BODY, chars)
     for size in range(len(sealed)):
-        with pytest.raises(Truncated, match="x: .* cut off"):
+        with pytest.raises(Truncated, match=r"x: .* cut off"):
             unseal(sealed[:size], "x", chars)
         if size:
             with pytest.raises(IntegrityError):

@@ -179,7 +179,7 @@ class Shout(str):
     [object(), Color.RED, Shout("a"), len, {1, 2}.__iter__(), math, ValueError("x"), memoryview(b"a")],
 )
 def test_what_would_need_code_is_refused_with_its_path(value: object) -> None:
-    with pytest.raises(UnsupportedValue, match="^state/a/1: "):
+    with pytest.raises(UnsupportedValue, match=r"^state/a/1: "):
         encode_value({"a": [0, value]}, "state")
 
 

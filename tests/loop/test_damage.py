@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import numpy as np
@@ -71,3 +72,15 @@ def test_a_damaged_old_manifest_stays_where_it_is(
     run.remove([2])
     assert Run(tmp_path).broken == {}
     assert not any(Run(tmp_path).verify().values())
+
+
+def test_half_made_files_of_the_dead_are_swept(tmp_path: pathlib.Path) -> None:
+    go(tmp_path, 2)
+    old, young = tmp_path / "checkpoints" / ".tmp-dead", tmp_path / "tags" / ".tmp-alive"
+    young.parent.mkdir(exist_ok=True)
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    go(tmp_path, 3)
+    assert not old.exists()
+    assert young.exists()  # somebody may be writing it at this moment

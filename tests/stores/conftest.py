@@ -8,4 +8,5 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("holdfast.testing.stores")
+if "holdfast.testing.stores" not in sys.modules:
+    pytest.register_assert_rewrite("holdfast.testing.stores")

@@ -100,7 +100,12 @@ def require_direct(directory: pathlib.Path) -> None:
 
 def test_large_aligned_stretches_do_go_past_the_cache(tmp_path: pathlib.Path) -> None:
     require_direct(tmp_path)
-    for shape, expected in {"a header and a tail": 3 * MIB, "odd memory": 0, "read-only": 0, "more than one chunk": 33 * MIB}.items():
+    for shape, expected in {
+        "a header and a tail": 3 * MIB,
+        "odd memory": 0,
+        "read-only": 0,
+        "more than one chunk": 33 * MIB,
+    }.items():
         disk = Counting()
         LocalStore(tmp_path / shape, disk).write("k", SHAPES[shape])
         assert disk.direct_bytes == expected

@@ -188,13 +188,14 @@ def _manifest_keys(store: Store) -> list[str]:
     return listed + [o.key for o in store.list(TRASH)]
 
 
-def reclaim(store: Store, *, trash_before: float = 0.0) -> int:
-    """Free what nothing refers to: attempts that never committed, older states of a step, trash older than
-    `trash_before` (seconds since the Unix epoch).
+def reclaim(store: Store, *, trash_before: float = 0.0, half_made_before: float = 0.0) -> int:
+    """Free what nothing refers to: attempts that never committed, older states of a step, trash and half-made files
+    from before the given times (seconds since the Unix epoch).
 
     Only the holder of the lease may call this, with no save under way. While any manifest cannot be read no data is
     freed: what it refers to is unknown, and it may be repaired. Returns the bytes freed.
     """
+    store.sweep(half_made_before)
     store.delete([o.key for o in store.list(TRASH) if o.modified < trash_before])
     newest = {e.key for e in entries(store)}
     manifests = [o.key for o in store.list(CHECKPOINTS) if parse_manifest_key(o.key) is not None]

@@ -6,6 +6,7 @@ own, aligned to its rows and at most 64 MiB; runs of smaller tensors share a blo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,9 +33,22 @@ class Block:
     last: int
 
 
+_forked = False
+
+
+def _note_fork() -> None:
+    """BLAKE3's threads are not there in a forked child (a data loader's worker, say): waiting for them would never end."""
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
 def digest(data: Buffer) -> bytes:
     """Return the 32-byte BLAKE3 digest of `data`."""
-    threads = blake3.AUTO if len(data) >= _THREADED_BYTES else 1
+    threads = blake3.AUTO if len(data) >= _THREADED_BYTES and not _forked else 1
     return blake3(data, max_threads=threads).digest()
 
 

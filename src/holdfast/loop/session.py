@@ -31,6 +31,7 @@ __all__ = ["SaveOrder", "Session"]
 logger = logging.getLogger("holdfast")
 
 TRASH_SECONDS = 24 * 3600.0
+HALF_MADE_SECONDS = 3600.0
 WEIGHTS = "module"
 
 
@@ -65,7 +66,8 @@ class Session:
         self._known: KnownTensors | None = None
         self._closed = False
         try:
-            freed = reclaim(store, trash_before=time.now() - TRASH_SECONDS)
+            now = time.now()
+            freed = reclaim(store, trash_before=now - TRASH_SECONDS, half_made_before=now - HALF_MADE_SECONDS)
             if freed:
                 logger.info("freed %d bytes that dead writers had left in %s", freed, store.url)
             self.history.refresh()

@@ -66,6 +66,10 @@ class Store(Protocol):
         """Return every object whose key starts with `prefix` + "/", sorted by key; empty when there is none."""
         ...
 
+    def sweep(self, before: float) -> None:
+        """Remove what writers that died left half-made before a time (seconds since the Unix epoch). No object is."""
+        ...
+
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is missing already is no error."""
         ...

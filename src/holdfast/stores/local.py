@@ -162,6 +162,14 @@ class LocalStore:
                     out.append(ObjectInfo(key, found.st_size, found.st_mtime))
         return sorted(out, key=lambda o: o.key)
 
+    def sweep(self, before: float) -> None:
+        with _translated("tidy", self.root):
+            for path in self.disk.walk(self.root):
+                if os.path.basename(path).startswith(TEMPORARY):
+                    with contextlib.suppress(FileNotFoundError):  # its writer lives, and has finished
+                        if self.disk.stat(path).st_mtime < before:
+                            self.disk.unlink(path)
+
     def delete(self, keys: Sequence[str]) -> None:
         parents: set[str] = set()
         for key in keys:

@@ -65,6 +65,9 @@ class MemoryStore:
                 ObjectInfo(k, len(d), t) for k, (d, t) in sorted(self._objects.items()) if k.startswith(start)
             ]
 
+    def sweep(self, before: float) -> None:
+        """Do nothing: a dictionary holds nothing half-made."""
+
     def delete(self, keys: Sequence[str]) -> None:
         with self._lock:
             for key in keys:

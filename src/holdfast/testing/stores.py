@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 
@@ -136,9 +137,7 @@ class StoreTests:
     def test_create_has_exactly_one_winner(self, store: Store) -> None:
         for turn in range(5):
             key = f"race/{turn}/k"
-            outcomes = at_once(
-                [lambda i=i, key=key: store.create(key, b"%d" % i * 1000) for i in range(RIVALS)]
-            )  # type: ignore[misc]
+            outcomes = at_once([partial(store.create, key, b"%d" % i * 1000) for i in range(RIVALS)])
             winners = [i for i, outcome in enumerate(outcomes) if outcome is None]
             assert len(winners) == 1
             assert sum(isinstance(outcome, AlreadyExists) for outcome in outcomes) == RIVALS - 1

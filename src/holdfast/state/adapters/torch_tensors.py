@@ -216,7 +216,7 @@ def _copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     with torch.no_grad():
         for (to, of), (targets, sources) in by_device.items():
             on_host = to.type == "cpu" and of.type == "cpu"
-            torch._foreach_copy_(targets, sources, non_blocking=not on_host)
+            torch._foreach_copy_(targets, sources, non_blocking=not on_host)  # pyright: ignore[reportPrivateImportUsage]
             if not on_host:
                 torch.accelerator.synchronize(of if of.type != "cpu" else to)
 
