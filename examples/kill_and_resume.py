@@ -60,11 +60,20 @@ def train(
     return first, last, said
 
 
+def tell(who: str, what: str, style: str = "bold") -> None:
+    """Print what happened to a run, a line for each line of it."""
+    for line in what.strip().splitlines():
+        console.print(f"[{style}]{who:<13}[/] {line}", soft_wrap=True, highlight=False)
+
+
 def random_kills(total: int, count: int, seed: int) -> list[int]:
-    """Return steps in the middle of epochs, in rising order."""
+    """Return one random step in each of `count` stretches of the run, never at the edge of an epoch."""
     rng = random.Random(seed)
-    steps = [s for s in range(30, int(total * 0.9)) if 2 < s % STEPS_PER_EPOCH < STEPS_PER_EPOCH - 2]
-    return sorted(rng.sample(steps, count))
+    first, last = 30, int(total * 0.9)
+    inside = [s for s in range(first, last) if 2 < s % STEPS_PER_EPOCH < STEPS_PER_EPOCH - 2]
+    return [
+        rng.choice(inside[i * len(inside) // count : (i + 1) * len(inside) // count]) for i in range(count)
+    ]
 
 
 def compare(a: holdfast.Run, b: holdfast.Run) -> dict[str, bool]:
@@ -126,20 +135,21 @@ def main() -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         _, total, said = train(calm_url, progress, "never killed")
-        console.print(f"[bold]never killed[/]   {said.strip().replace(chr(10), '; ')}")
-        kills: list[tuple[int, int]] = []
-        for at in random_kills(total, options.kills, options.seed):
-            first, last, _ = train(killed_url, progress, f"until SIGKILL {len(kills) + 1}", kill_at=at)
-            console.print(
-                f"[bold red]SIGKILL[/]        at step {last} (this process had started at step {first - 1})"
-            )
-            kills.append((last, 0))
-        first, _, said = train(killed_url, progress, "to the end")
-        console.print(f"[bold]killed[/]         {said.strip().replace(chr(10), '; ')}")
+        tell("never killed", said)
+        kills: list[tuple[int, int]] = []  # where it was killed, and where the next process took it up
+        killed_at = None
+        for at in [*random_kills(total, options.kills, options.seed), None]:
+            label = "to the end" if at is None else f"until SIGKILL {len(kills) + 1}"
+            first, last, said = train(killed_url, progress, label, kill_at=at)
+            if killed_at is not None:
+                kills.append((killed_at, first - 1))
+                tell("resumed", f"from step {first - 1}: {killed_at - first + 1} steps are done again")
+            if at is not None:
+                tell("SIGKILL", f"at step {last}", "bold red")
+            killed_at = last
+        tell("killed", said)
 
     calm, killed = holdfast.Run(calm_url), holdfast.Run(killed_url)
-    resumed = [e.step for e in killed.all_events() if type(e).__name__ == "Resumed"][1:]
-    kills = [(at, back) for (at, _), back in zip(kills, resumed, strict=True)]
     console.print()
     same = compare(calm, killed)
     for what, equal in same.items():

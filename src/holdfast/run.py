@@ -121,10 +121,6 @@ class Run:
         found = holder(self.store)
         return found if found is not None and is_held(found, self._time.now()) else None
 
-    def all_events(self) -> list[Event]:
-        """Return the whole run log, oldest first, abandoned branches included."""
-        return self.history.events()
-
     def events(self) -> list[Event]:
         """Return the run log, without what belongs to abandoned branches."""
         return timeline(self.history.events())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pathlib
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import pytest
 
-from holdfast.core.errors import AlreadyExists, NotFound, StoreError
-from holdfast.stores import LocalStore, MemoryStore, open_store
+from holdfast.core.errors import AlreadyExists, InvalidFormat, NotFound, StoreError, Truncated
+from holdfast.stores import LocalStore, MemoryStore, OsDisk, open_store
 
 FOREIGN = [".DS_Store", ".nfs000000012", "model (copy).bin", "notes~", ".tmp-0123456789ab", "ü.json", "a\nb"]
 
@@ -52,6 +53,52 @@ def test_what_is_no_file_is_no_object(tmp_path: pathlib.Path) -> None:
             store.info(key)
         with pytest.raises(NotFound):
             store.read(key)  # must not wait for a writer
+
+
+def test_old_half_made_files_are_swept_and_nothing_else(tmp_path: pathlib.Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create("data/k", b"x")
+    for name in (".tmp-old", ".tmp-new", ".DS_Store", "notes (2)"):
+        (tmp_path / "data" / name).write_bytes(b"half")
+        os.utime(tmp_path / "data" / name, (1000, 2_000_000_000 if name == ".tmp-new" else 1000))
+    store.sweep(1_500_000_000)
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [".DS_Store", ".tmp-new", "k", "notes (2)"]
+
+
+class Meanwhile(OsDisk):
+    """Lets something happen between the opening of a file and its reading."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+
+    def open_read(self, path: str) -> int:
+        fd = super().open_read(path)
+        self.act()
+        return fd
+
+    def stat(self, path: str | int) -> os.stat_result:
+        found = super().stat(path)
+        self.act()
+        return found
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_an_object_that_is_replaced_while_it_is_read_is_the_old_or_the_new(tmp_path: pathlib.Path, size: int) -> None:
+    old, new = b"o" * 30, b"n" * size
+    LocalStore(tmp_path).create("k", old)
+    reader = LocalStore(tmp_path, Meanwhile(lambda: LocalStore(tmp_path).replace("k", new)))
+    assert reader.read("k") in (old, new)
+
+
+def test_a_file_that_no_document_is_as_large_as_is_not_read_into_memory(tmp_path: pathlib.Path) -> None:
+    store = LocalStore(tmp_path)
+    with open(tmp_path / "run.json", "wb") as f:
+        f.truncate(1 << 43)  # sparse: it takes no room on the disk
+    with pytest.raises(InvalidFormat, match=r"run\.json: has 8796093022208 bytes"):
+        store.read("run.json")
+    with pytest.raises(Truncated):
+        store.read("run.json", 0, 1 << 44)
+    assert store.read("run.json", 1 << 42, (1 << 42) + 5) == bytes(5)
 
 
 def test_a_file_where_a_directory_should_be_is_an_error_not_a_loop(tmp_path: pathlib.Path) -> None:

@@ -166,6 +166,7 @@ def decode_manifest(raw: bytes, name: str) -> Manifest:
             check_path(part_name)
             for file in part.files:
                 _check_file(file, name)
+        _check_ties(manifest)
     except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: is not a manifest: {e}") from e
     return manifest
@@ -191,6 +192,15 @@ def check_version(body: bytes, name: str) -> None:
             f"{name}: has format version {version}; this holdfast reads version {FORMAT_VERSION}. "
             "Install a newer holdfast (pip install --upgrade holdfast) to read it"
         )
+
+
+def _check_ties(manifest: Manifest) -> None:
+    """Refuse a tie that leads to another tie, or to itself: each must lead to a stored tensor."""
+    tied = {alias for part in manifest.parts.values() for alias in part.aliases}
+    for part in manifest.parts.values():
+        for alias, target in part.aliases.items():
+            if target in tied:
+                raise ValueError(f"{alias[:80]!r} is tied to {target[:80]!r}, which is tied itself")
 
 
 def _check_file(file: FileEntry, name: str) -> None:

@@ -8,7 +8,9 @@ from typing import Protocol
 
 from holdfast.core.buffers import Buffer
 
-__all__ = ["ObjectInfo", "Store"]
+__all__ = ["MAX_WHOLE_BYTES", "ObjectInfo", "Store"]
+
+MAX_WHOLE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,10 @@ class Store(Protocol):
         ...
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Return bytes `start` to `end` (or to its end) of an object. Raises NotFound, Truncated on a short read."""
+        """Return bytes `start` to `end` (or to its end) of an object. Raises NotFound, Truncated on a short read.
+
+        To its end is for documents: InvalidFormat is raised, and nothing read, where it is beyond MAX_WHOLE_BYTES.
+        """
         ...
 
     def read_into(self, key: str, start: int, target: memoryview) -> None:

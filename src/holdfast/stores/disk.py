@@ -32,7 +32,7 @@ class Disk(Protocol):
     def unlink(self, path: str) -> None: ...
     def mkdir(self, path: str) -> None: ...
     def rmdir(self, path: str) -> None: ...
-    def stat(self, path: str) -> os.stat_result: ...
+    def stat(self, path: str | int) -> os.stat_result: ...
     def walk(self, path: str) -> Iterator[str]: ...
 
 
@@ -46,7 +46,7 @@ class OsDisk:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
     def open_read(self, path: str) -> int:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in the place of a file must not wait
 
     def write(self, fd: int, data: Buffer) -> int:
         return os.write(fd, data)
@@ -94,7 +94,7 @@ class OsDisk:
     def rmdir(self, path: str) -> None:
         os.rmdir(path)
 
-    def stat(self, path: str) -> os.stat_result:
+    def stat(self, path: str | int) -> os.stat_result:
         return os.stat(path)
 
     def walk(self, path: str) -> Iterator[str]:

@@ -11,9 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from holdfast.core.buffers import Buffer
-from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, PermissionDenied, StoreError, Truncated
+from holdfast.core.errors import (
+    AlreadyExists,
+    InvalidFormat,
+    NotFound,
+    OutOfSpace,
+    PermissionDenied,
+    StoreError,
+    Truncated,
+)
 from holdfast.core.names import check_key, is_key
-from holdfast.stores.base import ObjectInfo
+from holdfast.stores.base import MAX_WHOLE_BYTES, ObjectInfo
 from holdfast.stores.direct import write_buffers
 from holdfast.stores.disk import Disk, OsDisk
 
@@ -117,27 +125,42 @@ class LocalStore:
             self.disk.fsync_dir(os.path.dirname(path))  # durability: the name
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        if end is None:
-            end = self.info(key).size
-        target = bytearray(max(0, end - start))
-        self.read_into(key, start, memoryview(target))
+        with self._opened(key) as (fd, size):
+            if end is None:
+                end = size
+                if end > MAX_WHOLE_BYTES:
+                    raise InvalidFormat(f"{key}: has {size} bytes, which no document of a run has")
+            if end > size:
+                raise Truncated(f"{key}: ends after {size} bytes; expected {end}")
+            target = bytearray(max(0, end - start))
+            self._fill(fd, key, start, memoryview(target))
         return bytes(target)
 
     def read_into(self, key: str, start: int, target: memoryview) -> None:
+        with self._opened(key) as (fd, _):
+            self._fill(fd, key, start, target)
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[int, int]]:
+        """Open an object to read, and give its size: of this very file, as its name may be another's the next moment."""
         path = self.path(key)
         with _translated("read", path):
             fd = self.disk.open_read(path)
             try:
-                done = 0
-                while done < len(target):
-                    got = self.disk.pread_into(fd, target[done:], start + done)
-                    if got == 0:
-                        raise Truncated(
-                            f"{key}: ends after {start + done} bytes; expected {start + len(target)}"
-                        )
-                    done += got
+                found = self.disk.stat(fd)
+                if not stat.S_ISREG(found.st_mode):
+                    raise FileNotFoundError(errno.ENOENT, "not a file")
+                yield fd, found.st_size
             finally:
                 self.disk.close(fd)
+
+    def _fill(self, fd: int, key: str, start: int, target: memoryview) -> None:
+        done = 0
+        while done < len(target):
+            got = self.disk.pread_into(fd, target[done:], start + done)
+            if got == 0:
+                raise Truncated(f"{key}: ends after {start + done} bytes; expected {start + len(target)}")
+            done += got
 
     def info(self, key: str) -> ObjectInfo:
         path = self.path(key)

@@ -162,6 +162,22 @@ class StoreTests:
         assert {part for piece in seen for part in (piece[:500], piece[500:])} <= {v[:500] for v in versions}
         assert store.read("k") == versions[-1]
 
+    def test_an_object_that_is_replaced_meanwhile_is_read_whole(self, store: Store) -> None:
+        versions = [bytes([65 + i]) * (100 + 7000 * (i % 2) + i) for i in range(6)]
+        store.replace("k", versions[0])
+        seen: list[bytes] = []
+
+        def write() -> None:
+            for version in versions * 10:
+                store.replace("k", version)
+
+        def read() -> None:
+            for _ in range(150):
+                seen.append(store.read("k"))
+
+        assert at_once([write, read, read]) == [None] * 3
+        assert set(seen) <= set(versions)
+
     # ---- append ---------------------------------------------------------------------------------------------------
 
     def test_append_adds_at_the_end(self, store: Store) -> None:
@@ -243,6 +259,13 @@ class StoreTests:
 
         assert at_once([lambda name=f"n{i}": come_and_go(name) for i in range(4)]) == [None] * 4  # type: ignore[misc]
         assert store.list("tags") == []
+
+    def test_sweeping_removes_no_object(self, store: Store) -> None:
+        for key in ("a", "b/c", "data/1/m"):
+            store.create(key, b"x")
+        store.append("log/x", b"x") if store.appendable else store.create("log/x", b"x")
+        store.sweep(time.time() + 1000)
+        assert [o.key for o in store.list("")] == ["a", "b/c", "data/1/m", "log/x"]
 
     # ---- keys -----------------------------------------------------------------------------------------------------
 

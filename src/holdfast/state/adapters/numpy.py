@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec, c_strid
 __all__ = ["Arrays", "DTypes", "NumpyEngine", "Scalars", "to_array"]
 
 Array = NDArray[Any]
+_DTYPE_STR = re.compile(r"[<>=|][A-Za-z?]\d{0,9}(\[\d{0,9}[A-Za-z]{1,7}\])?")
 _FOREIGN = (
     "bfloat16",
     "float8_e5m2",
@@ -217,4 +219,8 @@ class DTypes:
 
 def _new_dtype(m: Materializer, value: object) -> object:
     name = str(value)
-    return numpy_dtype(name) if name in _FOREIGN else np.dtype(name)
+    if name in _FOREIGN:
+        return numpy_dtype(name)
+    if not _DTYPE_STR.fullmatch(name):  # numpy parses more than that, some of it as Python
+        raise ValueError(f"{name[:40]!r} is not the name of an element type")
+    return np.dtype(name)
