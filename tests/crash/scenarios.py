@@ -19,9 +19,9 @@ Scenario = Callable[[LocalStore], None]
 
 
 def state(step: int) -> dict[str, object]:
-    """A state with a part that never changes, one that does, small tensors and plain values."""
+    """A state with a large part that never changes, one that does, small tensors and plain values."""
     return {
-        "frozen": {"base": np.arange(20_000, dtype=np.float64)},
+        "frozen": {"base": np.arange(150_001, dtype=np.float64)},
         "model": {"w": np.full((200, 100), step, dtype=np.float64), "b": np.full(3, step, dtype=np.float32)},
         "counters": {"seen": step * 64, "lr": 0.1 / step},
     }
