@@ -28,10 +28,10 @@ types: setup
 	$(BIN)/pyright
 
 docs: setup
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: setup
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --out out/bench
 
 clean:
 	rm -rf $(VENV) build dist site out runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -43,6 +43,8 @@ def step_name(step: int) -> str:
 
 def join_path(*parts: object) -> str:
     """Join tree-path components with `/`."""
+    if len(parts) == 2 and parts[0] != "" and parts[1] != "":
+        return f"{parts[0]}/{parts[1]}"
     return "/".join(str(p) for p in parts if str(p) != "")
 
 

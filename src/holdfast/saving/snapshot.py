@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from holdfast.core.errors import StateError
-from holdfast.core.names import check_path, name_in_file
+from holdfast.core.names import check_path
 from holdfast.format.datafile import METADATA, StoredTensor, lay_out
 from holdfast.format.values import encode_value
 from holdfast.saving.arena import Arena
 from holdfast.state.capture import Captured, CaptureReport, capture, copy_tensors
 from holdfast.state.registry import family
 from holdfast.state.rng import capture_rng
-from holdfast.state.tensors import TensorSource
+from holdfast.state.tensors import TensorSource, TensorSpec
 
 __all__ = ["RNG_PART", "PartSnapshot", "Snapshot", "expected_sizes", "take_snapshot"]
 
@@ -72,9 +74,28 @@ def take_snapshot(
             f"state key {RNG_PART!r} is reserved: holdfast captures every random generator by itself; rename yours"
         )
     whole = {**state, RNG_PART: capture_rng()} if rng else state
-    captured = capture(whole, gradients=gradients)
-    sources = _by_part(captured, whole)
-    laid = {part: lay_out([_stored(part, s) for s in found.values()]) for part, found in sources.items()}
+    with _garbage_collection_paused():
+        return _copy(whole, arena, gradients=gradients)
+
+
+@contextlib.contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Keep the collector from walking the whole program again and again while many small objects are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _copy(state: Mapping[str, object], arena: Arena, *, gradients: bool) -> Snapshot:
+    captured = capture(state, gradients=gradients)
+    sources = _by_part(captured)
+    laid = {
+        part: lay_out([_stored(name, s.spec) for name, s in found.items()]) for part, found in sources.items()
+    }
     pieces = arena.reserve([t[-1].end if t else 0 for t in laid.values()])
     parts: dict[str, PartSnapshot] = {}
     ordered: list[TensorSource] = []
@@ -82,34 +103,24 @@ def take_snapshot(
     for (part, tensors), piece in zip(laid.items(), pieces, strict=True):
         ordered += [sources[part][t.name] for t in tensors]
         targets += [piece[t.start : t.end] for t in tensors]
-        aliases = {a: b for a, b in captured.aliases.items() if _part_of(a, whole) == part}
+        aliases = {a: b for a, b in captured.aliases.items() if a.partition("/")[0] == part}
         # Encoding is the copy: nothing of the live state is shared with the snapshot afterwards.
         tree = msgspec.Raw(msgspec.json.encode(encode_value(captured.tree[part], part)))
-        parts[part] = PartSnapshot(tree, family(whole[part]), aliases, tensors, piece)
+        parts[part] = PartSnapshot(tree, family(state[part]), aliases, tensors, piece)
     copy_tensors(ordered, targets)
     return Snapshot(parts, captured.report)
 
 
-def _part_of(path: str, state: Mapping[str, object]) -> str:
-    part = path
-    while part not in state:
-        part, _, _ = part.rpartition("/")
-        if not part:
-            raise StateError(f"{path}: belongs to no top-level key of the state")
-    return part
-
-
-def _by_part(captured: Captured, state: Mapping[str, object]) -> dict[str, dict[str, TensorSource]]:
+def _by_part(captured: Captured) -> dict[str, dict[str, TensorSource]]:
     found: dict[str, dict[str, TensorSource]] = {check_path(part): {} for part in captured.tree}
     for source in captured.tensors:
-        part = _part_of(source.spec.name, state)
-        name = name_in_file(part, check_path(source.spec.name))
+        path = check_path(source.spec.name)
+        part, _, name = path.partition("/")  # the keys of a state hold no slash
         if name == METADATA:
-            raise StateError(f"{source.spec.name}: data files reserve the name {METADATA!r}; rename that key")
-        found[part][name] = source
+            raise StateError(f"{path}: data files reserve the name {METADATA!r}; rename that key")
+        found[part][name or part] = source
     return found
 
 
-def _stored(part: str, source: TensorSource) -> StoredTensor:
-    spec = source.spec
-    return StoredTensor(name_in_file(part, spec.name), spec.dtype, spec.shape, spec.stride, 0, 0)
+def _stored(name: str, spec: TensorSpec) -> StoredTensor:
+    return StoredTensor(name, spec.dtype, spec.shape, spec.stride, 0, 0)

@@ -102,7 +102,7 @@ class Capturing:
         if name != path:
             spec = replace(spec, name=name)
         self.tensors.append(TensorSource(spec, value, volatile))
-        self.report.entries.append(CaptureEntry(path, "captured", kind, spec.describe()))
+        self.report.entries.append(CaptureEntry(path, "captured", kind, spec))
         return TensorLeaf(name, kind)
 
     def note(self, path: str, what: str, kind: str, note: str = "") -> None:

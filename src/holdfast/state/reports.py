@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from holdfast.state.tensors import TensorSpec
+
 __all__ = ["CaptureEntry", "CaptureReport", "RestoreOptions", "RestoreReport"]
 
 
@@ -14,7 +16,12 @@ class CaptureEntry(NamedTuple):
     path: str
     what: str
     kind: str
-    note: str = ""
+    detail: str | TensorSpec = ""
+
+    @property
+    def note(self) -> str:
+        """What is to be said about it; a tensor's shape is put into words only when it is asked for."""
+        return self.detail if isinstance(self.detail, str) else self.detail.describe()
 
 
 @dataclass(slots=True)
