@@ -118,8 +118,17 @@ BODIES: dict[str, bytes] = {
 def test_a_hostile_header_is_refused(attack: str) -> None:
     store = run()
     assert BODIES[attack] != BODY
-    with_header(store, padded(BODIES[attack]))
-    check_refused(store, InvalidFormat, Truncated)
+    with_header(store, padded(BODIES[attack]), bytes(data_bytes(BODIES[attack])))
+    check_refused(store, InvalidFormat)
+
+
+def data_bytes(body: bytes) -> int:
+    """Return how much data a header asks for, where that can be given: so that the size does not give it away."""
+    try:
+        ends = [int(v["data_offsets"][1]) for k, v in json.loads(body).items() if k != "__metadata__"]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return 72
+    return next((end for end in reversed(ends) if 0 <= end < 10**6), 72)
 
 
 CLAIMS = [0, 1, 7, 8, ALIGNMENT - 9, ALIGNMENT, 2 * ALIGNMENT - 8, 100_000_000, 2**31, 2**32, 2**62, 2**63, 2**63 - 8, 2**64 - 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from holdfast import Checkpointer, Run, every, last
-from holdfast.core.errors import HoldfastError
+from holdfast.core.buffers import Buffer
+from holdfast.core.errors import HoldfastError, SaveFailed
+from holdfast.stores import LocalStore, OsDisk
 
 
 def go(url: pathlib.Path, total: int, **options: object) -> int:
@@ -84,3 +87,34 @@ def test_half_made_files_of_the_dead_are_swept(tmp_path: pathlib.Path) -> None:
     go(tmp_path, 3)
     assert not old.exists()
     assert young.exists()  # somebody may be writing it at this moment
+
+
+class FullDisk(OsDisk):
+    """Takes `room` more writes, then has no space left; deleting still works."""
+
+    room = 10**9
+
+    def write(self, fd: int, data: Buffer) -> int:
+        self.room -= 1
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(fd, data)
+
+
+@pytest.mark.parametrize("room", range(8))
+def test_failed_saves_leave_nothing_behind_on_a_full_disk(tmp_path: pathlib.Path, room: int) -> None:
+    disk = FullDisk()
+    held = {"a": np.zeros(50_000), "b": np.zeros(50_000), "c": np.zeros(50_000)}
+    ckpt = Checkpointer(LocalStore(tmp_path, disk), held, background=False)
+    ckpt.save()
+    before = sorted(p.name for p in (tmp_path / "data").rglob("*"))
+    for part in held:
+        held[part] += 1
+    disk.room = room
+    with pytest.raises(SaveFailed, match="No space left"):
+        ckpt.save()
+    disk.room = 10**9
+    assert sorted(p.name for p in (tmp_path / "data").rglob("*")) == before
+    ckpt.save()
+    ckpt.close()
+    assert not any(Run(tmp_path).verify().values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -13,11 +14,12 @@ import msgspec
 from holdfast.catalog.checkpoints import Entry, commit, read_trash, reclaim, remove, retire
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import create_run
+from holdfast.catalog.keys import data_prefix
 from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tags import Tag, delete_tag, set_tag
 from holdfast.core.clock import Clock, TimeSource
-from holdfast.core.errors import IntegrityError
+from holdfast.core.errors import IntegrityError, StoreError
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
 from holdfast.policies import Decision, Rule, plan
@@ -99,11 +101,16 @@ class Session:
         """Make a snapshot a committed checkpoint: data, log, manifest, tags, in this order."""
         if self._known is None:
             self._known = self._known_tensors()
-        attempt = new_attempt()
-        parts, known, written = persist_parts(self.store, order.clock.step, attempt, snapshot, self._known)
-        now = self.time.now()
-        self.log.record(Saved(now, clock_to_doc(order.clock), attempt, list(order.reasons)))
-        self.log.flush()
+        attempt, now = new_attempt(), self.time.now()
+        try:
+            parts, known, written = persist_parts(
+                self.store, order.clock.step, attempt, snapshot, self._known
+            )
+            self.log.record(Saved(now, clock_to_doc(order.clock), attempt, list(order.reasons)))
+            self.log.flush()
+        except BaseException:
+            self._discard(order.clock.step, attempt)
+            raise
         manifest = Manifest(
             format=FORMAT_VERSION,
             run=self.identity.run,
@@ -206,6 +213,11 @@ class Session:
                     logger.warning("step %d does not verify, so everything is written anew: %s", step, e)
                     break
         return KnownTensors()
+
+    def _discard(self, step: int, attempt: str) -> None:
+        """Free what an attempt wrote that failed before its commit: a full disk must not fill with halves."""
+        with contextlib.suppress(StoreError):  # the next owner of the run frees it
+            self.store.delete([o.key for o in self.store.list(data_prefix(step, attempt))])
 
     def _others(self) -> list[Manifest] | None:
         """Return every manifest whose bytes must stay, or None when one of them cannot be read."""

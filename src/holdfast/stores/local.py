@@ -87,7 +87,11 @@ class LocalStore:
     def write(self, key: str, data: Sequence[Buffer]) -> None:
         path = self.path(key)
         with _translated("write", path):
-            self._write_file(path, data)
+            try:
+                self._write_file(path, data)
+            except OSError:
+                self._remove_empty(os.path.dirname(path))  # it was made for this object and those beside it
+                raise
             self.disk.fsync_dir(os.path.dirname(path))  # durability: the name
 
     def create(self, key: str, data: Buffer) -> None:
