@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from holdfast.core.errors import StateError
-from holdfast.state.rng import capture_rng, restore_rng
+from holdfast.state.rng import preserved_rng
 
 __all__ = ["BatchSource"]
 
@@ -37,7 +37,7 @@ class BatchSource:
         A loader may draw random numbers when an iterator is made. In the middle of a pass the uninterrupted run had
         made its iterator long before, so there the draw is undone.
         """
-        with _undone() if resumed_at else contextlib.nullcontext():
+        with preserved_rng() if resumed_at else contextlib.nullcontext():
             self._iterator = iter(self._loader)
         self.batch = resumed_at
 
@@ -56,13 +56,3 @@ class BatchSource:
     def drop(self) -> None:
         """Forget the iterator: the position was moved by a restore."""
         self._iterator = None
-
-
-@contextlib.contextmanager
-def _undone() -> Iterator[None]:
-    """Undo whatever random numbers are drawn inside."""
-    before = capture_rng()
-    try:
-        yield
-    finally:
-        restore_rng(before)
