@@ -9,7 +9,13 @@ import pytest
 from forge import ALIGNMENT, MANIFESTS, bounded, check_refused, edit, file_entry, run, state
 
 import holdfast
-from holdfast.core.errors import HoldfastError, IntegrityError, InvalidFormat, MissingObject, NotARun, Truncated
+from holdfast.core.errors import (
+    HoldfastError,
+    InvalidFormat,
+    MissingObject,
+    NotARun,
+    Truncated,
+)
 from holdfast.stores import LocalStore
 
 GIANT = 1 << 43
@@ -73,7 +79,9 @@ def test_a_data_file_that_is_none_is_refused(store: LocalStore, tmp_path: pathli
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_manifest_that_is_none_is_no_checkpoint(store: LocalStore, tmp_path: pathlib.Path, kind: str) -> None:
+def test_a_manifest_that_is_none_is_no_checkpoint(
+    store: LocalStore, tmp_path: pathlib.Path, kind: str
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     make(kind, path_of(store, "manifest"), outside)
@@ -101,7 +109,9 @@ def test_a_link_to_the_very_bytes_is_the_very_file(store: LocalStore, tmp_path: 
     assert not any(holdfast.Run(store).verify().values())
 
 
-def test_removing_a_checkpoint_removes_a_link_and_not_what_it_leads_to(store: LocalStore, tmp_path: pathlib.Path) -> None:
+def test_removing_a_checkpoint_removes_a_link_and_not_what_it_leads_to(
+    store: LocalStore, tmp_path: pathlib.Path
+) -> None:
     path = data_path(store)
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
@@ -110,7 +120,9 @@ def test_removing_a_checkpoint_removes_a_link_and_not_what_it_leads_to(store: Lo
     assert (tmp_path / "elsewhere").exists()
 
 
-def test_a_linked_directory_is_neither_searched_nor_emptied(store: LocalStore, tmp_path: pathlib.Path) -> None:
+def test_a_linked_directory_is_neither_searched_nor_emptied(
+    store: LocalStore, tmp_path: pathlib.Path
+) -> None:
     outside = tmp_path / "000000000009-aaaaaaaa"
     outside.mkdir()
     (outside / "model.safetensors").write_bytes(b"someone else's")
@@ -138,12 +150,11 @@ def test_a_gigantic_document_is_not_read_into_memory(store: LocalStore, document
     path = pathlib.Path(store.root, document)
     grow(next(path.iterdir()) if path.is_dir() else path)
     with bounded():
-        try:
-            found = holdfast.Run(store)
-            _ = found.writer
-            assert found.tags == {"t2": 2}
-        except IntegrityError as e:
-            assert "no document of a run has" in str(e)
+        if document == "tags/t1.json":
+            assert holdfast.Run(store).tags == {"t2": 2}
+            return
+        with pytest.raises(InvalidFormat, match="no document of a run has"):
+            _ = holdfast.Run(store).writer
 
 
 def test_a_gigantic_data_file_is_not_read_into_memory(store: LocalStore) -> None:

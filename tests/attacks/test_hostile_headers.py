@@ -26,12 +26,20 @@ def entry(shape: object, start: object, end: object, dtype: str = "U8") -> dict:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-def alone(shape: object, start: object, end: object, dtype: str = "U8", digests: int = 1, **layout: object) -> bytes:
+def alone(
+    shape: object, start: object, end: object, dtype: str = "U8", digests: int = 1, **layout: object
+) -> bytes:
     """A header with one tensor "w" and so many digests."""
-    metadata = {"format": "pt", "holdfast": "holdfast/1", "digests": base64.b64encode(bytes(32 * digests)).decode()}
+    metadata = {
+        "format": "pt",
+        "holdfast": "holdfast/1",
+        "digests": base64.b64encode(bytes(32 * digests)).decode(),
+    }
     if layout:
         metadata["layouts"] = json.dumps({"w": layout}, separators=(",", ":"))
-    return json.dumps({"__metadata__": metadata, "w": entry(shape, start, end, dtype)}, separators=(",", ":")).encode()
+    return json.dumps(
+        {"__metadata__": metadata, "w": entry(shape, start, end, dtype)}, separators=(",", ":")
+    ).encode()
 
 
 def metadata(**changes: object) -> bytes:
@@ -54,7 +62,8 @@ BODIES: dict[str, bytes] = {
     "an exabyte with one digest": alone([2**60], 0, 2**60),
     "an exabyte of rows with one digest": alone([2**58, 4], 0, 2**60),
     "exabytes of many tensors": json.dumps(
-        {"__metadata__": good()["__metadata__"]} | {f"t{i}": entry([2**50], i * 2**50, (i + 1) * 2**50) for i in range(500)},
+        {"__metadata__": good()["__metadata__"]}
+        | {f"t{i}": entry([2**50], i * 2**50, (i + 1) * 2**50) for i in range(500)},
         separators=(",", ":"),
     ).encode(),
     "a shape whose size overflows 64 bits to what fits": alone([2**32, 2**32, 8], 0, 0),
@@ -71,7 +80,9 @@ BODIES: dict[str, bytes] = {
     "a tensor that is not an object": changed(w=[1]),
     "another field": changed(w=entry([3, 4], 24, 72, "F32") | {"code": "x"}),
     "an unknown element type": changed(w=entry([3, 4], 24, 72, "PICKLE")),
-    "an element type in a layout that its carrier does not carry": metadata(layouts='{"w":{"dtype":"complex64"}}'),
+    "an element type in a layout that its carrier does not carry": metadata(
+        layouts='{"w":{"dtype":"complex64"}}'
+    ),
     "an unknown element type in a layout": metadata(layouts='{"w":{"dtype":"object"}}'),
     "a complex number cut in half": metadata(layouts='{"w":{"dtype":"complex128"}}'),
     "a stride of another rank": alone([8], 0, 8, stride=[1, 1]),
@@ -85,7 +96,9 @@ BODIES: dict[str, bytes] = {
     "layouts nested deep": metadata(layouts='{"w":' + DEEP.decode() + "}"),
     "metadata that is no text": metadata(more={"a": 1}),
     "gigantic metadata": metadata(note="x" * (32 << 20)),
-    "a million layouts of nothing": metadata(layouts=json.dumps({f"t{i}": {"stride": [1]} for i in range(200_000)})),
+    "a million layouts of nothing": metadata(
+        layouts=json.dumps({f"t{i}": {"stride": [1]} for i in range(200_000)})
+    ),
     "no digests": metadata(digests=""),
     "too many digests": metadata(digests=base64.b64encode(bytes(32 * 1000)).decode()),
     "half a digest": metadata(digests=base64.b64encode(bytes(16)).decode()),
@@ -99,7 +112,7 @@ BODIES: dict[str, bytes] = {
     "a lone surrogate in a name": BODY.replace(b'"w":', b'"w\\ud800":'),
     "an empty name": BODY.replace(b'"w":', b'"":'),
     "an endless name": BODY.replace(b'"w":', b'"' + b"w" * 5000 + b'":'),
-    "a name in another normal form": BODY.replace(b'"w":', "\"e\N{COMBINING ACUTE ACCENT}\":".encode()),
+    "a name in another normal form": BODY.replace(b'"w":', '"e\N{COMBINING ACUTE ACCENT}":'.encode()),
     "bytes that are no text": BODY.replace(b'"w":', b'"\xff\xfe":'),
     "nesting instead of a tensor": BODY.replace(b"[3,4]", DEEP),
     "nesting instead of a header": DEEP,
@@ -131,7 +144,22 @@ def data_bytes(body: bytes) -> int:
     return next((end for end in reversed(ends) if 0 <= end < 10**6), 72)
 
 
-CLAIMS = [0, 1, 7, 8, ALIGNMENT - 9, ALIGNMENT, 2 * ALIGNMENT - 8, 100_000_000, 2**31, 2**32, 2**62, 2**63, 2**63 - 8, 2**64 - 1]
+CLAIMS = [
+    0,
+    1,
+    7,
+    8,
+    ALIGNMENT - 9,
+    ALIGNMENT,
+    2 * ALIGNMENT - 8,
+    100_000_000,
+    2**31,
+    2**32,
+    2**62,
+    2**63,
+    2**63 - 8,
+    2**64 - 1,
+]
 
 
 @pytest.mark.parametrize("claim", CLAIMS)

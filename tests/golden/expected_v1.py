@@ -40,20 +40,16 @@ DTYPES = {
     "float32": "0f161d242b323940474e555c636a71787f868d949ba2a9b0",
     "complex32": "10171e252c333a41484f565d646b727980878e959ca3aab1",
     "complex64": (
-        "11181f262d343b424950575e656c737a81888f969da4abb2b9c0c7ced5dce3eaf1f8ff060d141b222930373e"
-        "454c535a"
+        "11181f262d343b424950575e656c737a81888f969da4abb2b9c0c7ced5dce3eaf1f8ff060d141b222930373e454c535a"
     ),
     "float64": (
-        "121920272e353c434a51585f666d747b828990979ea5acb3bac1c8cfd6dde4ebf2f900070e151c232a31383f"
-        "464d545b"
+        "121920272e353c434a51585f666d747b828990979ea5acb3bac1c8cfd6dde4ebf2f900070e151c232a31383f464d545b"
     ),
     "int64": (
-        "131a21282f363d444b525960676e757c838a91989fa6adb4bbc2c9d0d7dee5ecf3fa01080f161d242b323940"
-        "474e555c"
+        "131a21282f363d444b525960676e757c838a91989fa6adb4bbc2c9d0d7dee5ecf3fa01080f161d242b323940474e555c"
     ),
     "uint64": (
-        "141b222930373e454c535a61686f767d848b9299a0a7aeb5bcc3cad1d8dfe6edf4fb020910171e252c333a41"
-        "484f565d"
+        "141b222930373e454c535a61686f767d848b9299a0a7aeb5bcc3cad1d8dfe6edf4fb020910171e252c333a41484f565d"
     ),
     "complex128": (
         "151c232a31383f464d545b626970777e858c939aa1a8afb6bdc4cbd2d9e0e7eef5fc030a11181f262d343b42"
@@ -81,7 +77,10 @@ LAYOUTS = {
     "numpy_scalar": ("float32", (), None, "0000c03f"),
 }  # fmt: skip
 
-WEIGHT = {10: "0000803f0000004000004040000080400000a0400000c040", 20: "6666663f3333f33f9a9939409a997940cdcc9c40cdccbc40"}
+WEIGHT = {
+    10: "0000803f0000004000004040000080400000a0400000c040",
+    20: "6666663f3333f33f9a9939409a997940cdcc9c40cdccbc40",
+}
 MEAN = "0000003f000080be00008040"
 MOMENTUM = "0000803f" * 6
 LARGE = bytes(range(256)) * 256
@@ -132,7 +131,9 @@ def check_values(found: dict[str, object], expected: dict[str, object]) -> None:
         assert text_of(found[name]) == text_of(value), name
 
 
-def check_tensor(checkpoint: holdfast.Checkpoint, name: str, dtype: str, shape: tuple[int, ...], raw: bytes) -> None:
+def check_tensor(
+    checkpoint: holdfast.Checkpoint, name: str, dtype: str, shape: tuple[int, ...], raw: bytes
+) -> None:
     view = checkpoint[name]
     assert (view.dtype, view.shape, view.nbytes) == (dtype, shape, len(raw)), name
     assert view.read().tobytes() == raw, name

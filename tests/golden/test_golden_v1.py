@@ -23,7 +23,9 @@ def tree_digest(root: pathlib.Path) -> str:
     """One digest over every name and byte below `root`."""
     whole = hashlib.sha256()
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        whole.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+        whole.update(
+            f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes()
+        )
     return whole.hexdigest()
 
 
@@ -35,7 +37,9 @@ def untouched() -> object:
 
 
 def test_the_golden_files_are_those_that_were_made() -> None:
-    assert tree_digest(ROOT) == TREE_DIGEST, "golden files are never changed: make another version beside them"
+    assert tree_digest(ROOT) == TREE_DIGEST, (
+        "golden files are never changed: make another version beside them"
+    )
 
 
 def test_every_value_and_byte_is_read() -> None:
@@ -46,7 +50,10 @@ def test_every_value_and_byte_is_read_where_torch_is_not_installed() -> None:
     code = "import sys; sys.modules['torch'] = None; import expected_v1; expected_v1.check_run(); print('checked')"
     path = os.pathsep.join([str(ROOT.parent), str(pathlib.Path(holdfast.__file__).parents[1])])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == "checked\n", done.stderr
 
@@ -90,7 +97,9 @@ class Tied(torch.nn.Module):
 def test_live_objects_are_filled(step: int) -> None:
     model = Tied()
     optimizer = torch.optim.SGD(model.parameters(), lr=9.0, momentum=0.9)
-    holdfast.load(ROOT, into={"model": model, "optimizer": optimizer}, step=step, only=["model/**", "optimizer/**"])
+    holdfast.load(
+        ROOT, into={"model": model, "optimizer": optimizer}, step=step, only=["model/**", "optimizer/**"]
+    )
     assert as_bytes(model.decoder.weight.detach()).hex() == WEIGHT[step]
     assert as_bytes(model.mean).hex() == MEAN
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]) == (0.1, 0.5)
@@ -103,7 +112,9 @@ def test_any_safetensors_reader_reads_the_data_files() -> None:
     for path in sorted(ROOT.glob("data/000000000010-*/*.safetensors")):
         for name, entry in safetensors.deserialize(path.read_bytes()):
             found[f"{path.stem}/{name}"] = bytes(entry["data"])
-    assert {n.removeprefix("dtypes/"): raw.hex() for n, raw in found.items() if n.startswith("dtypes/")} == DTYPES
+    assert {
+        n.removeprefix("dtypes/"): raw.hex() for n, raw in found.items() if n.startswith("dtypes/")
+    } == DTYPES
     assert found["frozen/large"] == LARGE
     assert found["model/encoder.weight"].hex() == WEIGHT[10]
 

@@ -62,7 +62,12 @@ def test_old_half_made_files_are_swept_and_nothing_else(tmp_path: pathlib.Path) 
         (tmp_path / "data" / name).write_bytes(b"half")
         os.utime(tmp_path / "data" / name, (1000, 2_000_000_000 if name == ".tmp-new" else 1000))
     store.sweep(1_500_000_000)
-    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [".DS_Store", ".tmp-new", "k", "notes (2)"]
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [
+        ".DS_Store",
+        ".tmp-new",
+        "k",
+        "notes (2)",
+    ]
 
 
 class Meanwhile(OsDisk):
@@ -83,7 +88,9 @@ class Meanwhile(OsDisk):
 
 
 @pytest.mark.parametrize("size", [3, 300])
-def test_an_object_that_is_replaced_while_it_is_read_is_the_old_or_the_new(tmp_path: pathlib.Path, size: int) -> None:
+def test_an_object_that_is_replaced_while_it_is_read_is_the_old_or_the_new(
+    tmp_path: pathlib.Path, size: int
+) -> None:
     old, new = b"o" * 30, b"n" * size
     LocalStore(tmp_path).create("k", old)
     reader = LocalStore(tmp_path, Meanwhile(lambda: LocalStore(tmp_path).replace("k", new)))
