@@ -136,4 +136,6 @@ def test_a_lease_outside_the_grammar_is_refused_by_name(body: bytes) -> None:
     store = MemoryStore()
     store.create(lease_key(3), seal(body))
     with pytest.raises(InvalidFormat, match=lease_key(3)):
+        holder(store)
+    with pytest.raises(LeaseHeld, match=lease_key(3)):  # for a term: somebody may have just written it
         acquire(store, MockClock(), heartbeat=False)

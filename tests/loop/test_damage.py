@@ -11,7 +11,7 @@ import pytest
 
 from holdfast import Checkpointer, Run, every, last
 from holdfast.core.buffers import Buffer
-from holdfast.core.errors import HoldfastError, SaveFailed
+from holdfast.core.errors import HoldfastError, LeaseHeld, SaveFailed
 from holdfast.stores import LocalStore, OsDisk
 
 
@@ -118,3 +118,14 @@ def test_failed_saves_leave_nothing_behind_on_a_full_disk(tmp_path: pathlib.Path
     ckpt.save()
     ckpt.close()
     assert not any(Run(tmp_path).verify().values())
+
+
+def test_a_damaged_lease_lapses(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    go(tmp_path, 2)
+    (lease,) = (tmp_path / "lease").iterdir()
+    flip(lease, 10)
+    with pytest.raises(LeaseHeld, match="can be taken in"):
+        go(tmp_path, 3)
+    os.utime(lease, (1, 1))
+    assert go(tmp_path, 3) == 3
+    assert "is taken over" in caplog.text

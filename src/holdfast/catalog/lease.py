@@ -23,6 +23,7 @@ from holdfast.core.clock import SystemTime, TimeSource
 from holdfast.core.errors import (
     AlreadyExists,
     HoldfastError,
+    IntegrityError,
     InvalidFormat,
     LeaseHeld,
     LeaseLost,
@@ -125,6 +126,20 @@ def holder(store: Store) -> LeaseDoc | None:
     return None
 
 
+def _holder_or_lapsed(store: Store, now: float) -> LeaseDoc | None:
+    """Like `holder`; a damaged lease counts as ended when nobody has renewed it for a term."""
+    try:
+        return holder(store)
+    except IntegrityError as e:
+        newest = store.list(LEASES)[-1]
+        remaining = newest.modified + LEASE_SECONDS - now
+        if remaining > 0:
+            raise LeaseHeld(f"{e}; if nobody writes this run, it can be taken in {remaining:.0f} s") from e
+        logger.warning("%s; nobody has renewed it for a while, so the run is taken over", e)
+        generation = int(newest.key.removeprefix(f"{LEASES}/").partition(".")[0])
+        return LeaseDoc(generation, "unknown", 0, "", "", newest.modified, newest.modified, released=True)
+
+
 def is_held(doc: LeaseDoc, now: float) -> bool:
     """Return whether a lease is in force: its process lives on this machine, or it is elsewhere and has not expired."""
     if doc.released or _is_dead(doc):
@@ -144,7 +159,7 @@ def acquire(
         LeaseHeld: another living process holds it; the message says who and until when.
     """
     time = time or SystemTime()
-    present = holder(store)
+    present = _holder_or_lapsed(store, time.now())
     if wait and present is not None:
         present = _outwait(store, present, time)
     if present is not None and is_held(present, time.now()):

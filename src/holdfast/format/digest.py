@@ -37,7 +37,7 @@ _forked = False
 
 
 def _note_fork() -> None:
-    """BLAKE3's threads are not there in a forked child (a data loader's worker, say): waiting for them would never end."""
+    """BLAKE3's threads are not there in a forked child (a loader's worker, say): waiting for them would never end."""
     global _forked
     _forked = True
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from holdfast.catalog.history import History
-from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError
+from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError, StoreError
 from holdfast.core.names import matches
 from holdfast.format.manifest import Manifest
 from holdfast.restoring.reader import Reader
@@ -64,7 +64,7 @@ def restore_state(
                 passed_over[step] = "holds weights only"
                 continue
             return _restore_one(history, manifest, state, options, passed_over, rng=rng)
-        except IntegrityError as e:
+        except (IntegrityError, StoreError) as e:
             passed_over[step] = str(e)
             logger.warning("step %d does not verify, falling back to an older checkpoint: %s", step, e)
     what = "; ".join(f"step {s}: {why}" for s, why in passed_over.items())

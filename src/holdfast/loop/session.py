@@ -19,7 +19,7 @@ from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tags import Tag, delete_tag, set_tag
 from holdfast.core.clock import Clock, TimeSource
-from holdfast.core.errors import IntegrityError, StoreError
+from holdfast.core.errors import CommitUnknown, IntegrityError, StoreError
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
 from holdfast.policies import Decision, Rule, plan
@@ -128,7 +128,12 @@ class Session:
             environment=fingerprint(),
             loop=order.loop or {},
         )
-        entry = commit(self.store, manifest, self.lease)
+        try:
+            entry = commit(self.store, manifest, self.lease)
+        except CommitUnknown:
+            self.history.refresh()  # it may be there, and then what it needs must stay
+            self._known = None
+            raise
         self._known, self.parent = known, attempt
         self._replace(entry, manifest)
         for tag in order.tags:
@@ -171,6 +176,8 @@ class Session:
             if tag.step in steps:
                 delete_tag(self.store, name)
         victims = [self.history.manifests.pop(s) for s in steps]
+        if any(m.attempt == self.parent for _, m in victims):
+            self._known = None  # nothing may refer to what is going
         freed = remove(self.store, victims, self._others())
         for _, m in victims:
             self.log.record(Removed(self.time.now(), m.step, m.attempt, "removed", why.get(m.step, [])))

@@ -146,7 +146,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
-        """Open an object to read, and give its size: of this very file, as its name may be another's the next moment."""
+        """Open an object to read, and give its size: of this very file: its name may be another's a moment later."""
         path = self.path(key)
         with _translated("read", path):
             fd = self.disk.open_read(path)
