@@ -172,7 +172,8 @@ class Run:
 
     def plan(self, keep: Rule) -> tuple[Decision, ...]:
         """Return what a retention rule would keep and drop, with the reasons. Changes nothing."""
-        return plan(self.records(), require_retention(keep), now=self._time.now())
+        rule, together = require_retention(keep), self.history.stored_together
+        return plan(self.records(), rule, now=self._time.now(), stored_together=together)
 
     def prune(self, keep: Rule) -> tuple[Decision, ...]:
         """Delete and demote what a retention rule lets go, and return what was decided.

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import holdfast
-from holdfast import Run
+from holdfast import Run, limit
 from holdfast.stores import MemoryStore
 
 NAMES = "abcd"
@@ -34,3 +34,17 @@ def test_every_save_reads_back_what_was_saved(saves: list[tuple[int, set[str], b
             found = holdfast.load(store, step=at, as_="numpy")["m"]
             assert {n: float(v[0]) for n, v in found.items()} == values
     assert not any(Run(store).verify().values())
+
+
+def test_a_limit_in_bytes_counts_shared_files_once() -> None:
+    store = MemoryStore()
+    base = np.arange(50_000.0)  # 400 kB, the same in every checkpoint
+    for step in range(1, 7):
+        holdfast.save(store, {"base": base, "head": np.full(10_000, float(step))}, step=step)
+    run = Run(store)
+    assert sum(r.stored_bytes for r in run.records()) > 2_800_000
+    kept = [d.step for d in run.plan(limit("800 kB")) if d.action == "keep"]
+    assert kept == [3, 4, 5, 6]  # 400 kB and four times 80 kB with their headers
+    run.prune(limit("800 kB"))
+    assert Run(store).steps == kept
+    assert sum(o.size for o in store.list("data")) <= 800_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from holdfast.catalog.checkpoints import Entry, entries, read_entry
 from holdfast.catalog.runlog import LogReader
@@ -88,6 +88,11 @@ class History:
             )
             for _, m in (self.manifests[s] for s in self.steps)
         ]
+
+    def stored_together(self, records: Sequence[CheckpointRecord]) -> int:
+        """Return the bytes that some checkpoints take together; a file that several refer to counts once."""
+        manifests = [self.manifests[r.step][1] for r in records if r.step in self.manifests]
+        return sum({f.key: f.size for m in manifests for p in m.parts.values() for f in p.files}.values())
 
     def resolve(self, which: int | str) -> tuple[Entry, Manifest]:
         """Return the checkpoint of a step, "latest", or a tag.

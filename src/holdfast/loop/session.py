@@ -155,7 +155,8 @@ class Session:
         """Delete and demote what the retention rule lets go; return what was decided."""
         if keep is None:
             return ()
-        decisions = plan(self.history.records(self.events()), keep, now=self.time.now())
+        records = self.history.records(self.events())
+        decisions = plan(records, keep, now=self.time.now(), stored_together=self.history.stored_together)
         if self.history.broken_tags:  # what they protect is unknown
             broken = "; ".join(self.history.broken_tags)
             logger.warning("nothing is deleted: %s. Remove that tag or set it again", broken)
