@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.catalog.checkpoints import Entry, commit
+from holdfast.catalog.checkpoints import Entry, commit, entries, read_entry
 from holdfast.catalog.lease import acquire
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import StoreError
-from holdfast.format.manifest import FORMAT_VERSION, FileEntry, Manifest, Part
+from holdfast.format.manifest import FORMAT_VERSION, FileEntry, Manifest, Part, decode_manifest
 from holdfast.stores import MemoryStore, Store
 from holdfast.testing import MockClock
 
@@ -33,15 +33,23 @@ def manifest(step: int, attempt: str = "aa", *, files: tuple[str, ...] = (), **f
 def put(store: Store, *manifests: Manifest) -> list[Entry]:
     """Commit manifests, with something at each data key they refer to that is free."""
     held = acquire(store, MockClock(), heartbeat=False)
-    entries = []
+    made = []
     present = {o.key for o in store.list("data")}
     for m in manifests:
         for key in sorted(m.file_keys - present):
             store.write(key, [b"x" * 10])
             present.add(key)
-        entries.append(commit(store, m, held))
+        made.append(commit(store, m, held))
     held.release()
-    return entries
+    return made
+
+
+def set_aside(store: Store) -> list[Manifest]:
+    return [decode_manifest(store.read(o.key), o.key) for o in store.list("trash")]
+
+
+def attempts(store: Store) -> list[tuple[int, str]]:
+    return [(e.step, read_entry(store, e).attempt) for e in entries(store)]
 
 
 class Interrupted(MemoryStore):

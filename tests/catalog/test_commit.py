@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from manifests import Interrupted, fail, manifest
+from manifests import Interrupted, attempts, fail, manifest
 
 from holdfast.catalog.checkpoints import (
     Entry,
@@ -32,10 +32,6 @@ def store() -> Interrupted:
 @pytest.fixture
 def lease(store: Interrupted) -> Lease:
     return acquire(store, MockClock(), heartbeat=False)
-
-
-def attempts(store: Store) -> list[tuple[int, str]]:
-    return [(e.step, read_entry(store, e).attempt) for e in entries(store)]
 
 
 def test_a_commit_makes_a_checkpoint_exist(store: Interrupted, lease: Lease) -> None:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from manifests import Interrupted, fail
+from manifests import Interrupted, fail, set_aside
 
 import holdfast
-from holdfast.catalog.checkpoints import read_trash, reclaim
+from holdfast.catalog.checkpoints import reclaim
 from holdfast.catalog.verify import verify_manifest
 from holdfast.core.buffers import Buffer
 from holdfast.core.clock import Clock
@@ -190,7 +190,7 @@ class Run(RuleBasedStateMachine):
 
     @invariant()
     def what_was_set_aside_keeps_its_bytes(self) -> None:
-        for aside in read_trash(self.store) or []:
+        for aside in set_aside(self.store):
             assert list(verify_manifest(self.store, aside)) == [], aside.step
 
     @rule()

@@ -6,8 +6,9 @@ nothing refers to, which `reclaim` frees.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from holdfast.catalog.keys import (
     CHECKPOINTS,
@@ -31,7 +32,7 @@ from holdfast.core.errors import (
 from holdfast.format.manifest import Manifest, decode_manifest, encode_manifest
 from holdfast.stores import Store
 
-__all__ = ["Entry", "commit", "entries", "read_entry", "read_trash", "reclaim", "remove", "retire"]
+__all__ = ["Entry", "commit", "entries", "read_entry", "reclaim", "remove", "retire"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,51 +135,31 @@ def _delete_names(store: Store, gone: Sequence[Entry]) -> None:
     store.delete([e.key for e in gone])
 
 
-def read_trash(store: Store) -> list[Manifest] | None:
-    """Return the manifests that were set aside, or None when one of them cannot be read."""
-    found: list[Manifest] = []
-    for info in store.list(TRASH):
-        try:
-            found.append(decode_manifest(store.read(info.key), info.key))
-        except NotFound:
-            continue
-        except HoldfastError:
-            return None
-    return found
-
-
-def remove(store: Store, victims: Sequence[tuple[Entry, Manifest]], kept: Sequence[Manifest] | None) -> int:
+def remove(store: Store, victims: Sequence[tuple[Entry, Manifest]], known: Mapping[str, Manifest]) -> int:
     """Delete checkpoints, then every data file that only they referred to; return the bytes freed.
 
-    `kept` holds the manifest of every other checkpoint, listed or set aside; None says that one of them cannot be
-    read, and then all data stays for a later `reclaim`. Where the store lists more than `kept`, that is read: after an
-    unknown outcome a writer does not know of a checkpoint that it committed.
+    What must stay is what the store lists, not what the caller remembers: `known` saves reading manifests that were
+    read before, by key. While one of the others cannot be read all data stays, for a later `reclaim`.
     """
     _delete_names(store, [entry for entry, _ in victims])  # durability: no name before its bytes
-    if kept is None:
+    needed = _needed(store, known)
+    if needed is None:
         return 0
-    needed = {key for manifest in kept for key in manifest.file_keys}
-    more = _needed_beyond(store, kept)
-    if more is None:
-        return 0
-    needed |= more
     sizes = {f.key: f.size for _, m in victims for p in m.parts.values() for f in p.files}
     unreferenced = sorted(set(sizes) - needed)
     store.delete(unreferenced)
     return sum(sizes[key] for key in unreferenced)
 
 
-def _needed_beyond(store: Store, known: Sequence[Manifest]) -> set[str] | None:
-    """Return the data that listed manifests need, unless all of them are known; None when one cannot be read."""
-    found = _manifest_keys(store)
-    if len(found) == len(known):
-        return set()
+def _needed(store: Store, known: Mapping[str, Manifest]) -> set[str] | None:
+    """Return the data that any manifest of the store needs, listed or set aside; None when one cannot be read."""
     needed: set[str] = set()
-    for key in found:
+    for key in _manifest_keys(store):
         try:
-            needed |= decode_manifest(store.read(key), key).file_keys
+            manifest = known[key] if key in known else decode_manifest(store.read(key), key)
         except HoldfastError:
             return None
+        needed |= manifest.file_keys
     return needed
 
 
@@ -188,9 +169,15 @@ def _manifest_keys(store: Store) -> list[str]:
     return listed + [o.key for o in store.list(TRASH)]
 
 
-def reclaim(store: Store, *, trash_before: float = 0.0, half_made_before: float = 0.0) -> int:
+def reclaim(
+    store: Store,
+    known: Mapping[str, Manifest] = MappingProxyType({}),
+    *,
+    trash_before: float = 0.0,
+    half_made_before: float = 0.0,
+) -> int:
     """Free what nothing refers to: attempts that never committed, older states of a step, trash and half-made files
-    from before the given times (seconds since the Unix epoch).
+    from before the given times (seconds since the Unix epoch). `known` is as for `remove`.
 
     Only the holder of the lease may call this, with no save under way. While any manifest cannot be read no data is
     freed: what it refers to is unknown, and it may be repaired. Returns the bytes freed.
@@ -201,7 +188,7 @@ def reclaim(store: Store, *, trash_before: float = 0.0, half_made_before: float 
     manifests = [o.key for o in store.list(CHECKPOINTS) if parse_manifest_key(o.key) is not None]
     store.delete([key for key in manifests if key not in newest])
     listed = store.list(DATA)
-    needed = _needed_beyond(store, ())
+    needed = _needed(store, known)
     if needed is None:
         return 0
     orphans = [o for o in listed if is_data_key(o.key) and o.key not in needed]

@@ -45,6 +45,11 @@ class History:
         self.manifests = present
 
     @property
+    def known(self) -> dict[str, Manifest]:
+        """The manifests that were read, by key."""
+        return {entry.key: manifest for entry, manifest in self.manifests.values()}
+
+    @property
     def steps(self) -> list[int]:
         """The steps that have a checkpoint whose manifest verifies, oldest first."""
         return sorted(self.manifests)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from holdfast.catalog.checkpoints import Entry, commit, read_trash, reclaim, remove, retire
+from holdfast.catalog.checkpoints import Entry, commit, reclaim, remove, retire
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import create_run
 from holdfast.catalog.keys import data_prefix
@@ -68,11 +68,8 @@ class Session:
         self._known: KnownTensors | None = None
         self._closed = False
         try:
-            now = time.now()
-            freed = reclaim(store, trash_before=now - TRASH_SECONDS, half_made_before=now - HALF_MADE_SECONDS)
-            if freed:
-                logger.info("freed %d bytes that dead writers had left in %s", freed, store.url)
             self.history.refresh()
+            self._reclaim()
             for step, (_, error) in self.history.broken.items():
                 logger.warning(
                     "step %d does not verify; until it is repaired or removed (holdfast rm), no data is freed that it "
@@ -179,7 +176,7 @@ class Session:
         victims = [self.history.manifests.pop(s) for s in steps]
         if any(m.attempt == self.parent for _, m in victims):
             self._known = None  # nothing may refer to what is going
-        freed = remove(self.store, victims, self._others())
+        freed = remove(self.store, victims, self.history.known)
         for _, m in victims:
             self.log.record(Removed(self.time.now(), m.step, m.attempt, "removed", why.get(m.step, [])))
         self.log.flush()
@@ -212,34 +209,39 @@ class Session:
             self.lease.release()
 
     def _known_tensors(self) -> KnownTensors:
-        for step in reversed(self.history.steps):
-            _, manifest = self.history.manifests[step]
-            if manifest.attempt == self.parent or self.parent is None:
-                try:
-                    return KnownTensors.of(self.store, manifest)
-                except IntegrityError as e:
-                    logger.warning("step %d does not verify, so everything is written anew: %s", step, e)
-                    break
+        """Return what the checkpoint holds that this one is built on; by default the newest."""
+        manifests = [self.history.manifests[s][1] for s in reversed(self.history.steps)]
+        before = next((m for m in manifests if self.parent in (None, m.attempt)), None)
+        if before is not None:
+            try:
+                return KnownTensors.of(self.store, before)
+            except IntegrityError as e:
+                logger.warning("step %d does not verify, so everything is written anew: %s", before.step, e)
         return KnownTensors()
+
+    def _reclaim(self) -> None:
+        """Free what dead writers left behind."""
+        now = self.time.now()
+        freed = reclaim(
+            self.store,
+            self.history.known,
+            trash_before=now - TRASH_SECONDS,
+            half_made_before=now - HALF_MADE_SECONDS,
+        )
+        if freed:
+            logger.info("freed %d bytes that dead writers had left in %s", freed, self.store.url)
 
     def _discard(self, step: int, attempt: str) -> None:
         """Free what an attempt wrote that failed before its commit: a full disk must not fill with halves."""
         with contextlib.suppress(StoreError):  # the next owner of the run frees it
             self.store.delete([o.key for o in self.store.list(data_prefix(step, attempt))])
 
-    def _others(self) -> list[Manifest] | None:
-        """Return every manifest whose bytes must stay, or None when one of them cannot be read."""
-        if self.history.broken:
-            return None
-        aside = read_trash(self.store)
-        return None if aside is None else [m for _, m in self.history.manifests.values()] + aside
-
     def _replace(self, entry: Entry, manifest: Manifest) -> None:
         """Take a committed manifest into the history; the state of the same step before it is removed."""
         before = self.history.manifests.pop(manifest.step, None)
         self.history.manifests[manifest.step] = (entry, manifest)
         if before is not None:
-            remove(self.store, [before], self._others())
+            remove(self.store, [before], self.history.known)
 
     def _demote(self, decision: Decision) -> None:
         """Replace a checkpoint by one that holds its weights alone."""
