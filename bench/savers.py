@@ -56,83 +56,88 @@ class Holdfast:
         self.ckpt.close()
 
 
-class TorchSave:
+class _Written:
+    """A saver that writes `path` when it is told to; whoever measures makes it durable and drops the caches."""
+
+    name = ""
+    path: pathlib.Path
+
+    def write(self, state: State) -> None:
+        raise NotImplementedError
+
+    def read(self, state: State) -> None:
+        raise NotImplementedError
+
+    def save(self, state: State) -> tuple[float, float]:
+        started = time.perf_counter()
+        self.write(state)
+        held = time.perf_counter() - started
+        sync_tree(self.path)
+        return held, time.perf_counter() - started
+
+    def load(self, state: State) -> float:
+        drop_caches(self.path)
+        started = time.perf_counter()
+        self.read(state)
+        return time.perf_counter() - started
+
+    def stored_bytes(self) -> int:
+        return _size(self.path)
+
+    def close(self) -> None:
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+class TorchSave(_Written):
     name = "torch.save"
 
     def __init__(self, scratch: pathlib.Path, state: State) -> None:
         self.path = scratch / "state.pt"
 
-    def save(self, state: State) -> tuple[float, float]:
-        started = time.perf_counter()
+    def write(self, state: State) -> None:
         torch.save(state, self.path)
-        held = time.perf_counter() - started
-        sync_tree(self.path)
-        return held, time.perf_counter() - started
 
-    def load(self, state: State) -> float:
-        drop_caches(self.path)
-        started = time.perf_counter()
+    def read(self, state: State) -> None:
         _copy_in(state, torch.load(self.path, weights_only=True))
-        return time.perf_counter() - started
-
-    def stored_bytes(self) -> int:
-        return _size(self.path)
-
-    def close(self) -> None:
-        self.path.unlink(missing_ok=True)
 
 
-class Safetensors(TorchSave):
+class Safetensors(_Written):
     name = "safetensors"
 
     def __init__(self, scratch: pathlib.Path, state: State) -> None:
         self.path = scratch / "state.safetensors"
 
-    def save(self, state: State) -> tuple[float, float]:
-        started = time.perf_counter()
+    def write(self, state: State) -> None:
         flat = {f"{part}/{name}": t for part, tensors in state.items() for name, t in tensors.items()}
         safetensors.torch.save_file(flat, self.path)
-        held = time.perf_counter() - started
-        sync_tree(self.path)
-        return held, time.perf_counter() - started
 
-    def load(self, state: State) -> float:
-        drop_caches(self.path)
-        started = time.perf_counter()
+    def read(self, state: State) -> None:
         found = safetensors.torch.load_file(self.path)
         _copy_in(state, {p: {n: found[f"{p}/{n}"] for n in tensors} for p, tensors in state.items()})
-        return time.perf_counter() - started
 
 
-class DcpSync:
+class DcpSync(_Written):
     name = "DCP"
 
     def __init__(self, scratch: pathlib.Path, state: State) -> None:
-        self.path = scratch / self.name.replace(" ", "-")
+        self.path = scratch / "dcp"
 
     def save(self, state: State) -> tuple[float, float]:
         shutil.rmtree(self.path, ignore_errors=True)
-        started = time.perf_counter()
+        return super().save(state)
+
+    def write(self, state: State) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.save(dict(state), checkpoint_id=str(self.path), no_dist=True)
-        held = time.perf_counter() - started
-        sync_tree(self.path)
-        return held, time.perf_counter() - started
 
-    def load(self, state: State) -> float:
-        drop_caches(self.path)
-        started = time.perf_counter()
+    def read(self, state: State) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.load(dict(state), checkpoint_id=str(self.path), no_dist=True)
-        return time.perf_counter() - started
-
-    def stored_bytes(self) -> int:
-        return _size(self.path)
-
-    def close(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
 
 
 SAVERS = (Holdfast, TorchSave, Safetensors, DcpSync)

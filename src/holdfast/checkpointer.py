@@ -9,9 +9,9 @@ import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TypeVar, cast, overload
+from typing import TypeVar, overload
 
-from holdfast.core.clock import Clock, SystemTime, TimeSource
+from holdfast.core.clock import Clock, SystemTime, TimeSource, check_count
 from holdfast.core.errors import HoldfastError, PolicyError
 from holdfast.core.names import check_tag
 from holdfast.loop.batches import BatchSource
@@ -129,7 +129,9 @@ class Checkpointer:
             SaveFailed: a save in the background failed; raised at the next step's end.
             KeyboardInterrupt, SystemExit: after a signal, once the last checkpoint is durable.
         """
-        return self._steps(_count("steps", total), BatchSource(data) if data is not None else None)
+        if total is not None:
+            check_count("total", total)
+        return self._steps(total, BatchSource(data) if data is not None else None)
 
     def _steps(self, total: int | None, source: BatchSource | None) -> Iterator[object]:
         engine, inner = self._engine, self._depth > 0
@@ -157,7 +159,7 @@ class Checkpointer:
 
         An epoch in which no step was counted counts as one step.
         """
-        return self._epochs(cast("int", _count("epochs", total)))
+        return self._epochs(check_count("total", total))
 
     def _epochs(self, total: int) -> Iterator[int]:
         engine = self._engine
@@ -290,12 +292,6 @@ class Checkpointer:
             print(f"holdfast: {e}", file=sys.stderr)
             return False
         return True
-
-
-def _count(what: str, total: int | None) -> int | None:
-    if total is not None and (isinstance(total, bool) or not isinstance(total, int) or total < 0):
-        raise PolicyError(f"{what}({total!r}): expected a number of {what} that is not negative")
-    return total
 
 
 @atexit.register

@@ -8,8 +8,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Literal, overload
 
 from holdfast.checkpoint import Checkpoint
-from holdfast.core.clock import Clock, SystemTime
-from holdfast.core.errors import PolicyError, StateError
+from holdfast.core.clock import Clock, SystemTime, check_count
+from holdfast.core.errors import StateError
 from holdfast.loop.resume import restore_state
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import metric_number
@@ -39,8 +39,8 @@ def save(
         UnsupportedValue: something cannot be stored without running code at load; nothing was written.
         LeaseHeld: a training process writes the run.
     """
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
-        raise PolicyError(f"step={step!r} must be a number of steps that is not negative")
+    if step is not None:
+        check_count("step", step)
     snapshot = take_snapshot(state, Arena(), rng=rng)
     session = Session(open_store(url), SystemTime())
     try:

@@ -1,4 +1,4 @@
-"""Lets the tests of this directory import `manifests` by its name."""
+"""Lets the tests of this directory import `manifests` and `leases` by their names."""
 
 from __future__ import annotations
 

@@ -120,6 +120,14 @@ def test_removing_spares_what_a_listed_checkpoint_needs_though_the_caller_forgot
     assert entries(store) == [second]
 
 
+def test_removing_goes_by_what_is_listed_and_not_by_how_many_are_known(store: Interrupted) -> None:
+    shared = data_key(1, "aa")
+    one, forgotten = manifest(1, "aa"), manifest(2, "bb", files=(shared,))
+    first, _ = put(store, one, forgotten)
+    remove(store, [(first, one)], {"checkpoints/000000000009.json": manifest(9, "gone")})
+    assert data(store) == [shared]
+
+
 def test_removing_takes_older_states_of_the_step_along(store: Interrupted) -> None:
     old, new = manifest(1, "aa"), manifest(1, "bb")
     put(store, old, new)

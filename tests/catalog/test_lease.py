@@ -12,25 +12,14 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from leases import put
 
 from holdfast.catalog import lease as lease_module
 from holdfast.catalog.keys import LEASES, lease_key
 from holdfast.catalog.lease import LEASE_SECONDS, LeaseDoc, acquire, holder, is_held
 from holdfast.core.errors import LeaseHeld, LeaseLost
-from holdfast.format.sealed import seal
-from holdfast.stores import LocalStore, MemoryStore, Store
+from holdfast.stores import LocalStore, MemoryStore
 from holdfast.testing import MockClock
-
-
-def put(store: Store, **changes: object) -> LeaseDoc:
-    """Write a lease as some other process would have left it."""
-    clock = MockClock()
-    doc = LeaseDoc(
-        1, "elsewhere", 12345, "777", "another:namespace", clock.now(), clock.now() + LEASE_SECONDS
-    )
-    doc = msgspec.structs.replace(doc, **changes)
-    store.replace(lease_key(doc.generation), seal(msgspec.json.encode(doc)))
-    return doc
 
 
 def mine(**changes: object) -> LeaseDoc:

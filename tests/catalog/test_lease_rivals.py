@@ -8,28 +8,17 @@ import os
 import pathlib
 from multiprocessing.connection import Connection
 
-import msgspec
 import pytest
+from leases import put
 
 from holdfast.catalog.keys import LEASES, lease_key
-from holdfast.catalog.lease import LEASE_SECONDS, LeaseDoc, acquire, holder
+from holdfast.catalog.lease import acquire, holder
 from holdfast.core.errors import InvalidFormat, LeaseHeld, StoreError
 from holdfast.format.sealed import seal
-from holdfast.stores import LocalStore, MemoryStore, ObjectInfo, Store
+from holdfast.stores import LocalStore, MemoryStore, ObjectInfo
 from holdfast.testing import FaultyDisk, MockClock
 
 FORK = multiprocessing.get_context("fork")
-
-
-def put(store: Store, **changes: object) -> LeaseDoc:
-    """Write a lease as some other process would have left it."""
-    clock = MockClock()
-    doc = LeaseDoc(
-        1, "elsewhere", 12345, "777", "another:namespace", clock.now(), clock.now() + LEASE_SECONDS
-    )
-    doc = msgspec.structs.replace(doc, **changes)
-    store.replace(lease_key(doc.generation), seal(msgspec.json.encode(doc)))
-    return doc
 
 
 class Interleaved(MemoryStore):

@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["UNITS", "Clock", "SystemTime", "TimeSource"]
+from holdfast.core.errors import PolicyError
+
+__all__ = ["UNITS", "Clock", "SystemTime", "TimeSource", "check_count"]
 
 UNITS = ("step", "epoch", "samples", "tokens", "active_seconds")
 
@@ -23,6 +25,13 @@ class Clock:
     samples: int = 0
     tokens: int = 0
     active_seconds: float = 0.0
+
+
+def check_count(name: str, value: object) -> int:
+    """Return `value` if it is a count: an integer that is not negative. Raises PolicyError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise PolicyError(f"{name}={value!r} must be a whole number that is not negative")
+    return value
 
 
 class TimeSource(Protocol):

@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 1 << 30
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 ClockDoc = tuple[int, int, int, int, float]

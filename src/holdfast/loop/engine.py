@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from holdfast.core.clock import Clock, TimeSource
@@ -148,7 +148,8 @@ class Engine:
 
     def boundary(self, *, steps: int, epochs: int = 0, events: frozenset[str] = NO_EVENTS) -> None:
         """End a step or an epoch. Raises SaveFailed, and what a signal asks for once the last checkpoint is durable."""
-        self._raise_failure()
+        with _save_failures():
+            self._writer.raise_failure()
         if self._moved:  # the body of this step restored another one: it trained nothing
             self._go_on()
             steps = epochs = 0
@@ -220,10 +221,8 @@ class Engine:
             self._label_best()
             self.session.retain(self._keep)
 
-        try:
+        with _save_failures():
             self._writer.submit(job)
-        except Exception as e:
-            raise _failed(e) from e
 
     def save_after(self, error: Exception) -> None:
         """Save after an exception in the loop, if the save rule asks for it; never hide the exception."""
@@ -239,10 +238,8 @@ class Engine:
 
     def wait(self) -> None:
         """Return when every save is durable. Raises SaveFailed when one failed."""
-        try:
+        with _save_failures():
             self._writer.wait()
-        except Exception as e:
-            raise _failed(e) from e
 
     def close(self) -> None:
         """Wait for what is under way and give the run up."""
@@ -270,16 +267,15 @@ class Engine:
             if found:
                 self.session.publish_best(found[0].step)
 
-    def _raise_failure(self) -> None:
-        try:
-            self._writer.raise_failure()
-        except Exception as e:
-            raise _failed(e) from e
 
-
-def _failed(error: Exception) -> HoldfastError:
-    if isinstance(error, (SaveFailed, LeaseLost)):
-        return error
-    return SaveFailed(
-        f"a save failed: {error}. Checkpoints committed before it are intact; the next save tries afresh"
-    )
+@contextlib.contextmanager
+def _save_failures() -> Iterator[None]:
+    """Raise what the writer's job raised as SaveFailed; that the run was taken over is said as it is."""
+    try:
+        yield
+    except (SaveFailed, LeaseLost):
+        raise
+    except Exception as e:
+        raise SaveFailed(
+            f"a save failed: {e}. Checkpoints committed before it are intact; the next save tries afresh"
+        ) from e

@@ -24,12 +24,11 @@ logger = logging.getLogger("holdfast")
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore gave: the checkpoint, the report, new values for immutable ones, what was passed over."""
+    """What a restore gave: checkpoint, report, new values for immutable ones, and whether `whole` of it was read."""
 
     manifest: Manifest
     report: RestoreReport
     replaced: dict[str, object]
-    passed_over: dict[int, str]
     whole: bool
 
 
@@ -101,7 +100,7 @@ def _restore_one(
     if rng_tree is not None:
         plan.report.notes += restore_rng(materialize(rng_tree, tensors, as_="numpy"))
     whole = wanted >= frozenset(reader.specs)
-    return Restored(manifest, plan.report, plan.replaced, passed_over, whole)
+    return Restored(manifest, plan.report, plan.replaced, whole)
 
 
 def _refuse_demoted(manifest: Manifest, state: Mapping[str, object], options: RestoreOptions) -> None:

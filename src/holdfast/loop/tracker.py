@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 
-from holdfast.core.clock import Clock, TimeSource
+from holdfast.core.clock import Clock, TimeSource, check_count
 from holdfast.core.errors import PolicyError
 from holdfast.core.records import Moment, Observation
 from holdfast.format.events import Event, Observed
@@ -70,9 +70,7 @@ class Tracker:
     def count(self, *, samples: int = 0, tokens: int = 0) -> None:
         """Add to the clock's counts of samples and tokens; they take effect at the next safe point."""
         for name, n in (("samples", samples), ("tokens", tokens)):
-            if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-                raise PolicyError(f"{name}={n!r} is not a count; expected an integer that is not negative")
-            self._counted[name] += n
+            self._counted[name] += check_count(name, n)
 
     def start_timing(self) -> None:
         """Count training time from now on."""

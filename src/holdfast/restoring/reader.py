@@ -73,7 +73,7 @@ class Reader:
 
     def spec(self, name: str) -> TensorSpec:
         """Return what a tensor is; a tied name stands for the tensor it is tied to."""
-        t = self._stored(name)
+        _, t = self.locate(name)
         return TensorSpec(self.aliases.get(name, name), t.dtype, t.shape, t.stride)
 
     def place(self, name: str) -> tuple[str, int, int]:
@@ -85,9 +85,6 @@ class Reader:
         """Return the file that holds a tensor and the tensor's entry in its header; a tied name is its tensor's."""
         file, index = self._places[self.aliases.get(name, name)]
         return file, file.header.tensors[index]
-
-    def _stored(self, name: str) -> StoredTensor:
-        return self.locate(name)[1]
 
     def read(self, names: Iterable[str]) -> dict[str, HostTensor]:
         """Return tensors by name, every byte verified.
@@ -109,8 +106,7 @@ class Reader:
 
     def read_rows(self, name: str, start: int, stop: int) -> HostTensor:
         """Return rows `start` to `stop` of a tensor, reading and verifying only the blocks they lie in."""
-        file, index = self._places[self.aliases.get(name, name)]
-        t = file.header.tensors[index]
+        file, t = self.locate(name)
         row = t.nbytes // t.shape[0] if t.shape and t.shape[0] else 0
         first, end = t.start + start * row, t.start + stop * row
         spec = TensorSpec(name, t.dtype, (stop - start, *t.shape[1:]), None)

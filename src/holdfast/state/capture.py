@@ -62,23 +62,17 @@ def copy_tensors(sources: Sequence[TensorSource], destinations: Sequence[memoryv
         raise ValueError(
             f"expected one destination for each of {len(sources)} tensors, found {len(destinations)}"
         )
-    engines = list(dispatch().engines.values())
-    batches: dict[int, tuple[list[TensorSource], list[memoryview]]] = {}
+    known = dispatch()
+    batches: dict[int, tuple[Engine, list[TensorSource], list[memoryview]]] = {}
     for source, destination in zip(sources, destinations, strict=True):
         if destination.nbytes != source.spec.nbytes or destination.readonly:
             raise ValueError(
                 f"{source.spec.name}: expected {source.spec.nbytes} writable bytes, "
                 f"found {destination.nbytes}{' read-only' if destination.readonly else ''}"
             )
-        batch = batches.setdefault(_engine_index(engines, source), ([], []))
-        batch[0].append(source)
-        batch[1].append(destination if destination.format == "B" else destination.cast("B"))
-    for index, (some, places) in batches.items():
-        engines[index].copy_out(some, places)
-
-
-def _engine_index(engines: list[Engine], source: TensorSource) -> int:
-    for index, engine in enumerate(engines):
-        if engine.owns(source.value):
-            return index
-    raise TypeError(f"{source.spec.name}: {type(source.value).__name__} is a tensor of no known framework")
+        engine = known.engine_of(source.value)
+        _, some, places = batches.setdefault(id(engine), (engine, [], []))
+        some.append(source)
+        places.append(destination if destination.format == "B" else destination.cast("B"))
+    for engine, some, places in batches.values():
+        engine.copy_out(some, places)
