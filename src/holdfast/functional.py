@@ -52,7 +52,7 @@ def save(
             ("asked for",),
             (tag,) if tag else (),
         )
-        return Checkpoint(session.store, session.persist(snapshot, order))
+        return Checkpoint(session.store, session.persist(snapshot.image, order))
     finally:
         session.close()
 

@@ -81,7 +81,7 @@ class Run(RuleBasedStateMachine):
     def _persist(self, step: int) -> None:
         state = {part: {"w": large(seed), "b": np.full(3, seed)} for part, seed in self.seeds.items()}
         order = SaveOrder(Clock(step=step), {}, ("test",))
-        self.session.persist(take_snapshot(state, Arena(), rng=False), order)
+        self.session.persist(take_snapshot(state, Arena(), rng=False).image, order)
 
     def _expect(self, step: int) -> None:
         self.saved[step] = dict(self.seeds)

@@ -136,7 +136,7 @@ def main() -> None:
                 (step, step // 10, step * 64, step * 1000, step + 0.125), {"loss": 1.0 / step, "x": "inf"}
             )
         )
-        session.persist(take_snapshot(state, Arena(), rng=False), order)
+        session.persist(take_snapshot(state, Arena(), rng=False).image, order)
         clock.advance(60)
         model.encoder.weight.grad = torch.ones(2, 3)
         optimizer.step()

@@ -217,7 +217,7 @@ class Engine:
         order = SaveOrder(self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact)
 
         def job() -> None:
-            self.session.persist(snapshot, order)
+            self.session.persist(snapshot.image, order)
             self._label_best()
             self.session.retain(self._keep)
 

@@ -24,8 +24,8 @@ from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Veri
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
 from holdfast.policies import Decision, Rule, plan
 from holdfast.saving.environment import fingerprint
+from holdfast.saving.image import Image
 from holdfast.saving.persist import KnownTensors, new_attempt, persist_parts
-from holdfast.saving.snapshot import Snapshot
 from holdfast.stores import Store
 
 __all__ = ["SaveOrder", "Session"]
@@ -94,15 +94,13 @@ class Session:
         steps = self.history.steps
         return f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
-    def persist(self, snapshot: Snapshot, order: SaveOrder) -> Manifest:
-        """Make a snapshot a committed checkpoint: data, log, manifest, tags, in this order."""
+    def persist(self, image: Image, order: SaveOrder) -> Manifest:
+        """Make an image a committed checkpoint: data, log, manifest, tags, in this order."""
         if self._known is None:
             self._known = self._known_tensors()
         attempt, now = new_attempt(), self.time.now()
         try:
-            parts, known, written = persist_parts(
-                self.store, order.clock.step, attempt, snapshot, self._known
-            )
+            parts, known, written = persist_parts(self.store, order.clock.step, attempt, image, self._known)
             self.log.record(Saved(now, clock_to_doc(order.clock), attempt, list(order.reasons)))
             self.log.flush()
         except BaseException:

@@ -11,13 +11,18 @@ import mmap
 import threading
 from collections.abc import Sequence
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "page_aligned"]
 
 PAGE = 4096
 STRETCH_BYTES = 64 << 20
 _POPULATE_WRITE = (
     23  # MADV_POPULATE_WRITE, Linux 5.14; refused where it is not known, and then nothing is lost
 )
+
+
+def page_aligned(size: int) -> int:
+    """Return `size` bytes rounded up to whole pages."""
+    return -(-size // PAGE) * PAGE
 
 
 class Arena:
@@ -38,7 +43,7 @@ class Arena:
         position = 0
         for size in sizes:
             starts.append(position)
-            position += -(-size // PAGE) * PAGE
+            position += page_aligned(size)
         with self._lock:
             if position > len(self._view):
                 self._view = _map(position)
@@ -47,7 +52,7 @@ class Arena:
 
     def prewarm(self, sizes: Sequence[int]) -> None:
         """Map and touch the memory that `reserve` will need, in the background."""
-        total = sum(-(-size // PAGE) * PAGE for size in sizes)
+        total = sum(map(page_aligned, sizes))
         if total > self.capacity_bytes:
             threading.Thread(
                 target=self._prewarm, args=(total,), name="holdfast-prewarm", daemon=True

@@ -1,4 +1,4 @@
-"""Persist: a snapshot's bytes become data files, and a manifest that lists them. Committing is the caller's act."""
+"""Persist: an image's bytes become data files, and a manifest that lists them. Committing is the caller's act."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from holdfast.core.names import file_stems
 from holdfast.format.datafile import StoredTensor, encode_header, lay_out
 from holdfast.format.digest import OWN_BLOCK_BYTES, cut_blocks, digest
 from holdfast.format.manifest import FileEntry, Manifest, Part
-from holdfast.saving.snapshot import PartSnapshot, Snapshot
+from holdfast.saving.image import Image, PartImage
 from holdfast.stores import Store
 
 __all__ = ["KnownTensors", "new_attempt", "persist_parts"]
@@ -62,16 +62,17 @@ def new_attempt() -> str:
 
 
 def persist_parts(
-    store: Store, step: int, attempt: str, snapshot: Snapshot, known: KnownTensors
+    store: Store, step: int, attempt: str, image: Image, known: KnownTensors
 ) -> tuple[dict[str, Part], KnownTensors, int]:
-    """Write what is new of a snapshot; return the manifest's parts, what is known afterwards, and the bytes written."""
+    """Write what is new of an image; return the manifest's parts, what is known afterwards, and the bytes written."""
     prefix = data_prefix(step, attempt)
     parts: dict[str, Part] = {}
     now_known = KnownTensors()
     written = 0
-    stems = file_stems(snapshot.parts)
-    for name, part in snapshot.parts.items():
+    stems = file_stems(image.parts)
+    for name, part in image.parts.items():
         key = f"{prefix}/{stems[name]}.safetensors"
+        image.wait(part.offset + len(part.data))
         result, tensors = _persist_part(
             store, key, part, known.parts.get(name, {}), known.files.get(name, [])
         )
@@ -82,7 +83,7 @@ def persist_parts(
 
 
 def _persist_part(
-    store: Store, key: str, part: PartSnapshot, before: Mapping[str, _Known], files_before: list[FileEntry]
+    store: Store, key: str, part: PartImage, before: Mapping[str, _Known], files_before: list[FileEntry]
 ) -> tuple[Part, dict[str, _Known]]:
     own = _own_digests(part)
     kept = {
@@ -104,7 +105,7 @@ def _persist_part(
     return Part(part.tree, part.kind, files, part.aliases), known
 
 
-def _own_digests(part: PartSnapshot) -> dict[str, tuple[bytes, ...]]:
+def _own_digests(part: PartImage) -> dict[str, tuple[bytes, ...]]:
     """Return the digests of the tensors that are large enough for blocks of their own."""
     found: dict[str, list[bytes]] = {}
     for block in cut_blocks([(t.nbytes, t.shape) for t in part.tensors]):
@@ -123,7 +124,7 @@ def _same(t: StoredTensor, own: Mapping[str, tuple[bytes, ...]], known: _Known) 
 def _write_file(
     store: Store,
     key: str,
-    part: PartSnapshot,
+    part: PartImage,
     changed: list[StoredTensor],
     own: Mapping[str, tuple[bytes, ...]],
 ) -> FileEntry:
@@ -152,7 +153,7 @@ def _block_digests(
     return out
 
 
-def _runs(part: PartSnapshot, changed: list[StoredTensor]) -> list[memoryview]:
+def _runs(part: PartImage, changed: list[StoredTensor]) -> list[memoryview]:
     """Return the bytes to write, in order, as few contiguous pieces of the arena as possible."""
     spans: list[list[int]] = []
     for t in changed:

@@ -13,40 +13,24 @@ from holdfast.core.errors import StateError
 from holdfast.core.names import check_path
 from holdfast.format.datafile import METADATA, StoredTensor, lay_out
 from holdfast.format.values import encode_value
-from holdfast.saving.arena import Arena
+from holdfast.saving.arena import Arena, page_aligned
+from holdfast.saving.image import Image, PartImage
 from holdfast.state.capture import Captured, CaptureReport, capture, copy_tensors
 from holdfast.state.registry import family
 from holdfast.state.rng import capture_rng
 from holdfast.state.tensors import TensorSource, TensorSpec
 
-__all__ = ["RNG_PART", "PartSnapshot", "Snapshot", "expected_sizes", "take_snapshot"]
+__all__ = ["RNG_PART", "Snapshot", "expected_sizes", "take_snapshot"]
 
 RNG_PART = "rng"
 
 
 @dataclass(frozen=True, slots=True)
-class PartSnapshot:
-    """One top-level key of the state: its encoded values, what kind of object it is, tied names, tensors
-    in data order, and their bytes."""
-
-    tree: msgspec.Raw
-    kind: str
-    aliases: dict[str, str]
-    tensors: list[StoredTensor]
-    data: memoryview
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A whole state in host memory; valid until its arena is used again."""
+    """A whole state in host memory, and what was found on the way; valid until its arena is used again."""
 
-    parts: dict[str, PartSnapshot]
+    image: Image
     report: CaptureReport
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of tensor data."""
-        return sum(len(p.data) for p in self.parts.values())
 
 
 def expected_sizes(state: Mapping[str, object]) -> list[int]:
@@ -97,7 +81,8 @@ def _copy(state: Mapping[str, object], arena: Arena, *, gradients: bool) -> Snap
         part: lay_out([_stored(name, s.spec) for name, s in found.items()]) for part, found in sources.items()
     }
     pieces = arena.reserve([t[-1].end if t else 0 for t in laid.values()])
-    parts: dict[str, PartSnapshot] = {}
+    parts: dict[str, PartImage] = {}
+    offset = 0
     ordered: list[TensorSource] = []
     targets: list[memoryview] = []
     for (part, tensors), piece in zip(laid.items(), pieces, strict=True):
@@ -106,9 +91,10 @@ def _copy(state: Mapping[str, object], arena: Arena, *, gradients: bool) -> Snap
         aliases = {a: b for a, b in captured.aliases.items() if a.partition("/")[0] == part}
         # Encoding is the copy: nothing of the live state is shared with the snapshot afterwards.
         tree = msgspec.Raw(msgspec.json.encode(encode_value(captured.tree[part], part)))
-        parts[part] = PartSnapshot(tree, family(state[part]), aliases, tensors, piece)
+        parts[part] = PartImage(tree, family(state[part]), aliases, tensors, piece, offset)
+        offset += page_aligned(len(piece))
     copy_tensors(ordered, targets)
-    return Snapshot(parts, captured.report)
+    return Snapshot(Image(parts), captured.report)
 
 
 def _by_part(captured: Captured) -> dict[str, dict[str, TensorSource]]:
