@@ -15,7 +15,7 @@ from holdfast.core.clock import Clock, SystemTime, TimeSource, check_count
 from holdfast.core.errors import HoldfastError, PolicyError
 from holdfast.core.names import check_tag
 from holdfast.loop.batches import BatchSource
-from holdfast.loop.engine import Engine
+from holdfast.loop.engine import Engine, WriterKind
 from holdfast.policies import EarlyStopping, Rule, Verdict, every, require_retention, require_trigger
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store, open_store
@@ -37,7 +37,9 @@ class Checkpointer:
             saved when it ends, and when SIGINT, SIGTERM or SIGUSR1 arrives.
         keep: what to keep (`last`, `best`, `every`, ... joined with `|`); by default everything.
         stop: early stopping.
-        background: persist on a background thread; otherwise a save returns when it is durable.
+        writer: who makes a snapshot durable: a "process" of its own, which finishes what was snapshotted even when
+            this one is killed; a "thread"; or nobody else ("inline": a save returns when it is durable). "auto" is a
+            process where there can be one (Linux, a store that can be opened by URL), else a thread.
         deadline_seconds: how long after SIGTERM or Ctrl-C the process may live to make its last checkpoint.
         missing, unexpected, cast: globs over tree paths where a restore may be less than strict.
 
@@ -54,7 +56,7 @@ class Checkpointer:
         save: Rule | None = None,
         keep: Rule | None = None,
         stop: EarlyStopping | None = None,
-        background: bool = True,
+        writer: WriterKind = "auto",
         deadline_seconds: float = 30.0,
         missing: Sequence[str] = (),
         unexpected: Sequence[str] = (),
@@ -74,7 +76,7 @@ class Checkpointer:
             keep=require_retention(keep) if keep is not None else None,
             stop=stop,
             options=RestoreOptions((), tuple(missing), tuple(unexpected), tuple(cast)),
-            background=background,
+            writer=writer,
             deadline_seconds=deadline_seconds,
             time=time or SystemTime(),
         )

@@ -51,7 +51,7 @@ def train_and_prune(store: LocalStore) -> None:
     """A loop that saves each step and keeps the best and the last."""
     held = state(2)
     ckpt = Checkpointer(
-        store, held, save=every(steps=1) | best("loss", mode="min"), keep=last(1), background=False
+        store, held, save=every(steps=1) | best("loss", mode="min"), keep=last(1), writer="inline"
     )
     for step in ckpt.steps(4):
         held["model"]["w"][:] = step + 1

@@ -105,7 +105,7 @@ class FullDisk(OsDisk):
 def test_failed_saves_leave_nothing_behind_on_a_full_disk(tmp_path: pathlib.Path, room: int) -> None:
     disk = FullDisk()
     held = {"a": np.zeros(50_000), "b": np.zeros(50_000), "c": np.zeros(50_000)}
-    ckpt = Checkpointer(LocalStore(tmp_path, disk), held, background=False)
+    ckpt = Checkpointer(LocalStore(tmp_path, disk), held, writer="inline")
     ckpt.save()
     before = sorted(p.name for p in (tmp_path / "data").rglob("*"))
     for part in held:

@@ -94,7 +94,7 @@ def test_nested_epochs_and_steps_resume_anywhere(tmp_path: pathlib.Path, stop: i
     def go(url: pathlib.Path, until: int | None) -> list[tuple[int, int, int]]:
         loader = Loader()
         seen = []
-        ckpt = Checkpointer(url, {"data": loader}, save=every(steps=1), background=False)
+        ckpt = Checkpointer(url, {"data": loader}, save=every(steps=1), writer="inline")
         for epoch in ckpt.epochs(3):
             for step, batch in ckpt.steps(data=loader):
                 seen.append((epoch, step, batch))

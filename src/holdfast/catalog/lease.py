@@ -41,7 +41,11 @@ LEASE_SECONDS = 60.0
 
 
 class LeaseDoc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One generation of a run's lease. `namespace` names the machine boot and process namespace that `pid` is in."""
+    """One generation of a run's lease. `namespace` names the machine boot and process namespace that `pid` is in.
+
+    `writer` is the process that makes the holder's snapshots durable, 0 when the holder does that itself; it may
+    outlive the holder to finish the last one.
+    """
 
     generation: int
     host: str
@@ -51,6 +55,8 @@ class LeaseDoc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     acquired: float
     expires: float
     released: bool = False
+    writer: int = 0
+    writer_started: str = ""
 
     @property
     def owner(self) -> str:
@@ -81,23 +87,39 @@ def _process_start(pid: int) -> str:
     return "ended" if fields[0] in "ZX" else fields[19]
 
 
-def _is_dead(doc: LeaseDoc) -> bool:
-    """Return True only when the holder is known to be gone: same process namespace, and no such process; or this
-    very process, which has let go of it."""
-    if doc.namespace != _namespace():
-        return False
-    started = _process_start(doc.pid)
-    if started and started != doc.started:
+def _has_ended(pid: int, started: str) -> bool:
+    """Return True only when a process of this namespace is known to be gone."""
+    present = _process_start(pid)
+    if present and present != started:
         return True
-    if doc.pid == os.getpid():
-        return not any(lease.is_of(doc) for lease in list(_leases))
     try:  # /proc may be absent, or hide other users' processes
-        os.kill(doc.pid, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
     return False
+
+
+def _holder_has_ended(doc: LeaseDoc) -> bool:
+    """Return True only when the holder is known to be gone: same process namespace, and no such process; or this
+    very process, which has let go of it."""
+    if doc.namespace != _namespace():
+        return False
+    if doc.pid == os.getpid() and _process_start(doc.pid) in ("", doc.started):
+        return not any(lease.is_of(doc) for lease in list(_leases))
+    return _has_ended(doc.pid, doc.started)
+
+
+def _is_finishing(doc: LeaseDoc, now: float) -> bool:
+    """Return whether the holder is gone and its writer still makes the last snapshot durable."""
+    return (
+        not doc.released
+        and doc.writer != 0
+        and doc.expires > now
+        and _holder_has_ended(doc)
+        and not _has_ended(doc.writer, doc.writer_started)
+    )
 
 
 def _held_message(store: Store, doc: LeaseDoc, *, here: bool, remaining: float, now: float) -> str:
@@ -141,27 +163,48 @@ def _holder_or_lapsed(store: Store, now: float) -> LeaseDoc | None:
 
 
 def is_held(doc: LeaseDoc, now: float) -> bool:
-    """Return whether a lease is in force: its process lives on this machine, or it is elsewhere and has not expired."""
-    if doc.released or _is_dead(doc):
+    """Return whether a lease is in force: its process, or the writer that finishes for it, lives on this machine, or it
+    is elsewhere and has not expired."""
+    if doc.released:
         return False
+    if _holder_has_ended(doc):
+        return _is_finishing(doc, now)
     return doc.namespace == _namespace() or doc.expires > now
 
 
 def acquire(
-    store: Store, time: TimeSource | None = None, *, heartbeat: bool = True, wait: bool = False
+    store: Store,
+    time: TimeSource | None = None,
+    *,
+    heartbeat: bool = True,
+    wait: bool = False,
+    writer: int = 0,
 ) -> Lease:
-    """Take the run's lease.
+    """Take the run's lease; `writer` is the process that commits for this one.
 
-    A lease whose process is gone from this machine is taken at once; one from elsewhere when it has expired. With
-    `wait` that end is waited for: a job that was moved to another machine starts, unless the old one still renews.
+    A lease whose process is gone from this machine is taken at once, or as soon as its writer has finished the last
+    checkpoint; one from elsewhere when it has expired. With `wait` that end is waited for: a job that was moved to
+    another machine starts, unless the old one still renews.
 
     Raises:
         LeaseHeld: another living process holds it; the message says who and until when.
     """
     time = time or SystemTime()
     present = _holder_or_lapsed(store, time.now())
-    if wait and present is not None:
-        present = _outwait(store, present, time)
+    if present is not None and _is_finishing(present, time.now()):
+        logger.warning(
+            "waiting for writer %d of %s: it finishes the last checkpoint", present.writer, store.url
+        )
+        present = _outwait(store, present, time, every_seconds=0.02)
+    elif present is not None and wait and present.namespace != _namespace() and is_held(present, time.now()):
+        remaining = present.expires - time.now()
+        logger.warning(
+            "%s is held by %s; waiting up to %.0f s for that lease to end",
+            store.url,
+            present.owner,
+            remaining,
+        )
+        present = _outwait(store, present, time, every_seconds=1.0)
     if present is not None and is_held(present, time.now()):
         here, remaining = present.namespace == _namespace(), present.expires - time.now()
         raise LeaseHeld(_held_message(store, present, here=here, remaining=remaining, now=time.now()))
@@ -169,7 +212,15 @@ def acquire(
     pid = os.getpid()
     now = time.now()
     doc = LeaseDoc(
-        generation, socket.gethostname(), pid, _process_start(pid), _namespace(), now, now + LEASE_SECONDS
+        generation,
+        socket.gethostname(),
+        pid,
+        _process_start(pid),
+        _namespace(),
+        acquired=now,
+        expires=now + LEASE_SECONDS,
+        writer=writer,
+        writer_started=_process_start(writer) if writer else "",
     )
     lease = Lease(store, doc, time)
     try:
@@ -193,19 +244,16 @@ def acquire(
     return lease
 
 
-def _outwait(store: Store, present: LeaseDoc, time: TimeSource) -> LeaseDoc | None:
-    """Wait for a lease from elsewhere to expire; return the newest lease, at once when its holder proves alive."""
-    if present.namespace == _namespace() or not is_held(present, time.now()):
-        return present
-    remaining = present.expires - time.now()
-    logger.warning(
-        "%s is held by %s; waiting up to %.0f s for that lease to end", store.url, present.owner, remaining
-    )
+def _outwait(store: Store, present: LeaseDoc, time: TimeSource, *, every_seconds: float) -> LeaseDoc | None:
+    """Wait for a lease to end; return the newest lease, at once when its holder proves alive."""
     while is_held(present, time.now()):
-        time.sleep(1.0)
+        time.sleep(every_seconds)
         now = holder(store)
-        if now is None or now != present:  # renewed, released or taken
-            return now
+        if now is None or (now.generation, now.released) != (present.generation, present.released):
+            return now  # released or taken
+        if now != present and not _is_finishing(now, time.now()):
+            return now  # renewed by a living holder
+        present = now
     return present
 
 
@@ -237,6 +285,19 @@ class Lease:
         return not self._stop.is_set() and (mine.generation, mine.acquired) == (doc.generation, doc.acquired)
 
     @property
+    def doc(self) -> LeaseDoc:
+        """What the store holds of this lease."""
+        return self._doc
+
+    def change_writer(self, pid: int) -> None:
+        """Say that another process commits for this one from now on."""
+        with self._lock:
+            self._doc = msgspec.structs.replace(
+                self._doc, writer=pid, writer_started=_process_start(pid) if pid else ""
+            )
+        self.renew()
+
+    @property
     def generation(self) -> int:
         """The fencing token: it grows with every taking of the run."""
         return self._doc.generation
@@ -266,7 +327,7 @@ class Lease:
             if self._stop.is_set():
                 return
             self._stop.set()
-            if os.getpid() != self._doc.pid:
+            if os.getpid() not in (self._doc.pid, self._doc.writer):
                 return  # a forked child never held it
             doc = msgspec.structs.replace(self._doc, released=True)
             with contextlib.suppress(StoreError):  # it expires by itself

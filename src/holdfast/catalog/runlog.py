@@ -11,7 +11,7 @@ from holdfast.core.errors import IntegrityError
 from holdfast.format.events import Event, Observed, Resumed, Verdicted, decode_events, encode_event
 from holdfast.stores import Store
 
-__all__ = ["LogReader", "LogWriter", "timeline"]
+__all__ = ["LogReader", "LogWriter", "timeline", "write_segment"]
 
 
 logger = logging.getLogger("holdfast")
@@ -35,27 +35,36 @@ class LogWriter:
         with self._lock:
             self._pending.append(line)
 
-    def flush(self) -> None:
-        """Make every recorded event durable.
-
-        A segment whose write failed is never touched again: what it should have held goes to the next one.
-        """
-        with self._flushing:
-            with self._lock:
-                lines, self._pending = self._pending, []
-            if not lines:
-                return
-            try:
-                if self._store.appendable:
-                    self._store.append(self._key, b"".join(lines))
-                else:
-                    self._key = log_key(self._writer, next(self._numbers))
-                    self._store.create(self._key, b"".join(lines))
-            except BaseException:
-                with self._lock:
-                    self._pending = lines + self._pending
+    def take(self) -> tuple[str, bytes]:
+        """Return (segment, lines) of what is not durable yet, for someone else to write; `give_back` if that fails."""
+        with self._lock:
+            lines, self._pending = self._pending, []
+            if lines and not self._store.appendable:
                 self._key = log_key(self._writer, next(self._numbers))
+            return self._key, b"".join(lines)
+
+    def give_back(self, lines: bytes) -> None:
+        """Take lines back whose write failed. Their segment is never touched again: the next one gets them."""
+        with self._lock:
+            if lines:
+                self._pending = [lines, *self._pending]
+            self._key = log_key(self._writer, next(self._numbers))
+
+    def flush(self) -> None:
+        """Make every recorded event durable."""
+        with self._flushing:
+            key, lines = self.take()
+            try:
+                write_segment(self._store, key, lines)
+            except BaseException:
+                self.give_back(lines)
                 raise
+
+
+def write_segment(store: Store, key: str, lines: bytes) -> None:
+    """Make lines of the log durable, at the end of a segment where the store can append."""
+    if lines:
+        (store.append if store.appendable else store.create)(key, lines)
 
 
 def _decode_sound(raw: bytes, key: str) -> list[Event]:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import HoldfastError, LeaseLost, PolicyError, SaveFailed
@@ -24,15 +25,17 @@ from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict, best_of
 from holdfast.saving.arena import Arena
+from holdfast.saving.remote import WriterProcess, can_have_process
 from holdfast.saving.snapshot import expected_sizes, take_snapshot
 from holdfast.saving.writer import Writer
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "WriterKind"]
 
 logger = logging.getLogger("holdfast")
 
+WriterKind = Literal["auto", "process", "thread", "inline"]
 RNG_BYTES = 1 << 20  # room for the generators' states
 NO_EVENTS: frozenset[str] = frozenset()
 
@@ -49,7 +52,7 @@ class Engine:
         keep: Rule | None,
         stop: EarlyStopping | None,
         options: RestoreOptions,
-        background: bool,
+        writer: WriterKind,
         deadline_seconds: float,
         time: TimeSource,
     ) -> None:
@@ -58,7 +61,8 @@ class Engine:
         self._options = options
         self._time = time
         self.tracker = Tracker(save, stop, time)
-        self.session = Session(store, time, wait=True)
+        in_process = writer == "process" or (writer == "auto" and can_have_process(store))
+        self.session = Session(store, time, wait=True, host=WriterProcess() if in_process else None)
         self.gradients = PendingGradients(state)
         self.interrupts = Interrupts(deadline_seconds, self.session.newest)
         self.source: BatchSource | None = None
@@ -68,8 +72,8 @@ class Engine:
         self.started = False
         self.closed = False
         self._best = self.tracker.best_rule(keep)
-        self._writer = Writer(background=background)
-        self._arena = Arena()
+        self._writer = Writer(background=writer != "inline")
+        self._arena = Arena(shared=in_process)
         self._restored: Restored | None = None
         self._warm = False
         self._moved = False  # a restore set the clock, and nothing was trained since
@@ -215,9 +219,10 @@ class Engine:
         self._saved_clock = self.clock
         loop = {"batch": self.source.batch} if self.source is not None else {}
         order = SaveOrder(self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact)
+        begun = self.session.begin(snapshot.image, order)
 
         def job() -> None:
-            self.session.persist(snapshot.image, order)
+            self.session.complete(begun)
             self._label_best()
             self.session.retain(self._keep)
 

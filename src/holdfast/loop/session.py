@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -14,18 +13,18 @@ import msgspec
 from holdfast.catalog.checkpoints import Entry, commit, reclaim, remove, retire
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import create_run
-from holdfast.catalog.keys import data_prefix
 from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tags import Tag, delete_tag, set_tag
 from holdfast.core.clock import Clock, TimeSource
-from holdfast.core.errors import CommitUnknown, IntegrityError, StoreError
+from holdfast.core.errors import CommitUnknown
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
 from holdfast.policies import Decision, Rule, plan
 from holdfast.saving.environment import fingerprint
 from holdfast.saving.image import Image
-from holdfast.saving.persist import KnownTensors, new_attempt, persist_parts
+from holdfast.saving.job import Base, Here, Host, Job, entry_of, with_files
+from holdfast.saving.persist import new_attempt
 from holdfast.stores import Store
 
 __all__ = ["SaveOrder", "Session"]
@@ -49,6 +48,14 @@ class SaveOrder:
     exact: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A save that the host has taken on."""
+
+    job: Job
+    image: Image
+
+
 class Session:
     """A run held for writing. Opening takes the lease (`wait`: once one from elsewhere has expired) and frees what dead
     writers left behind.
@@ -57,27 +64,35 @@ class Session:
         LeaseHeld: another living process writes the run.
     """
 
-    def __init__(self, store: Store, time: TimeSource, *, wait: bool = False) -> None:
+    def __init__(
+        self, store: Store, time: TimeSource, *, wait: bool = False, host: Host | None = None
+    ) -> None:
         self.store = store
         self.time = time
-        self.identity = create_run(store, time.now())
-        self.lease = acquire(store, time, wait=wait)
+        self.parent: str | None = None
+        self._closed = False
+        self._host = host or Here()
+        try:
+            self.identity = create_run(store, time.now())
+            self.lease = acquire(store, time, wait=wait, writer=self._host.pid)
+        except BaseException:
+            self._host.close()
+            raise
         self.history = History(store)
         self.log = LogWriter(store, f"g{self.lease.generation:012d}")
-        self.parent: str | None = None
-        self._known: KnownTensors | None = None
-        self._closed = False
         try:
+            self._host.start(store, self.lease)
             self.history.refresh()
             self._reclaim()
-            for step, (_, error) in self.history.broken.items():
-                logger.warning(
-                    "step %d does not verify; until it is repaired or removed (holdfast rm), no data is freed that it "
-                    "may need: %s", step, error,
-                )  # fmt: skip
         except BaseException:
+            self._host.close()
             self.lease.release()
             raise
+        for step, (_, error) in self.history.broken.items():
+            logger.warning(
+                "step %d does not verify; until it is repaired or removed (holdfast rm), no data is freed that it "
+                "may need: %s", step, error,
+            )  # fmt: skip
         self.log.record(Started(time.now(), self.lease.generation, socket.gethostname(), os.getpid()))
 
     def events(self) -> list[Event]:
@@ -94,18 +109,10 @@ class Session:
         steps = self.history.steps
         return f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
-    def persist(self, image: Image, order: SaveOrder) -> Manifest:
-        """Make an image a committed checkpoint: data, log, manifest, tags, in this order."""
-        if self._known is None:
-            self._known = self._known_tensors()
+    def begin(self, image: Image, order: SaveOrder) -> Begun:
+        """Hand an image, which may still be being copied, to the host: it becomes a checkpoint even if we die."""
         attempt, now = new_attempt(), self.time.now()
-        try:
-            parts, known, written = persist_parts(self.store, order.clock.step, attempt, image, self._known)
-            self.log.record(Saved(now, clock_to_doc(order.clock), attempt, list(order.reasons)))
-            self.log.flush()
-        except BaseException:
-            self._discard(order.clock.step, attempt)
-            raise
+        self.log.record(Saved(now, clock_to_doc(order.clock), attempt, list(order.reasons)))
         manifest = Manifest(
             format=FORMAT_VERSION,
             run=self.identity.run,
@@ -114,26 +121,45 @@ class Session:
             generation=self.lease.generation,
             time=now,
             clock=clock_to_doc(order.clock),
-            parts=parts,
+            parts={},
             metrics=floats_to_doc(order.metrics),
             reasons=list(order.reasons),
             parent=self.parent,
-            new_bytes=written,
             exact=order.exact,
             environment=fingerprint(),
             loop=order.loop or {},
         )
+        key, lines = self.log.take()
+        job = Job(manifest, key, lines, list(order.tags), self._base())
+        self._host.begin(job, image)
+        return Begun(job, image)
+
+    def complete(self, begun: Begun) -> Manifest:
+        """Return the manifest of a save that was begun, once it is committed. Raises what it failed with."""
+        job, image = begun.job, begun.image
         try:
-            entry = commit(self.store, manifest, self.lease)
-        except CommitUnknown:
-            self.history.refresh()  # it may be there, and then what it needs must stay
-            self._known = None
+            done = self._host.finish(job, image)
+        except BaseException as e:
+            self.log.give_back(job.log_lines)
+            if isinstance(e, CommitUnknown):
+                self.history.refresh()  # it may be there, and then what it needs must stay
             raise
-        self._known, self.parent = known, attempt
-        self._replace(entry, manifest)
-        for tag in order.tags:
-            set_tag(self.store, Tag(tag, manifest.step, attempt, now))
+        manifest = with_files(job, image, done.files, done.new_bytes)
+        self.parent = manifest.attempt
+        self._replace(entry_of(job, done), manifest)
         return manifest
+
+    def persist(self, image: Image, order: SaveOrder) -> Manifest:
+        """Make an image a committed checkpoint, and return when it is durable."""
+        return self.complete(self.begin(image, order))
+
+    def _base(self) -> Base | None:
+        """Return the checkpoint that the next one is built on: by default the newest."""
+        for step in reversed(self.history.steps):
+            entry, manifest = self.history.manifests[step]
+            if self.parent in (None, manifest.attempt):
+                return Base(entry.key, manifest.attempt)
+        return None
 
     def note_verified(self, manifest: Manifest) -> None:
         """Record that every byte of a checkpoint was read and was right."""
@@ -172,8 +198,6 @@ class Session:
             if tag.step in steps:
                 delete_tag(self.store, name)
         victims = [self.history.manifests.pop(s) for s in steps]
-        if any(m.attempt == self.parent for _, m in victims):
-            self._known = None  # nothing may refer to what is going
         freed = remove(self.store, victims, self.history.known)
         for _, m in victims:
             self.log.record(Removed(self.time.now(), m.step, m.attempt, "removed", why.get(m.step, [])))
@@ -193,7 +217,6 @@ class Session:
             self.history.manifests.pop(s, None)
             self.history.broken.pop(s, None)
             self.log.record(Removed(self.time.now(), s, attempt, "set aside", [why]))
-        self._known = None
         return sorted(later)
 
     def close(self) -> None:
@@ -202,20 +225,10 @@ class Session:
             return
         self._closed = True
         try:
+            self._host.close()
             self.log.flush()
         finally:
             self.lease.release()
-
-    def _known_tensors(self) -> KnownTensors:
-        """Return what the checkpoint holds that this one is built on; by default the newest."""
-        manifests = [self.history.manifests[s][1] for s in reversed(self.history.steps)]
-        before = next((m for m in manifests if self.parent in (None, m.attempt)), None)
-        if before is not None:
-            try:
-                return KnownTensors.of(self.store, before)
-            except IntegrityError as e:
-                logger.warning("step %d does not verify, so everything is written anew: %s", before.step, e)
-        return KnownTensors()
 
     def _reclaim(self) -> None:
         """Free what dead writers left behind."""
@@ -228,11 +241,6 @@ class Session:
         )
         if freed:
             logger.info("freed %d bytes that dead writers had left in %s", freed, self.store.url)
-
-    def _discard(self, step: int, attempt: str) -> None:
-        """Free what an attempt wrote that failed before its commit: a full disk must not fill with halves."""
-        with contextlib.suppress(StoreError):  # the next owner of the run frees it
-            self.store.delete([o.key for o in self.store.list(data_prefix(step, attempt))])
 
     def _replace(self, entry: Entry, manifest: Manifest) -> None:
         """Take a committed manifest into the history; the state of the same step before it is removed."""

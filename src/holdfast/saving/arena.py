@@ -1,41 +1,33 @@
-"""The arena: page-aligned host memory that snapshots are copied into, kept and reused from save to save.
+"""The arena: host memory that snapshots are copied into, kept and reused from save to save.
 
-Copying into memory that was touched before is several times faster than into fresh pages, so the arena only grows, and
-it is touched ahead of its first use where there is time.
+It only grows, and is touched ahead of its first use where there is time.
 """
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import threading
 from collections.abc import Sequence
 
-__all__ = ["Arena", "page_aligned"]
+from holdfast.core.memory import Memory, page_aligned
 
-PAGE = 4096
-STRETCH_BYTES = 64 << 20
-_POPULATE_WRITE = (
-    23  # MADV_POPULATE_WRITE, Linux 5.14; refused where it is not known, and then nothing is lost
-)
-
-
-def page_aligned(size: int) -> int:
-    """Return `size` bytes rounded up to whole pages."""
-    return -(-size // PAGE) * PAGE
+__all__ = ["Arena"]
 
 
 class Arena:
-    """One anonymous mapping, handed out in page-aligned pieces; reserving again takes all pieces back."""
+    """One mapping, handed out in page-aligned pieces; reserving again takes all pieces back.
 
-    def __init__(self) -> None:
-        self._view = memoryview(bytearray())
-        self._lock = threading.Lock()
+    A `shared` one can be mapped by the writer process.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._map = Memory.shared if shared else Memory.private
+        self._memory: Memory | None = None
+        self._warming: threading.Thread | None = None
 
     @property
-    def capacity_bytes(self) -> int:
-        """Bytes the arena holds at present."""
-        return len(self._view)
+    def memory(self) -> Memory | None:
+        """The memory that the newest pieces lie in, from its first byte on."""
+        return self._memory
 
     def reserve(self, sizes: Sequence[int]) -> list[memoryview]:
         """Return one writable piece of memory for each size; earlier pieces become invalid."""
@@ -44,43 +36,28 @@ class Arena:
         for size in sizes:
             starts.append(position)
             position += page_aligned(size)
-        with self._lock:
-            if position > len(self._view):
-                self._view = _map(position)
-            view = self._view
+        self._join()
+        if position > _size(self._memory):
+            self._memory = None  # let the smaller one go first
+            self._memory = self._map(position)
+        view = self._memory.view if self._memory is not None else memoryview(bytearray())
         return [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
     def prewarm(self, sizes: Sequence[int]) -> None:
-        """Map and touch the memory that `reserve` will need, in the background."""
+        """Map and touch the memory that `reserve` will need, in the background. No piece may be in use."""
+        self._join()
         total = sum(map(page_aligned, sizes))
-        if total > self.capacity_bytes:
-            threading.Thread(
-                target=self._prewarm, args=(total,), name="holdfast-prewarm", daemon=True
-            ).start()
+        if total > _size(self._memory):
+            self._memory = self._map(total)
+            self._warming = threading.Thread(target=self._memory.touch, name="holdfast-prewarm", daemon=True)
+            self._warming.start()
 
-    def _prewarm(self, total: int) -> None:
-        view = _map(total)
-        _touch(view)
-        with self._lock:
-            if total > len(self._view):
-                self._view = view
-
-
-def _map(size: int) -> memoryview:
-    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-    made = mmap.mmap(-1, size, flags=private) if private else mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        made.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(made)
+    def _join(self) -> None:
+        """Wait for pages that are on their way: to touch them from here too would take as long."""
+        if self._warming is not None:
+            self._warming.join()
+            self._warming = None
 
 
-def _touch(view: memoryview) -> None:
-    """Make the kernel provide the pages, stretch by stretch, without holding up other threads."""
-    madvise = getattr(ctypes.CDLL(None), "madvise", None)
-    if madvise is None:
-        return
-    start = ctypes.addressof(ctypes.c_char.from_buffer(view))
-    for offset in range(0, len(view), STRETCH_BYTES):
-        length = min(STRETCH_BYTES, len(view) - offset)
-        if madvise(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), _POPULATE_WRITE):
-            return
+def _size(memory: Memory | None) -> int:
+    return len(memory) if memory is not None else 0

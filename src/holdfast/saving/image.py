@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
+from holdfast.core.memory import Memory
 from holdfast.format.datafile import StoredTensor
+from holdfast.saving.progress import Progress
 
 __all__ = ["Image", "PartImage"]
-
-
-def _all_there(end: int) -> None:
-    """The copy is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +30,24 @@ class PartImage:
 class Image:
     """A whole state in host memory, parts one after the other in it; valid until that memory is used again.
 
-    Its bytes may still be on their way: `wait(end)` returns when the memory's first `end` bytes hold the copy, and
-    raises what made the copy fail. Nothing may be read that was not waited for, and nothing committed before
-    `wait(end of the memory)` has returned.
+    Its bytes may still be on their way, as `progress` says: nothing may be read that was not waited for, and nothing
+    committed before `wait(end)` has returned. `memory` is what another process can map to see the bytes; without it
+    none can.
     """
 
     parts: dict[str, PartImage]
-    wait: Callable[[int], None] = _all_there
+    progress: Progress | None = None
+    memory: Memory | None = None
+
+    def wait(self, end: int) -> None:
+        """Return when the first `end` bytes of the memory hold the copy. Raises what the copy failed with."""
+        if self.progress is not None:
+            self.progress.wait(end)
+
+    @property
+    def end(self) -> int:
+        """Bytes of memory that the image takes, gaps between parts included."""
+        return max((p.offset + len(p.data) for p in self.parts.values()), default=0)
 
     @property
     def nbytes(self) -> int:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import msgspec
 
 from holdfast.core.errors import StateError
+from holdfast.core.memory import page_aligned
 from holdfast.core.names import check_path
 from holdfast.format.datafile import METADATA, StoredTensor, lay_out
 from holdfast.format.values import encode_value
-from holdfast.saving.arena import Arena, page_aligned
+from holdfast.saving.arena import Arena
 from holdfast.saving.image import Image, PartImage
 from holdfast.state.capture import Captured, CaptureReport, capture, copy_tensors
 from holdfast.state.registry import family
@@ -94,7 +95,7 @@ def _copy(state: Mapping[str, object], arena: Arena, *, gradients: bool) -> Snap
         parts[part] = PartImage(tree, family(state[part]), aliases, tensors, piece, offset)
         offset += page_aligned(len(piece))
     copy_tensors(ordered, targets)
-    return Snapshot(Image(parts), captured.report)
+    return Snapshot(Image(parts, memory=arena.memory), captured.report)
 
 
 def _by_part(captured: Captured) -> dict[str, dict[str, TensorSource]]:

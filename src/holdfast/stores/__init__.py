@@ -4,6 +4,15 @@ from holdfast.stores.base import ObjectInfo, Store
 from holdfast.stores.disk import Disk, OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
-from holdfast.stores.urls import open_store
+from holdfast.stores.urls import is_reopenable, open_store
 
-__all__ = ["Disk", "LocalStore", "MemoryStore", "ObjectInfo", "OsDisk", "Store", "open_store"]
+__all__ = [
+    "Disk",
+    "LocalStore",
+    "MemoryStore",
+    "ObjectInfo",
+    "OsDisk",
+    "Store",
+    "is_reopenable",
+    "open_store",
+]

@@ -8,10 +8,11 @@ from urllib.parse import unquote, urlsplit
 
 from holdfast.core.errors import StoreError
 from holdfast.stores.base import Store
+from holdfast.stores.disk import OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
 
-__all__ = ["open_store"]
+__all__ = ["is_reopenable", "open_store"]
 
 _memory: dict[str, MemoryStore] = {}
 _memory_lock = threading.Lock()
@@ -37,3 +38,8 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
         with _memory_lock:
             return _memory.setdefault(parts.netloc + parts.path, MemoryStore(parts.netloc + parts.path))
     raise StoreError(f"no store for {text!r}: give a directory, a file:// or a memory:// URL")
+
+
+def is_reopenable(store: Store) -> bool:
+    """Return whether `open_store(store.url)` is the same store in any process of this machine."""
+    return type(store) is LocalStore and type(store.disk) is OsDisk

@@ -1,0 +1,157 @@
+"""A job: one image on its way to a committed checkpoint; the same code in each host."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from holdfast.catalog.checkpoints import Entry, commit
+from holdfast.catalog.keys import data_prefix
+from holdfast.catalog.lease import Lease
+from holdfast.catalog.runlog import write_segment
+from holdfast.catalog.tags import Tag, set_tag
+from holdfast.core.errors import IntegrityError, StoreError
+from holdfast.format.manifest import FileEntry, Manifest, Part, decode_manifest
+from holdfast.saving.image import Image
+from holdfast.saving.persist import KnownTensors, persist_parts
+from holdfast.stores import Store
+
+__all__ = ["Base", "Committed", "Committer", "Host", "Job", "with_files"]
+
+logger = logging.getLogger("holdfast")
+
+
+class Base(msgspec.Struct, frozen=True):
+    """The checkpoint that a new one may refer to for what did not change: its manifest's key, and its attempt."""
+
+    key: str
+    attempt: str
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What is to become of an image: a manifest without parts yet, the log lines that must be durable before it, and
+    the tags to set after it."""
+
+    manifest: Manifest
+    log_key: str
+    log_lines: bytes
+    tags: list[str]
+    base: Base | None
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """A committed checkpoint: its manifest's key and ordinal, each part's files, and the bytes that were written."""
+
+    key: str
+    ordinal: int
+    files: dict[str, list[FileEntry]]
+    new_bytes: int
+
+
+class Host(Protocol):
+    """Where jobs are carried out: in this process, or in one of its own that outlives it."""
+
+    @property
+    def pid(self) -> int:
+        """The process that commits, 0 for this one."""
+        ...
+
+    def start(self, store: Store, lease: Lease) -> None:
+        """Commit under this lease from now on."""
+        ...
+
+    def begin(self, job: Job, image: Image) -> None:
+        """Take a job on. The image may still be being copied."""
+        ...
+
+    def finish(self, job: Job, image: Image) -> Committed:
+        """Return when the job that was begun last is done. Raises what it failed with."""
+        ...
+
+    def close(self) -> None:
+        """Let the host go; no job is under way."""
+        ...
+
+
+def with_files(job: Job, image: Image, files: dict[str, list[FileEntry]], new_bytes: int) -> Manifest:
+    """Return the manifest of a job whose data is written."""
+    parts = {
+        name: Part(part.tree, part.kind, files[name], part.aliases) for name, part in image.parts.items()
+    }
+    return msgspec.structs.replace(job.manifest, parts=parts, new_bytes=new_bytes)
+
+
+@dataclass(slots=True)
+class Committer:
+    """Carries jobs out, one after the other, and remembers what the newest checkpoint holds."""
+
+    store: Store
+    lease: Lease
+    _known: KnownTensors | None = None
+    _attempt: str = ""
+
+    def carry_out(self, job: Job, image: Image) -> Committed:
+        """Make an image a committed checkpoint: data, log, manifest, tags, in this order."""
+        known = self._known_of(job.base)
+        self._known = None
+        step, attempt = job.manifest.step, job.manifest.attempt
+        try:
+            parts, known, written = persist_parts(self.store, step, attempt, image, known)
+            image.wait(image.end)
+            write_segment(self.store, job.log_key, job.log_lines)
+        except BaseException:
+            discard(self.store, step, attempt)
+            raise
+        files = {name: part.files for name, part in parts.items()}
+        entry = commit(self.store, with_files(job, image, files, written), self.lease)
+        self._known, self._attempt = known, attempt
+        for tag in job.tags:
+            set_tag(self.store, Tag(tag, step, attempt, job.manifest.time))
+        return Committed(entry.key, entry.ordinal, files, written)
+
+    def _known_of(self, base: Base | None) -> KnownTensors:
+        if base is None:
+            return KnownTensors()
+        if self._known is not None and self._attempt == base.attempt:
+            return self._known
+        try:
+            return KnownTensors.of(self.store, decode_manifest(self.store.read(base.key), base.key))
+        except (IntegrityError, StoreError) as e:
+            logger.warning("%s cannot be built on, so everything is written anew: %s", base.key, e)
+            return KnownTensors()
+
+
+@dataclass(slots=True)
+class Here:
+    """The host that is this very process: `finish` does the work, in whichever thread calls it."""
+
+    pid: int = 0
+    _committer: Committer | None = None
+
+    def start(self, store: Store, lease: Lease) -> None:
+        self._committer = Committer(store, lease)
+
+    def begin(self, job: Job, image: Image) -> None:
+        pass
+
+    def finish(self, job: Job, image: Image) -> Committed:
+        assert self._committer is not None
+        return self._committer.carry_out(job, image)
+
+    def close(self) -> None:
+        pass
+
+
+def discard(store: Store, step: int, attempt: str) -> None:
+    """Free what an attempt wrote that failed before its commit: a full disk must not fill with halves."""
+    with contextlib.suppress(StoreError):  # the next owner of the run frees it
+        store.delete([o.key for o in store.list(data_prefix(step, attempt))])
+
+
+def entry_of(job: Job, done: Committed) -> Entry:
+    """Return the catalog's entry of a committed job."""
+    return Entry(done.key, job.manifest.step, done.ordinal)

@@ -1,0 +1,183 @@
+"""What trainer and writer process say to each other: JSON messages with a length before them, over a socket.
+
+Trainer: Open, then for each save a Begin (with the arena's file descriptor when it is a new one) followed by Copied as
+the copy comes along, or Aborted; at last Bye. Writer: Done or Failed for each Begin, in order.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from holdfast.catalog.lease import LeaseDoc
+from holdfast.core import errors
+from holdfast.core.errors import HoldfastError, SaveFailed
+from holdfast.format.datafile import StoredTensor
+from holdfast.saving.image import Image, PartImage
+from holdfast.saving.job import Committed, Job
+
+__all__ = [
+    "Aborted",
+    "Begin",
+    "Bye",
+    "Copied",
+    "Done",
+    "Failed",
+    "Inbox",
+    "Layouts",
+    "Open",
+    "PartMessage",
+    "send",
+]
+
+_LENGTH = struct.Struct("<Q")
+_READ_BYTES = 1 << 20
+
+
+class Open(msgspec.Struct, tag=True):
+    """Commit to this store under this lease from now on."""
+
+    url: str
+    lease: LeaseDoc
+
+
+class PartMessage(msgspec.Struct):
+    """A part of an image; `tensors` is left out while they are laid out as in the part of this name before."""
+
+    kind: str
+    tree: msgspec.Raw
+    aliases: dict[str, str]
+    tensors: list[StoredTensor] | None
+    offset: int
+    size: int
+
+
+class Begin(msgspec.Struct, tag=True):
+    """Carry this job out. The image lies in the memory of the job before, or in one whose descriptor comes along."""
+
+    job: Job
+    parts: dict[str, PartMessage]
+    new_memory: bool
+
+
+class Copied(msgspec.Struct, tag=True):
+    """The image's first `end` bytes are there."""
+
+    end: int
+
+
+class Aborted(msgspec.Struct, tag=True):
+    """The image will never be whole."""
+
+    why: str
+
+
+class Bye(msgspec.Struct, tag=True):
+    """No further job will come."""
+
+
+class Done(msgspec.Struct, tag=True):
+    """The job is committed."""
+
+    committed: Committed
+
+
+class Failed(msgspec.Struct, tag=True):
+    """The job failed with an error of this class, made from these arguments."""
+
+    error: str
+    arguments: list[int | str | None]
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failed:
+        """Return what tells the other side of an error."""
+        plain = all(isinstance(a, (int, str, type(None))) for a in error.args)
+        if isinstance(error, HoldfastError) and plain:
+            return cls(type(error).__name__, list(error.args))
+        return cls(SaveFailed.__name__, [f"{type(error).__name__}: {error}"])
+
+    def rebuilt(self) -> HoldfastError:
+        """Return the error."""
+        kind = getattr(errors, self.error) if self.error in errors.__all__ else SaveFailed
+        found: HoldfastError = kind(*self.arguments)
+        return found
+
+
+Message = Open | Begin | Copied | Aborted | Bye | Done | Failed
+_DECODER = msgspec.json.Decoder(Message)
+
+
+def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+    """Send a message, and file descriptors with it."""
+    raw = msgspec.json.encode(message)
+    frame = _LENGTH.pack(len(raw)) + raw
+    if fds:
+        sent = socket.send_fds(sock, [frame], list(fds))
+        frame = frame[sent:]
+    sock.sendall(frame)
+
+
+class Inbox:
+    """Puts the pieces that come out of a socket together to messages; file descriptors gather in `fds`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.fds: list[int] = []
+        self._sock = sock
+        self._data = bytearray()
+
+    def receive(self) -> list[Message] | None:
+        """Return the messages that are complete after one more read; None when the other side has hung up."""
+        raw, ancillary, _, _ = self._sock.recvmsg(
+            _READ_BYTES, socket.CMSG_SPACE(4 * array.array("i").itemsize)
+        )
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                found = array.array("i")
+                found.frombytes(data[: len(data) - len(data) % found.itemsize])
+                self.fds += found
+        if not raw:
+            return None
+        self._data += raw
+        messages: list[Message] = []
+        while len(self._data) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
+            if len(self._data) < end:
+                break
+            messages.append(_DECODER.decode(bytes(self._data[_LENGTH.size : end])))  # value trees stay views of it
+            del self._data[:end]
+        return messages
+
+
+@dataclass(slots=True)
+class Layouts:
+    """The tensors of each part as they were told last, so that a layout that stays is not told again."""
+
+    told: dict[str, list[StoredTensor]] = field(default_factory=dict)
+
+    def shorten(self, image: Image) -> dict[str, PartMessage]:
+        """Return an image's parts as messages."""
+        out: dict[str, PartMessage] = {}
+        for name, part in image.parts.items():
+            same = self.told.get(name) is part.tensors
+            tensors = None if same else part.tensors
+            out[name] = PartMessage(part.kind, part.tree, part.aliases, tensors, part.offset, len(part.data))
+        self.told = {name: part.tensors for name, part in image.parts.items()}
+        return out
+
+    def expand(self, parts: dict[str, PartMessage], memory: memoryview) -> dict[str, PartImage]:
+        """Return the parts that messages describe, over this memory."""
+        self.told = {
+            name: self.told[name] if part.tensors is None else part.tensors for name, part in parts.items()
+        }
+        return {
+            name: PartImage(
+                part.tree, part.kind, part.aliases, self.told[name],
+                memory[part.offset : part.offset + part.size], part.offset,
+            )
+            for name, part in parts.items()
+        }  # fmt: skip
