@@ -87,7 +87,7 @@ def test_a_writer_that_dies_amid_a_save_is_an_error_and_leaves_nothing(tmp_path:
             os.kill(writer_of(ckpt).pid, signal.SIGSTOP)
         if step == 2:
             os.kill(writer_of(ckpt).pid, signal.SIGKILL)
-            with pytest.raises(SaveFailed, match="writer process died while it saved step 2 .*signal 9"):
+            with pytest.raises(SaveFailed, match=r"writer process died while it saved step 2 .*signal 9"):
                 ckpt.wait()
             failed = step
             assert data_files(tmp_path) == committed
@@ -135,7 +135,9 @@ HALF_COPIED = """
 
 
 def test_a_trainer_that_is_killed_amid_the_copy_leaves_no_half(tmp_path: pathlib.Path) -> None:
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(HALF_COPIED), str(tmp_path)], check=False, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HALF_COPIED), str(tmp_path)], check=False, timeout=60
+    )
     assert ran.returncode == -signal.SIGKILL
     held = {"w": np.zeros(2_000_000)}
     with Checkpointer(tmp_path, held) as ckpt:

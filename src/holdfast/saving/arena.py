@@ -6,11 +6,13 @@ It only grows, and is touched ahead of its first use where there is time.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 
+from holdfast.core.machine import available_memory
 from holdfast.core.memory import Memory, page_aligned
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "Arenas"]
 
 
 class Arena:
@@ -61,3 +63,40 @@ class Arena:
 
 def _size(memory: Memory | None) -> int:
     return len(memory) if memory is not None else 0
+
+
+class Arenas:
+    """The arenas of a run: one, and a second when a snapshot is due while the first is still being written and there is
+    memory for it."""
+
+    def __init__(self, *, shared: bool, budget_bytes: int | None) -> None:
+        self.first = Arena(shared=shared)
+        self._shared = shared
+        self._budget = budget_bytes
+        self._free = deque([self.first])
+        self._second: Arena | None = None
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Bytes that all snapshots together may take, or None: as much as half of what the machine has to give."""
+        if self._budget is not None:
+            return self._budget
+        found = available_memory()
+        return None if found is None else (found + _size(self.first.memory)) // 2
+
+    def take(self) -> Arena | None:
+        """Return an arena that no image lies in, or None."""
+        if self._free:
+            return self._free.popleft()
+        if self._second is None and self._fits(2 * _size(self.first.memory)):
+            self._second = Arena(shared=self._shared)
+            return self._second
+        return None
+
+    def give_back(self, arena: Arena) -> None:
+        """Say that the image in an arena is no longer needed."""
+        self._free.appendleft(arena) if arena is self.first else self._free.append(arena)
+
+    def _fits(self, total: int) -> bool:
+        budget = self.budget_bytes
+        return budget is None or total <= budget

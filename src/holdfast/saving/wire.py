@@ -148,7 +148,9 @@ class Inbox:
             end = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
             if len(self._data) < end:
                 break
-            messages.append(_DECODER.decode(bytes(self._data[_LENGTH.size : end])))  # value trees stay views of it
+            messages.append(
+                _DECODER.decode(bytes(self._data[_LENGTH.size : end]))
+            )  # value trees stay views of it
             del self._data[:end]
         return messages
 
