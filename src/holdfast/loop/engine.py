@@ -24,7 +24,7 @@ from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict, best_of
 from holdfast.saving.arena import Arena
-from holdfast.saving.snapshot import expected_sizes, take_snapshot
+from holdfast.saving.snapshot import Snapshotter
 from holdfast.saving.writer import Writer
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store
@@ -33,7 +33,6 @@ __all__ = ["Engine"]
 
 logger = logging.getLogger("holdfast")
 
-RNG_BYTES = 1 << 20  # room for the generators' states
 NO_EVENTS: frozenset[str] = frozenset()
 
 
@@ -70,6 +69,7 @@ class Engine:
         self._best = self.tracker.best_rule(keep)
         self._writer = Writer(background=background)
         self._arena = Arena()
+        self._snapshotter = Snapshotter(state, self._arena)
         self._restored: Restored | None = None
         self._warm = False
         self._moved = False  # a restore set the clock, and nothing was trained since
@@ -168,7 +168,7 @@ class Engine:
         if reasons:
             self.save(reasons, tags=self._take_tags())
         elif not self._warm:  # the first step is over: the optimizer's state exists, so the size is known
-            self._arena.prewarm([*expected_sizes(self.state), RNG_BYTES])
+            self._arena.prewarm(self._snapshotter.sizes())
         self._warm = True
         self.gradients.next_step()
         self.leave_if_told()
@@ -209,7 +209,7 @@ class Engine:
         self.refuse_closed()
         self.wait()
         started = self._time.monotonic()
-        snapshot = take_snapshot(self.state, self._arena, gradients=self.gradients.found())
+        snapshot = self._snapshotter.take(gradients=self.gradients.found())
         self.capture_report = snapshot.report
         self.tracker.saved(self._time.monotonic() - started)
         self._saved_clock = self.clock
