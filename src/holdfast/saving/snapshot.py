@@ -57,11 +57,15 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a snapshot will hold: the encoded values of the parts, and the live tensors in the order of the layout."""
+    """What a snapshot will hold: the encoded values of the parts, and the live tensors in the order of the layout.
+
+    `lasting` says of each tensor whether all snapshots of this layout copy the same alias.
+    """
 
     layout: Layout
     trees: dict[str, msgspec.Raw]
     sources: list[TensorSource]
+    lasting: list[bool]
     report: CaptureReport
 
 
@@ -117,7 +121,8 @@ class Snapshotter:
             layout = _laid_out(list(state), sources, known.aliases)
             self._known, self._layout = known, layout
         ordered = [sources[i] for i in layout.order]
-        return Plan(layout, dict(known.trees), ordered, known.report)
+        lasting = [known.lasting[i] for i in layout.order]
+        return Plan(layout, dict(known.trees), ordered, lasting, known.report)
 
     def _way(self, plan: Plan, pieces: list[memoryview]) -> Transfer:
         if plan.layout is not self._layout:
@@ -155,7 +160,8 @@ def plan_from_start(state: Mapping[str, object], *, gradients: bool = False) -> 
     layout = _laid_out(captured.tree, captured.tensors, captured.aliases)
     # Encoding is the copy: nothing of the live state is shared with the snapshot afterwards.
     trees = {part: msgspec.Raw(msgspec.json.encode(encode_value(v, part))) for part, v in captured.tree.items()}
-    return Plan(layout, trees, [captured.tensors[i] for i in layout.order], captured.report)
+    ordered = [captured.tensors[i] for i in layout.order]
+    return Plan(layout, trees, ordered, [True] * len(ordered), captured.report)
 
 
 @contextlib.contextmanager
@@ -190,7 +196,8 @@ def _laid_out(parts: Iterable[str], sources: Sequence[TensorSource], aliases: Ma
 
 def _transfer(plan: Plan, pieces: Sequence[memoryview]) -> Transfer:
     laid = zip(pieces, plan.layout.tensors.values(), strict=True)
-    return Transfer(plan.sources, [Stretch(p, [(t.start, t.end) for t in tensors]) for p, tensors in laid])
+    stretches = [Stretch(piece, [(t.start, t.end) for t in tensors]) for piece, tensors in laid]
+    return Transfer(plan.sources, plan.lasting, stretches)
 
 
 def _image(state: Mapping[str, object], plan: Plan, pieces: Sequence[memoryview]) -> Image:

@@ -113,8 +113,11 @@ class Engine(Protocol):
         """Return whether an alias may be kept from one capture to the next: it holds no memory worth speaking of."""
         ...
 
-    def joins(self, alias: object, spec: TensorSpec) -> Hashable:
-        """Return what a tensor has in common with those it may be moved with in one go; None: it is moved alone."""
+    def joins(self, alias: object, spec: TensorSpec, *, lasting: bool) -> Hashable:
+        """Return what a tensor has in common with those it may be moved with in one go; None: it is moved alone.
+
+        `lasting`: every later copy is of this very alias.
+        """
         ...
 
     def join(self, aliases: Sequence[object], memory: memoryview) -> Joined:

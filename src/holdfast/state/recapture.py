@@ -42,7 +42,10 @@ class _Found:
 
 
 class Recapture:
-    """A capture that can be repeated. `trees` holds the encoded value of each part, as it is now.
+    """A capture that can be repeated.
+
+    `trees` holds the encoded value of each part, as it is now; `lasting` says of each tensor whether `renew`
+    always returns the same alias.
 
     `anew` are the keys of the state whose values are made for each capture.
 
@@ -63,6 +66,7 @@ class Recapture:
         for hole in self._trace.holes:
             if hole.line < 0:
                 hole.value = None
+        self.lasting = [False] * len(captured.tensors)
         self._repeatable = self._prepare(state, captured.tensors)
 
     def _prepare(self, state: Mapping[str, object], sources: list[TensorSource]) -> bool:
@@ -99,6 +103,7 @@ class Recapture:
                     self._loose.setdefault(engine, []).append((i, call.source))
             leaves.calls.clear()
         self._shared: Set[str] = shared
+        self.lasting = [source is not None for source in self._kept]
         return not found.plains
 
     def first(self) -> list[TensorSource]:

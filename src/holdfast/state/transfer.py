@@ -40,15 +40,21 @@ class Lot:
 
 
 class Transfer:
-    """The way of these tensors into this memory. `lots` stand in the order of the memory."""
+    """The way of these tensors into this memory. `lots` stand in the order of the memory.
 
-    def __init__(self, sources: Sequence[TensorSource], stretches: Iterable[Stretch]) -> None:
+    `lasting` says of each source whether every later copy is of the same alias.
+    """
+
+    def __init__(
+        self, sources: Sequence[TensorSource], lasting: Sequence[bool], stretches: Iterable[Stretch]
+    ) -> None:
         known = dispatch()
         self.lots: list[Lot] = []
         first = 0
         for stretch in stretches:
             here = sources[first : first + len(stretch.bounds)]
-            for start, stop, engine, join in _cut(here, known.engine_of):
+            last = lasting[first : first + len(here)]
+            for start, stop, engine, join in _cut(here, last, known.engine_of):
                 bounds = stretch.bounds[start:stop]
                 lot = here[start:stop]
                 joined, targets = None, []
@@ -66,7 +72,7 @@ class Transfer:
     def copy(self, sources: Sequence[TensorSource], lots: Iterable[Lot] | None = None) -> None:
         """Copy the elements of `lots` (None: of all), as they are now, and return when they are there.
 
-        `sources` are those of the beginning, or others of the same specs whose kept aliases are the same.
+        `sources` are those of the beginning, or others of the same specs, with the same aliases where they last.
         Draws no random number.
         """
         single: dict[Engine, tuple[list[object], list[object]]] = {}
@@ -83,18 +89,19 @@ class Transfer:
 
 
 def _cut(
-    sources: Sequence[TensorSource], engine_of: Callable[[object], Engine]
+    sources: Sequence[TensorSource], lasting: Sequence[bool], engine_of: Callable[[object], Engine]
 ) -> Iterator[tuple[int, int, Engine, bool]]:
     """Yield (start, stop, engine, whether to join) for neighbours that have what matters in common."""
 
-    def common(source: TensorSource) -> tuple[Engine, Hashable, bool]:
+    def common(item: tuple[TensorSource, bool]) -> tuple[Engine, Hashable, bool]:
+        source, lasts = item
         engine = engine_of(source.value)
-        return engine, engine.joins(source.value, source.spec), source.volatile
+        return engine, engine.joins(source.value, source.spec, lasting=lasts), source.volatile
 
     stop = 0
-    for (engine, kind, _), group in itertools.groupby(sources, common):
+    for (engine, kind, _), group in itertools.groupby(zip(sources, lasting, strict=True), common):
         start, nbytes = stop, 0
-        for source in group:
+        for source, _ in group:
             stop += 1
             nbytes += source.spec.nbytes
             if nbytes >= LOT_BYTES:

@@ -98,7 +98,7 @@ class NumpyEngine:
     def keeps(self, alias: object, spec: TensorSpec) -> bool:
         return False  # an array that something refers to refuses to be resized
 
-    def joins(self, alias: object, spec: TensorSpec) -> Hashable:
+    def joins(self, alias: object, spec: TensorSpec, *, lasting: bool) -> Hashable:
         return spec.dtype if 0 < spec.nbytes <= JOIN_BYTES else None
 
     def join(self, aliases: Sequence[object], memory: memoryview) -> _Joined:

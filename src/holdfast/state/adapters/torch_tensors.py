@@ -189,10 +189,11 @@ class TorchEngine:
         storage = cast("torch.Tensor", alias).untyped_storage()
         return spec.nbytes <= JOIN_BYTES and storage.nbytes() <= JOIN_BYTES
 
-    def joins(self, alias: object, spec: TensorSpec) -> Hashable:
+    def joins(self, alias: object, spec: TensorSpec, *, lasting: bool) -> Hashable:
         t = cast("torch.Tensor", alias)
-        plain = t.device.type == "cpu" and t.is_contiguous() and not (t.is_conj() or t.is_neg())
-        return spec.dtype if plain and 0 < spec.nbytes <= JOIN_BYTES and self.keeps(alias, spec) else None
+        if not lasting or spec.stride is not None or not 0 < spec.nbytes <= JOIN_BYTES:
+            return None
+        return None if t.is_conj() or t.is_neg() or t.device.type != "cpu" else spec.dtype
 
     def join(self, aliases: Sequence[object], memory: memoryview) -> _Joined:
         return _Joined([_flat(cast("torch.Tensor", alias)) for alias in aliases], memory)
