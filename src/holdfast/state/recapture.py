@@ -66,7 +66,7 @@ class Recapture:
         for hole in self._trace.holes:
             if hole.line < 0:
                 hole.value = None
-        self.lasting = [False] * len(captured.tensors)
+        self.lasting = [True] * len(captured.tensors)
         self._repeatable = self._prepare(state, captured.tensors)
 
     def _prepare(self, state: Mapping[str, object], sources: list[TensorSource]) -> bool:
