@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from holdfast.policies import where as where
     from holdfast.policies import within as within
     from holdfast.run import Run as Run
+    from holdfast.saving.overlap import protect as protect
     from holdfast.state.codecs import register_codec as register_codec
     from holdfast.state.reports import RestoreReport as RestoreReport
     from holdfast.state.sampler import ResumableSampler as ResumableSampler
@@ -54,6 +55,7 @@ _HOMES = {
     "log_spaced": "holdfast.policies",
     "on": "holdfast.policies",
     "open": "holdfast.functional",
+    "protect": "holdfast.saving.overlap",
     "register_codec": "holdfast.state.codecs",
     "save": "holdfast.functional",
     "tagged": "holdfast.policies",

@@ -9,13 +9,15 @@ import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TypeVar, overload
+from typing import TypeVar, get_args, overload
 
 from holdfast.core.clock import Clock, SystemTime, TimeSource, check_count
 from holdfast.core.errors import HoldfastError, PolicyError
 from holdfast.core.names import check_tag
+from holdfast.core.units import parse_bytes
 from holdfast.loop.batches import BatchSource
-from holdfast.loop.engine import Engine, WriterKind
+from holdfast.loop.engine import Engine
+from holdfast.loop.saver import Overlapping, SaveSettings, WhenBusy, WriterKind
 from holdfast.policies import EarlyStopping, Rule, Verdict, every, require_retention, require_trigger
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store, open_store
@@ -23,6 +25,7 @@ from holdfast.stores import Store, open_store
 __all__ = ["Checkpointer"]
 
 Batch = TypeVar("Batch")
+Word = TypeVar("Word", bound=str)
 _open: weakref.WeakSet[Checkpointer] = weakref.WeakSet()
 
 
@@ -40,6 +43,14 @@ class Checkpointer:
         writer: who makes a snapshot durable: a "process" of its own, which finishes what was snapshotted even when
             this one is killed; a "thread"; or nobody else ("inline": a save returns when it is durable). "auto" is a
             process where there can be one (Linux, a store that can be opened by URL), else a thread.
+        overlap: in the loop, copy what only an optimizer changes behind the next forward and backward pass; the step of
+            any optimizer waits for the rest. Whatever else changes parameters in place calls `protect()` first.
+            "check" compares digests of both ends, to find out whether a program does so.
+        when_busy: what becomes of a save that is due while the one before is still being written: "wait" (at once, if
+            there is memory for a second snapshot), "skip" it, or let it "replace" one that waits.
+        memory: bytes that snapshots may take together, as a number or like "8GB"; by default as much as half of what
+            the machine or container has to give. A larger state is written piece by piece while the loop waits.
+        self_contained: write every tensor anew, instead of referring to an earlier checkpoint for what did not change.
         deadline_seconds: how long after SIGTERM or Ctrl-C the process may live to make its last checkpoint.
         missing, unexpected, cast: globs over tree paths where a restore may be less than strict.
 
@@ -57,6 +68,10 @@ class Checkpointer:
         keep: Rule | None = None,
         stop: EarlyStopping | None = None,
         writer: WriterKind = "auto",
+        overlap: Overlapping = True,
+        when_busy: WhenBusy = "wait",
+        memory: int | str | None = None,
+        self_contained: bool = False,
         deadline_seconds: float = 30.0,
         missing: Sequence[str] = (),
         unexpected: Sequence[str] = (),
@@ -76,7 +91,13 @@ class Checkpointer:
             keep=require_retention(keep) if keep is not None else None,
             stop=stop,
             options=RestoreOptions((), tuple(missing), tuple(unexpected), tuple(cast)),
-            writer=writer,
+            settings=SaveSettings(
+                _word("writer", writer, WriterKind),
+                overlap,
+                _word("when_busy", when_busy, WhenBusy),
+                None if memory is None else parse_bytes(memory),
+                self_contained,
+            ),
             deadline_seconds=deadline_seconds,
             time=time or SystemTime(),
         )
@@ -294,6 +315,13 @@ class Checkpointer:
             print(f"holdfast: {e}", file=sys.stderr)
             return False
         return True
+
+
+def _word(name: str, value: Word, kind: object) -> Word:
+    allowed = get_args(kind)
+    if value not in allowed:
+        raise PolicyError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+    return value
 
 
 @atexit.register

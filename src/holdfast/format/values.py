@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from holdfast.core.errors import InvalidFormat, UnsupportedValue
 from holdfast.core.names import check_path, join_path
 
@@ -117,6 +119,7 @@ _ENCODERS: dict[type, Callable[..., Json]] = {
     decimal.Decimal: lambda v, p, d: {"$decimal": str(v)},
     fractions.Fraction: lambda v, p, d: {"$fraction": [_int(v.numerator), _int(v.denominator)]},
     uuid.UUID: lambda v, p, d: {"$uuid": v.hex},
+    msgspec.Raw: lambda v, p, d: v,  # encoded before
 }
 
 

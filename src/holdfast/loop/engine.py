@@ -9,34 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from holdfast.core.clock import Clock, TimeSource
-from holdfast.core.errors import HoldfastError, LeaseLost, PolicyError, SaveFailed
+from holdfast.core.errors import HoldfastError, PolicyError
 from holdfast.format.events import Resumed, Verdicted
 from holdfast.format.manifest import clock_from_doc
 from holdfast.loop.batches import BatchSource
 from holdfast.loop.interrupts import Interrupts
 from holdfast.loop.pending import PendingGradients
 from holdfast.loop.resume import Restored, restore_state
+from holdfast.loop.saver import Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict, best_of
-from holdfast.saving.arena import Arena
 from holdfast.saving.remote import WriterProcess, can_have_process
-from holdfast.saving.snapshot import expected_sizes, take_snapshot
-from holdfast.saving.writer import Writer
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store
 
-__all__ = ["Engine", "WriterKind"]
+__all__ = ["Engine"]
 
 logger = logging.getLogger("holdfast")
 
-WriterKind = Literal["auto", "process", "thread", "inline"]
-RNG_BYTES = 1 << 20  # room for the generators' states
 NO_EVENTS: frozenset[str] = frozenset()
 
 
@@ -52,7 +47,7 @@ class Engine:
         keep: Rule | None,
         stop: EarlyStopping | None,
         options: RestoreOptions,
-        writer: WriterKind,
+        settings: SaveSettings,
         deadline_seconds: float,
         time: TimeSource,
     ) -> None:
@@ -61,7 +56,7 @@ class Engine:
         self._options = options
         self._time = time
         self.tracker = Tracker(save, stop, time)
-        in_process = writer == "process" or (writer == "auto" and can_have_process(store))
+        in_process = settings.writer == "process" or (settings.writer == "auto" and can_have_process(store))
         self.session = Session(store, time, wait=True, host=WriterProcess() if in_process else None)
         self.gradients = PendingGradients(state)
         self.interrupts = Interrupts(deadline_seconds, self.session.newest)
@@ -72,8 +67,9 @@ class Engine:
         self.started = False
         self.closed = False
         self._best = self.tracker.best_rule(keep)
-        self._writer = Writer(background=writer != "inline")
-        self._arena = Arena(shared=in_process)
+        self._saver = Saver(self.session, state, settings, self._after_commit)
+        with contextlib.suppress(HoldfastError):  # a state that is not complete yet
+            self._saver.prewarm()
         self._restored: Restored | None = None
         self._warm = False
         self._moved = False  # a restore set the clock, and nothing was trained since
@@ -152,15 +148,14 @@ class Engine:
 
     def boundary(self, *, steps: int, epochs: int = 0, events: frozenset[str] = NO_EVENTS) -> None:
         """End a step or an epoch. Raises SaveFailed, and what a signal asks for once the last checkpoint is durable."""
-        with _save_failures():
-            self._writer.raise_failure()
+        self._saver.raise_failure()
         if self._moved:  # the body of this step restored another one: it trained nothing
             self._go_on()
             steps = epochs = 0
         if self.interrupts.stop_signal is not None:
             events |= {"preempt"}
         moment, observed = self.tracker.advance(
-            step=self.clock.step + steps, epochs=epochs, events=events, in_flight=self._writer.busy
+            step=self.clock.step + steps, epochs=epochs, events=events, in_flight=self._saver.busy
         )
         if epochs and self.source is not None:
             self.source.batch = 0
@@ -168,11 +163,11 @@ class Engine:
             self.session.log.record(observed)
         if observed is not None and self.stopped is not None:
             self.session.log.record(Verdicted(self.clock.step, "stop", self.stopped.reason))
-        reasons = self.tracker.reasons(moment) + self._asked()
+        reasons = (() if self._saver.skips else self.tracker.reasons(moment)) + self._asked()
         if reasons:
-            self.save(reasons, tags=self._take_tags())
-        elif not self._warm:  # the first step is over: the optimizer's state exists, so the size is known
-            self._arena.prewarm([*expected_sizes(self.state), RNG_BYTES])
+            self.save(reasons, tags=self._take_tags(), overlap=self.interrupts.stop_signal is None)
+        elif not self._warm:  # the first step is over: now the optimizer's state exists too
+            self._saver.prewarm()
         self._warm = True
         self.gradients.next_step()
         self.leave_if_told()
@@ -208,31 +203,31 @@ class Engine:
 
     # ---- saving ---------------------------------------------------------------------------------------------------
 
-    def save(self, reasons: tuple[str, ...], *, tags: tuple[str, ...] = (), exact: bool = True) -> None:
+    def save(
+        self,
+        reasons: tuple[str, ...],
+        *,
+        tags: tuple[str, ...] = (),
+        exact: bool = True,
+        overlap: bool = False,
+    ) -> None:
         """Take a snapshot now and hand it to the writer."""
         self.refuse_closed()
-        self.wait()
         started = self._time.monotonic()
-        snapshot = take_snapshot(self.state, self._arena, gradients=self.gradients.found())
-        self.capture_report = snapshot.report
-        self.tracker.saved(self._time.monotonic() - started)
-        self._saved_clock = self.clock
         loop = {"batch": self.source.batch} if self.source is not None else {}
         order = SaveOrder(self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact)
-        begun = self.session.begin(snapshot.image, order)
+        self.capture_report = self._saver.save(order, gradients=self.gradients.found(), overlap=overlap)
+        self.tracker.saved(self._time.monotonic() - started)
+        self._saved_clock = self.clock
 
-        def job() -> None:
-            self.session.complete(begun)
-            self._label_best()
-            self.session.retain(self._keep)
-
-        with _save_failures():
-            self._writer.submit(job)
+    def _after_commit(self) -> None:
+        self._label_best()
+        self.session.retain(self._keep)
 
     def save_after(self, error: Exception) -> None:
         """Save after an exception in the loop, if the save rule asks for it; never hide the exception."""
         moment, _ = self.tracker.advance(
-            step=self.clock.step, epochs=0, events=frozenset({"exception"}), in_flight=self._writer.busy
+            step=self.clock.step, epochs=0, events=frozenset({"exception"}), in_flight=self._saver.busy
         )
         reasons = self.tracker.reasons(moment)
         if reasons:
@@ -243,8 +238,7 @@ class Engine:
 
     def wait(self) -> None:
         """Return when every save is durable. Raises SaveFailed when one failed."""
-        with _save_failures():
-            self._writer.wait()
+        self._saver.wait()
 
     def close(self) -> None:
         """Wait for what is under way and give the run up."""
@@ -253,6 +247,7 @@ class Engine:
         self.closed = True
         self.gradients.remove()
         self.interrupts.remove()
+        self._saver.close()
         try:
             self.wait()
         except BaseException:
@@ -271,16 +266,3 @@ class Engine:
             found = best_of(self.session.history.records(), self._best.metric, self._best.mode)
             if found:
                 self.session.publish_best(found[0].step)
-
-
-@contextlib.contextmanager
-def _save_failures() -> Iterator[None]:
-    """Raise what the writer's job raised as SaveFailed; that the run was taken over is said as it is."""
-    try:
-        yield
-    except (SaveFailed, LeaseLost):
-        raise
-    except Exception as e:
-        raise SaveFailed(
-            f"a save failed: {e}. Checkpoints committed before it are intact; the next save tries afresh"
-        ) from e

@@ -95,6 +95,11 @@ class Session:
             )  # fmt: skip
         self.log.record(Started(time.now(), self.lease.generation, socket.gethostname(), os.getpid()))
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether images are read by another process."""
+        return self._host.pid != 0
+
     def events(self) -> list[Event]:
         """Return the run's whole log, what this session recorded included."""
         self.log.flush()

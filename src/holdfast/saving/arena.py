@@ -73,8 +73,9 @@ class Arenas:
         self.first = Arena(shared=shared)
         self._shared = shared
         self._budget = budget_bytes
-        self._free = deque([self.first])
         self._second: Arena | None = None
+        self._free = deque([self.first])
+        self._changed = threading.Condition()
 
     @property
     def budget_bytes(self) -> int | None:
@@ -84,18 +85,20 @@ class Arenas:
         found = available_memory()
         return None if found is None else (found + _size(self.first.memory)) // 2
 
-    def take(self) -> Arena | None:
-        """Return an arena that no image lies in, or None."""
-        if self._free:
+    def take(self) -> Arena:
+        """Return an arena that no image lies in, when there is one."""
+        with self._changed:
+            if not self._free and self._second is None and self._fits(2 * _size(self.first.memory)):
+                self._second = Arena(shared=self._shared)
+                return self._second
+            self._changed.wait_for(lambda: self._free)
             return self._free.popleft()
-        if self._second is None and self._fits(2 * _size(self.first.memory)):
-            self._second = Arena(shared=self._shared)
-            return self._second
-        return None
 
     def give_back(self, arena: Arena) -> None:
         """Say that the image in an arena is no longer needed."""
-        self._free.appendleft(arena) if arena is self.first else self._free.append(arena)
+        with self._changed:
+            self._free.appendleft(arena) if arena is self.first else self._free.append(arena)
+            self._changed.notify_all()
 
     def _fits(self, total: int) -> bool:
         budget = self.budget_bytes

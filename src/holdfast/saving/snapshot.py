@@ -1,66 +1,242 @@
-"""Snapshot: a copy of the state in host memory, taken at a safe point, laid out exactly as the files will be."""
+"""Snapshot: a copy of the state in host memory, taken at a safe point, laid out exactly as the files will be.
+
+Three steps: a plan (what goes where), memory for it, the copy. A plan is made once and then only brought up to date, as
+long as the state keeps its structure and its tensors their memory. The copy is made at once, or behind the next forward
+and backward pass.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from holdfast.core.errors import StateError
+from holdfast.core.errors import StateError, UnsupportedValue
 from holdfast.core.memory import page_aligned
 from holdfast.core.names import check_path
 from holdfast.format.datafile import METADATA, StoredTensor, lay_out
 from holdfast.format.values import encode_value
 from holdfast.saving.arena import Arena
 from holdfast.saving.image import Image, PartImage
-from holdfast.state.capture import Captured, CaptureReport, capture, copy_tensors
+from holdfast.saving.overlap import Overlap, Piece
+from holdfast.saving.progress import Progress
+from holdfast.state.adapter import Engine
+from holdfast.state.capture import CaptureReport, capture
+from holdfast.state.recapture import Recapture
 from holdfast.state.registry import family
 from holdfast.state.rng import capture_rng
-from holdfast.state.tensors import TensorSource, TensorSpec
+from holdfast.state.tensors import TensorSource
+from holdfast.state.transfer import Lot, Stretch, Transfer
 
-__all__ = ["RNG_PART", "Snapshot", "expected_sizes", "take_snapshot"]
+__all__ = ["RNG_PART", "Snapshot", "Snapshotter", "take_snapshot"]
 
 RNG_PART = "rng"
+MEMORIES = 2  # for how many pieces of memory, used in turn, the copy is kept ready
+STEP_BYTES = 128 << 20  # after so many the writer hears of what is there
+WORTH_BYTES = 1 << 20  # less than this is copied at once
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the tensors of each part stand in its file, and the tied names; `order` puts captured tensors so."""
+
+    tensors: dict[str, list[StoredTensor]]
+    aliases: dict[str, dict[str, str]]
+    order: list[int]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each part's tensors."""
+        return [tensors[-1].end if tensors else 0 for tensors in self.tensors.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a snapshot will hold: the encoded values of the parts, and the live tensors in the order of the layout.
+
+    `lasting` says of each tensor whether all snapshots of this layout copy the same alias.
+    """
+
+    layout: Layout
+    trees: dict[str, msgspec.Raw]
+    sources: list[TensorSource]
+    lasting: list[bool]
+    report: CaptureReport
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A whole state in host memory, and what was found on the way; valid until its arena is used again."""
+    """A whole state that has its place in host memory, and what was found on the way; valid until its arena is used
+    again. Its image tells how far the copy has come."""
 
     image: Image
     report: CaptureReport
+    progress: Progress
+    _sources: list[TensorSource]
+    _transfer: Transfer
+
+    def copy(self) -> None:
+        """Copy the state as it is now."""
+        with _garbage_collection_paused(), self._failing():
+            step: list[Lot] = []
+            for lot in self._transfer.lots:
+                step.append(lot)
+                if lot.end - step[0].start_byte >= STEP_BYTES:
+                    self._copy_lots(step)
+                    step = []
+            self._copy_lots(step)
+            self.progress.advance(self.progress.total)
+
+    def copy_behind(self, *, check: bool = False) -> Overlap | None:
+        """Copy at once what a forward or backward pass may change, and start to copy the rest behind them; return what
+        does that, or None when everything was copied at once. `check`: compare with what was there at the start."""
+        pieces: list[Piece] = []
+        values: list[object] = []
+        engine: Engine | None = None
+        with _garbage_collection_paused(), self._failing():
+            for lot in self._transfer.lots:
+                of_lot = self._steady(lot)
+                if of_lot:
+                    engine = lot.engine
+                    pieces += of_lot
+                    values += [s.value for s in self._sources[lot.start : lot.stop]]
+                else:
+                    self._transfer.copy(self._sources, [lot])
+            if engine is None:
+                self.progress.advance(self.progress.total)
+                return None
+            return Overlap(pieces, values, engine.versions, self.progress, check=check)
+
+    def _steady(self, lot: Lot) -> list[Piece]:
+        """Return the pieces of a lot that may be copied later, as they lie in memory."""
+        if lot.volatile or lot.joined is not None or lot.end - lot.start_byte < WORTH_BYTES:
+            return []
+        sources = self._sources[lot.start : lot.stop]
+        here = lot.engine.addresses([s.value for s in sources])
+        there = lot.engine.addresses(lot.targets)
+        if here is None or there is None:
+            return []
+        pieces: list[Piece] = []
+        at = lot.start_byte
+        for source, a, b in zip(sources, here, there, strict=True):
+            pieces.append(Piece(source.spec.name, a, b, source.spec.nbytes, at))
+            at += source.spec.nbytes
+        return pieces
+
+    def _copy_lots(self, lots: list[Lot]) -> None:
+        if lots:
+            self._transfer.copy(self._sources, lots)
+            self.progress.advance(lots[-1].end)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Tell those who wait for the image of what breaks its copy."""
+        try:
+            yield
+        except BaseException as e:
+            self.progress.fail(e)
+            raise
 
 
-def expected_sizes(state: Mapping[str, object]) -> list[int]:
-    """Return how many bytes each part of a snapshot of `state` takes, the random generators left out."""
-    captured = capture(state)
-    sizes = dict.fromkeys(captured.tree, 0)
-    for source in captured.tensors:
-        sizes[source.spec.name.partition("/")[0]] += source.spec.nbytes
-    return list(sizes.values())
+class Snapshotter:
+    """Takes snapshots of one state, again and again.
+
+    `rng`: the state of every random generator is captured unasked, as the part "rng".
+    """
+
+    def __init__(self, state: Mapping[str, object], *, rng: bool = True) -> None:
+        self._state = state
+        self._rng = rng
+        self._known: Recapture | None = None
+        self._layout: Layout | None = None
+        self._transfers: dict[tuple[int, ...], Transfer] = {}
+
+    def sizes(self) -> list[int]:
+        """Return how many bytes each part of a snapshot takes at present."""
+        with _garbage_collection_paused():
+            return self._plan(self._whole()).layout.sizes
+
+    def prepare(self, arena: Arena, *, gradients: bool = False) -> Snapshot:
+        """Find out what there is and give it its place in the arena; `Snapshot.copy` is still to come. Draws no random
+        number and changes nothing.
+
+        `gradients` adds the .grad of module parameters; such a snapshot costs a full capture.
+
+        Raises:
+            UnsupportedValue: something cannot be stored without running code at load; nothing was written.
+            StateError: a key of the state is reserved.
+        """
+        with _garbage_collection_paused():
+            state = self._whole()
+            plan = plan_from_start(state, gradients=True) if gradients else self._plan(state)
+            pieces = arena.reserve(plan.layout.sizes)
+            return _snapshot(state, plan, arena, pieces, self._way(plan, pieces))
+
+    def _whole(self) -> dict[str, object]:
+        return with_generators(self._state) if self._rng else dict(self._state)
+
+    def _plan(self, state: dict[str, object]) -> Plan:
+        known, layout = self._known, self._layout
+        sources = known.renew(state) if known is not None else None
+        if known is None or layout is None or sources is None:
+            self._known = self._layout = None
+            self._transfers.clear()  # and with it the memory that an arena has given up
+            try:
+                known = Recapture(state, anew=(RNG_PART,) if self._rng else ())
+            except UnsupportedValue:
+                return plan_from_start(state)  # which says what is wrong, if anything is
+            sources = known.first()
+            layout = _laid_out(list(state), sources, known.aliases)
+            self._known, self._layout = known, layout
+        ordered = [sources[i] for i in layout.order]
+        lasting = [known.lasting[i] for i in layout.order]
+        return Plan(layout, dict(known.trees), ordered, lasting, known.report)
+
+    def _way(self, plan: Plan, pieces: list[memoryview]) -> Transfer:
+        if plan.layout is not self._layout:
+            return _transfer(plan, pieces)
+        memory = tuple(map(_address, pieces))
+        way = self._transfers.pop(memory, None) or _transfer(plan, pieces)
+        self._transfers = dict([*self._transfers.items(), (memory, way)][-MEMORIES:])
+        return way
 
 
 def take_snapshot(
     state: Mapping[str, object], arena: Arena, *, gradients: bool = False, rng: bool = True
 ) -> Snapshot:
-    """Copy the state into the arena. Draws no random number and changes nothing.
+    """Copy the state into the arena once; see `Snapshotter.take`."""
+    with _garbage_collection_paused():
+        whole = with_generators(state) if rng else dict(state)
+        plan = plan_from_start(whole, gradients=gradients)
+        pieces = arena.reserve(plan.layout.sizes)
+        found = _snapshot(whole, plan, arena, pieces, _transfer(plan, pieces))
+    found.copy()
+    return found
 
-    The state of every random generator is captured unasked, as the part "rng".
 
-    Raises:
-        UnsupportedValue: something cannot be stored without running code at load; nothing was written.
-        StateError: a key of the state is reserved.
-    """
-    if rng and RNG_PART in state:
+def with_generators(state: Mapping[str, object]) -> dict[str, object]:
+    """Return the state with the random generators as a further part. Raises StateError if it has such a part."""
+    if RNG_PART in state:
         raise StateError(
             f"state key {RNG_PART!r} is reserved: holdfast captures every random generator by itself; rename yours"
         )
-    whole = {**state, RNG_PART: capture_rng()} if rng else state
-    with _garbage_collection_paused():
-        return _copy(whole, arena, gradients=gradients)
+    return {**state, RNG_PART: capture_rng()}
+
+
+def plan_from_start(state: Mapping[str, object], *, gradients: bool = False) -> Plan:
+    """Return the plan of a state of which nothing is known."""
+    captured = capture(state, gradients=gradients)
+    layout = _laid_out(captured.tree, captured.tensors, captured.aliases)
+    # Encoding is the copy: nothing of the live state is shared with the snapshot afterwards.
+    trees = {
+        part: msgspec.Raw(msgspec.json.encode(encode_value(v, part))) for part, v in captured.tree.items()
+    }
+    ordered = [captured.tensors[i] for i in layout.order]
+    return Plan(layout, trees, ordered, [True] * len(ordered), captured.report)
 
 
 @contextlib.contextmanager
@@ -75,39 +251,47 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _copy(state: Mapping[str, object], arena: Arena, *, gradients: bool) -> Snapshot:
-    captured = capture(state, gradients=gradients)
-    sources = _by_part(captured)
-    laid = {
-        part: lay_out([_stored(name, s.spec) for name, s in found.items()]) for part, found in sources.items()
-    }
-    pieces = arena.reserve([t[-1].end if t else 0 for t in laid.values()])
-    parts: dict[str, PartImage] = {}
-    offset = 0
-    ordered: list[TensorSource] = []
-    targets: list[memoryview] = []
-    for (part, tensors), piece in zip(laid.items(), pieces, strict=True):
-        ordered += [sources[part][t.name] for t in tensors]
-        targets += [piece[t.start : t.end] for t in tensors]
-        aliases = {a: b for a, b in captured.aliases.items() if a.partition("/")[0] == part}
-        # Encoding is the copy: nothing of the live state is shared with the snapshot afterwards.
-        tree = msgspec.Raw(msgspec.json.encode(encode_value(captured.tree[part], part)))
-        parts[part] = PartImage(tree, family(state[part]), aliases, tensors, piece, offset)
-        offset += page_aligned(len(piece))
-    copy_tensors(ordered, targets)
-    return Snapshot(Image(parts, memory=arena.memory), captured.report)
-
-
-def _by_part(captured: Captured) -> dict[str, dict[str, TensorSource]]:
-    found: dict[str, dict[str, TensorSource]] = {check_path(part): {} for part in captured.tree}
-    for source in captured.tensors:
-        path = check_path(source.spec.name)
-        part, _, name = path.partition("/")  # the keys of a state hold no slash
+def _laid_out(parts: Iterable[str], sources: Sequence[TensorSource], aliases: Mapping[str, str]) -> Layout:
+    of_part: dict[str, list[StoredTensor]] = {check_path(part): [] for part in parts}
+    numbers: dict[str, dict[str, int]] = {part: {} for part in of_part}
+    for number, source in enumerate(sources):
+        spec = source.spec
+        part, _, name = check_path(spec.name).partition("/")  # the keys of a state hold no slash
         if name == METADATA:
-            raise StateError(f"{path}: data files reserve the name {METADATA!r}; rename that key")
-        found[part][name or part] = source
-    return found
+            raise StateError(f"{spec.name}: data files reserve the name {METADATA!r}; rename that key")
+        name = name or part
+        of_part[part].append(StoredTensor(name, spec.dtype, spec.shape, spec.stride, 0, 0))
+        numbers[part][name] = number
+    tensors = {part: lay_out(found) for part, found in of_part.items()}
+    tied: dict[str, dict[str, str]] = {part: {} for part in of_part}
+    for alias, stored in aliases.items():
+        tied[alias.partition("/")[0]][alias] = stored
+    return Layout(tensors, tied, [numbers[part][t.name] for part, found in tensors.items() for t in found])
 
 
-def _stored(name: str, spec: TensorSpec) -> StoredTensor:
-    return StoredTensor(name, spec.dtype, spec.shape, spec.stride, 0, 0)
+def _transfer(plan: Plan, pieces: Sequence[memoryview]) -> Transfer:
+    stretches: list[Stretch] = []
+    offset = 0
+    for piece, tensors in zip(pieces, plan.layout.tensors.values(), strict=True):
+        stretches.append(Stretch(piece, offset, [(t.start, t.end) for t in tensors]))
+        offset += page_aligned(len(piece))
+    return Transfer(plan.sources, plan.lasting, stretches)
+
+
+def _snapshot(
+    state: Mapping[str, object], plan: Plan, arena: Arena, pieces: Sequence[memoryview], transfer: Transfer
+) -> Snapshot:
+    parts: dict[str, PartImage] = {}
+    offset = end = 0
+    layout = plan.layout
+    for (part, tensors), piece in zip(layout.tensors.items(), pieces, strict=True):
+        kind = family(state[part])
+        parts[part] = PartImage(plan.trees[part], kind, layout.aliases[part], tensors, piece, offset)
+        end = offset + len(piece)
+        offset = page_aligned(end)
+    progress = Progress(end)
+    return Snapshot(Image(parts, progress, arena.memory), plan.report, progress, plan.sources, transfer)
+
+
+def _address(piece: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(piece)) if len(piece) else 0

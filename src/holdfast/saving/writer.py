@@ -13,7 +13,7 @@ Job = Callable[[], None]
 class Writer:
     """Runs jobs one after the other on a background thread: one is under way, one more may wait for it.
 
-    A job's exception is kept and raised by the next call, once; the job that waited behind it still runs.
+    A job's exception is kept and raised by the next `wait` or `raise_failure`, once; the job behind it still runs.
     """
 
     def __init__(self, *, background: bool = True) -> None:
@@ -28,14 +28,8 @@ class Writer:
         """Whether a job is under way."""
         return self._running
 
-    @property
-    def full(self) -> bool:
-        """Whether a job waits for the one under way."""
-        return self._next is not None
-
     def submit(self, job: Job) -> None:
-        """Run a job after the one under way. Replaces one that has not begun; raises what one before it raised."""
-        self.raise_failure()
+        """Run a job after the one under way, of which none may wait yet."""
         if not self._background:
             job()
             return
@@ -53,20 +47,11 @@ class Writer:
             found, self._next = self._next, None
             return found is not None
 
-    def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Wait for every job; return False when one is still running after the timeout. Raises a job's failure."""
-        return self._wait(lambda: not self._running, timeout_seconds)
-
-    def wait_for_room(self) -> None:
-        """Wait until no job waits for the one under way. Raises a job's failure."""
-        self._wait(lambda: self._next is None, None)
-
-    def _wait(self, reached: Callable[[], bool], timeout_seconds: float | None) -> bool:
+    def wait(self) -> None:
+        """Wait for every job. Raises a job's failure."""
         with self._changed:
-            found = self._changed.wait_for(reached, timeout_seconds)
-        if found:
-            self.raise_failure()
-        return found
+            self._changed.wait_for(lambda: not self._running)
+        self.raise_failure()
 
     def raise_failure(self) -> None:
         """Raise what a finished job raised, once."""
@@ -86,6 +71,6 @@ class Writer:
                 return
             try:
                 job()
-            except BaseException as e:  # noqa: BLE001 - kept, and raised by the next call
+            except BaseException as e:  # noqa: BLE001 - kept, and raised later
                 with self._changed:
                     self._failure = self._failure or e

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from holdfast.state.tensors import HostTensor, TensorSource
+from holdfast.state.tensors import HostTensor, TensorSpec
 
 if TYPE_CHECKING:
     from holdfast.state.capturing import Capturing
     from holdfast.state.materialize import Materializer
     from holdfast.state.restoring import Build, Restoring
 
-__all__ = ["NO_KINDS", "Adapter", "Dispatch", "Engine", "Kinds"]
+__all__ = [
+    "NO_KINDS",
+    "Adapter",
+    "Dispatch",
+    "Engine",
+    "Joined",
+    "Kinds",
+    "Outline",
+    "Outlining",
+    "TensorHolder",
+]
 
 Kinds = Mapping[str, "Callable[[Materializer, object], object]"]
 NO_KINDS: Kinds = MappingProxyType({})
@@ -42,6 +53,44 @@ class Adapter(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Outline:
+    """What a live object holds at present, read as quickly as can be.
+
+    `children` are the values that a capture of the object stores, in the order in which it comes to them.
+    `keys` are compared one by one, as the same object or equal text; `facts` (numbers, ids, names, classes)
+    with ==. Where both are as they were, a capture differs from the former one in the children at most.
+    """
+
+    children: list[object]
+    keys: list[object] = field(default_factory=list)
+    facts: list[object] = field(default_factory=list)
+
+
+@runtime_checkable
+class Outlining(Protocol):
+    """An adapter whose objects can be read again without capturing them."""
+
+    def outline(self, value: object) -> Outline | None:
+        """Return the outline of `value`, or None: this one must be captured anew each time. Change nothing."""
+        ...
+
+
+@runtime_checkable
+class TensorHolder(Protocol):
+    """An adapter of tensors: each is one stored tensor at its own path."""
+
+    engine: Engine
+
+
+class Joined(Protocol):
+    """Neighbours of one element type that are moved in one go."""
+
+    def copy(self, values: Sequence[object]) -> None:
+        """Copy the elements of `values`, one tensor after the other, into the memory this was made for."""
+        ...
+
+
 class Engine(Protocol):
     """Move tensor bytes for one framework."""
 
@@ -49,8 +98,49 @@ class Engine(Protocol):
         """Return whether `value` is a tensor of this framework."""
         ...
 
-    def copy_out(self, sources: Sequence[TensorSource], destinations: Sequence[memoryview]) -> None:
-        """Copy each source's elements to its destination, in C order."""
+    def fingerprint(self, values: Sequence[object]) -> Iterator[Sequence[object]]:
+        """Yield columns that are equal as long as these are tensors of the same memory, shape, layout and kind.
+
+        The first column holds the classes: the others are only asked for where those are as they were.
+        """
+        ...
+
+    def aliases(self, values: Sequence[object]) -> Sequence[object]:
+        """Return for each live tensor one of the same memory that is not affected by what is done to the object."""
+        ...
+
+    def keeps(self, alias: object, spec: TensorSpec) -> bool:
+        """Return whether an alias may be kept from one capture to the next: it holds no memory worth speaking of."""
+        ...
+
+    def joins(self, alias: object, spec: TensorSpec, *, lasting: bool) -> Hashable:
+        """Return what a tensor has in common with those it may be moved with in one go; None: it is moved alone.
+
+        `lasting`: every later copy is of this very alias.
+        """
+        ...
+
+    def join(self, aliases: Sequence[object], memory: memoryview) -> Joined:
+        """Prepare to move tensors that `joins` says belong together into `memory`, one after the other."""
+        ...
+
+    def targets(self, specs: Sequence[TensorSpec], destinations: Sequence[memoryview]) -> list[object]:
+        """Return what `copy_out` writes to: the destinations as this framework sees them."""
+        ...
+
+    def addresses(self, values: Sequence[object]) -> list[int] | None:
+        """Return where the elements of each lie in host memory, in C order; None if one does not lie so.
+
+        Only asked of what changes when an optimizer steps, and of what `targets` returned.
+        """
+        ...
+
+    def versions(self, values: Sequence[object]) -> list[int]:
+        """Return for each a number that grows with every change in place."""
+        ...
+
+    def copy_out(self, values: Sequence[object], targets: Sequence[object]) -> None:
+        """Copy the elements of each tensor to its target, in C order, and return when they are there."""
         ...
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
@@ -78,6 +168,8 @@ class Dispatch:
         self.kinds: dict[str, Callable[[Materializer, object], object]] = {}
         for adapter in self.adapters:
             self.kinds.update(adapter.kinds)
+        self.holders: Set[Adapter] = {a for a in self.adapters if isinstance(a, TensorHolder)}
+        self._outlining: dict[Adapter, Outlining] = {a: a for a in self.adapters if isinstance(a, Outlining)}
         self._found: dict[type, Adapter | None] = {}
 
     def find(self, cls: type) -> Adapter | None:
@@ -88,6 +180,10 @@ class Dispatch:
             adapter = next((a for a in self.adapters if a.claims(cls)), None)
             self._found[cls] = adapter
             return adapter
+
+    def outlining(self, adapter: Adapter | None) -> Outlining | None:
+        """Return the adapter as one that can outline its objects, or None."""
+        return None if adapter is None else self._outlining.get(adapter)
 
     def engine_of(self, value: object) -> Engine:
         """Return the engine that moves the bytes of `value`."""

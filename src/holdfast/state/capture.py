@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.core.errors import StateError
@@ -11,6 +11,7 @@ from holdfast.state.capturing import Capturing
 from holdfast.state.registry import dispatch, parameters
 from holdfast.state.reports import CaptureReport
 from holdfast.state.tensors import TensorSource
+from holdfast.state.trace import Trace
 
 __all__ = ["CaptureReport", "Captured", "capture", "copy_tensors"]
 
@@ -30,11 +31,18 @@ class Captured:
     report: CaptureReport
 
 
-def capture(state: Mapping[str, object], *, gradients: bool = False) -> Captured:
+def capture(
+    state: Mapping[str, object],
+    *,
+    gradients: bool = False,
+    anew: Collection[str] = (),
+    trace: Trace | None = None,
+) -> Captured:
     """Capture everything the objects in `state` hold, by user name.
 
     Changes nothing, draws no random number and copies no tensor: `copy_tensors` does, and must before the
-    live tensors change. `gradients` adds the .grad of module parameters.
+    live tensors change. `gradients` adds the .grad of module parameters. A `trace` is written for
+    `state.recapture`, and puts holes into the tree; `anew` are the keys whose values are made for this capture.
 
     Raises:
         UnsupportedValue: something cannot be stored without running code at load; names its path and the
@@ -44,8 +52,12 @@ def capture(state: Mapping[str, object], *, gradients: bool = False) -> Captured
         if not isinstance(key, str) or not key or "/" in key:
             raise StateError(f"state key {key!r}: expected a non-empty string without '/'; rename it")
     names, updated = parameters(state)
-    found = Capturing(dispatch(), names, updated, gradients=gradients)
-    tree = {key: found.value(value, key) for key, value in state.items()}
+    found = Capturing(dispatch(), names, updated, gradients=gradients, trace=trace)
+
+    def parts() -> dict[str, object]:
+        return {k: (found.anew if k in anew else found.value)(v, k) for k, v in state.items()}
+
+    tree = parts() if trace is None else trace.begin(state, parts)
     return Captured(tree, found.tensors, found.aliases, found.report)
 
 
@@ -75,4 +87,4 @@ def copy_tensors(sources: Sequence[TensorSource], destinations: Sequence[memoryv
         some.append(source)
         places.append(destination if destination.format == "B" else destination.cast("B"))
     for engine, some, places in batches.values():
-        engine.copy_out(some, places)
+        engine.copy_out([s.value for s in some], engine.targets([s.spec for s in some], places))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import fractions
+import functools
 import hashlib
 import types
 import unicodedata
@@ -15,10 +16,11 @@ from dataclasses import replace
 from holdfast.core.errors import UnsupportedValue
 from holdfast.core.names import MAX_PATH_BYTES
 from holdfast.format.values import MAX_DEPTH, TensorLeaf, Typed
-from holdfast.state.adapter import Dispatch
-from holdfast.state.codecs import codec_for
+from holdfast.state.adapter import Adapter, Dispatch, Engine
+from holdfast.state.codecs import Codec, codec_for
 from holdfast.state.reports import CaptureEntry, CaptureReport
 from holdfast.state.tensors import TensorSource, TensorSpec
+from holdfast.state.trace import TensorCall, Trace
 
 __all__ = ["PLAIN", "Capturing", "tensor_name"]
 
@@ -36,7 +38,13 @@ class Capturing:
     """What a capture has found so far. `value` turns any live value into its detached storable form."""
 
     def __init__(
-        self, dispatch: Dispatch, parameters: Mapping[int, str], updated: Set[int], *, gradients: bool
+        self,
+        dispatch: Dispatch,
+        parameters: Mapping[int, str],
+        updated: Set[int],
+        *,
+        gradients: bool,
+        trace: Trace | None = None,
     ) -> None:
         self.tensors: list[TensorSource] = []
         self.aliases: dict[str, str] = {}
@@ -44,6 +52,7 @@ class Capturing:
         self.parameters = parameters
         self.updated = updated
         self.gradients = gradients
+        self.trace = trace
         self._dispatch = dispatch
         self._names: set[str] = set()
         self._ties: dict[Hashable, str] = {}
@@ -58,9 +67,12 @@ class Capturing:
         """
         cls = type(value)
         if cls in PLAIN:
-            if not self.in_key:
-                self.report.entries.append(CaptureEntry(path, "captured", cls.__name__))
-            return value
+            if self.in_key:
+                return value
+            self.report.entries.append(CaptureEntry(path, "captured", cls.__name__))
+            return (
+                value if self.trace is None else self.trace.plain(value, path, len(self.report.entries) - 1)
+            )
         if id(value) in self._open or len(self._open) >= MAX_DEPTH - 10:
             raise UnsupportedValue(
                 f"{path}: refers to itself, or is nested deeper than {MAX_DEPTH - 10} levels; flatten it"
@@ -71,20 +83,41 @@ class Capturing:
             raise UnsupportedValue(f"{path}: {_why_not(value)}")
         self._open.add(id(value))
         try:
-            if codec is not None:
-                self.note(path, "captured", cls.__name__, f"codec {codec.name}")
-                return Typed(f"codec:{codec.name}", self.value(codec.encode(value), path))
-            assert adapter is not None
-            return adapter.capture(value, path, self)
+            untraced = self.trace is None or self.in_key or not self.trace.records
+            if self.trace is None or untraced or adapter in self._dispatch.holders:
+                return self._store(value, path, codec, adapter)
+            store = functools.partial(self._store, value, path, codec, adapter)
+            return self.trace.follow(value, path, self._dispatch.outlining(adapter), store)
         finally:
             self._open.discard(id(value))
 
-    def tensor(
-        self, value: object, spec: TensorSpec, *, kind: str, memory: Hashable, volatile: bool = True
-    ) -> TensorLeaf:
-        """Register the live tensor `value` under `spec.name` (a raw tree path) and return its leaf.
+    def anew(self, value: object, path: str) -> object:
+        """Return the detached form of a value that is made for this capture, so that it cannot be read again."""
+        if self.trace is None or not self.trace.records:
+            return self.value(value, path)
+        return self.trace.anew(path, functools.partial(self.value, value, path))
 
-        Tensors with equal `memory` (None: never tied) share one stored tensor.
+    def _store(self, value: object, path: str, codec: Codec | None, adapter: Adapter | None) -> object:
+        if codec is not None:
+            self.note(path, "captured", type(value).__name__, f"codec {codec.name}")
+            return Typed(f"codec:{codec.name}", self.value(codec.encode(value), path))
+        assert adapter is not None
+        return adapter.capture(value, path, self)
+
+    def tensor(
+        self,
+        value: object,
+        spec: TensorSpec,
+        *,
+        kind: str,
+        memory: Hashable,
+        volatile: bool = True,
+        live: tuple[Engine, object] | None = None,
+    ) -> TensorLeaf:
+        """Register the tensor `value` under `spec.name` (a raw tree path) and return its leaf.
+
+        Tensors with equal `memory` (None: never tied) share one stored tensor. `value` is an alias of `live`,
+        the object that its parent holds; None: it was made for this capture.
         """
         path = spec.name
         if self.in_key:
@@ -93,6 +126,10 @@ class Capturing:
             )
         name = self._unique(tensor_name(path))
         stored = self._ties.get(memory) if memory is not None else None
+        if self.trace is not None:
+            number = len(self.tensors) if stored is None else -1
+            call = TensorCall(spec, kind, stored or name, memory is not None, number)
+            self.trace.tensor(live, call, memory)
         if stored is not None:
             self.aliases[name] = stored
             self.report.entries.append(CaptureEntry(path, "alias", kind, f"same memory as {stored}"))

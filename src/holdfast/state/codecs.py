@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from holdfast.core.errors import StateError
 
-__all__ = ["Codec", "codec_for", "codec_named", "register_codec"]
+__all__ = ["Codec", "codec_for", "codec_named", "codecs_in_use", "register_codec"]
 
 T = TypeVar("T")
 
@@ -57,6 +57,11 @@ def register_codec(
 def codec_for(cls: type) -> Codec | None:
     """Return the codec registered for exactly `cls`."""
     return _by_class.get(cls)
+
+
+def codecs_in_use() -> dict[type, Codec]:
+    """Return every registered codec, by class."""
+    return dict(_by_class)
 
 
 def codec_named(name: str) -> Codec | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from holdfast.core.errors import MissingDependency
 from holdfast.state.adapter import Adapter, Dispatch, Engine
@@ -15,7 +15,7 @@ from holdfast.state.adapters.numpy import Arrays, DTypes, NumpyEngine, Scalars
 from holdfast.state.adapters.records import Dataclasses, Enums, NamedTuples
 from holdfast.state.adapters.stateful import Stateful
 
-__all__ = ["torch_rng", "dispatch", "family", "parameters", "torch_is_loaded"]
+__all__ = ["before_each_step", "torch_rng", "dispatch", "family", "parameters", "torch_is_loaded"]
 
 _FAMILIES = {"Modules": "module", "Optimizers": "optimizer", "Schedulers": "scheduler"}
 
@@ -73,6 +73,15 @@ def parameters(state: Mapping[str, object]) -> tuple[dict[int, str], set[int]]:
     from holdfast.state.adapters.torch_names import survey
 
     return survey(state)
+
+
+def before_each_step(act: Callable[[], None]) -> Callable[[], None] | None:
+    """Call `act` before any optimizer of this process steps; return what ends that, or None without torch."""
+    if not torch_is_loaded():
+        return None
+    from holdfast.state.adapters.torch_steps import before_each_step as register
+
+    return register(act)
 
 
 def torch_rng() -> types.ModuleType | None:

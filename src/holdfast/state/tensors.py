@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from holdfast.core.dtypes import DTYPES
 
-__all__ = ["HostTensor", "TensorSource", "TensorSpec", "c_strides", "layout_to_recreate"]
+__all__ = ["JOIN_BYTES", "HostTensor", "TensorSource", "TensorSpec", "c_strides", "layout_to_recreate"]
 
 # A recreated layout may take this many times the memory of its elements; beyond it C order is used. A
 # column cut from a wide matrix would otherwise bring back the memory of the whole matrix.
 MAX_SPREAD = 8
+# Up to this size a call for each tensor costs more than to copy it; neighbours are moved together.
+JOIN_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)

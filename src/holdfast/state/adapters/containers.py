@@ -10,7 +10,7 @@ from typing import cast
 
 from holdfast.core.names import join_path
 from holdfast.format.values import Typed
-from holdfast.state.adapter import NO_KINDS, Kinds
+from holdfast.state.adapter import NO_KINDS, Kinds, Outline
 from holdfast.state.capturing import PLAIN, Capturing
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring, Stage
@@ -37,14 +37,20 @@ class Mappings:
         into.note_container(path, type(value).__name__, len(live))
         items = {into.key(k, path): into.value(v, join_path(path, k)) for k, v in list(live.items())}
         if isinstance(value, collections.defaultdict):
-            factory = getattr(value.default_factory, "__name__", None)
-            known = factory in _FACTORIES and getattr(builtins, str(factory)) is value.default_factory
-            return Typed("defaultdict", {"factory": factory if known else None, "items": items})
+            return Typed("defaultdict", {"factory": _factory_name(value), "items": items})
         if type(value) is collections.OrderedDict:
             return collections.OrderedDict(items)
         if type(value) is collections.Counter:
             return collections.Counter(cast("dict[Hashable, int]", items))
         return items
+
+    def outline(self, value: object) -> Outline | None:
+        live = cast("dict[object, object]", value)
+        keys = list(live)
+        if not PLAIN.issuperset(map(type, keys)):
+            return None  # such a key may hold what changes
+        facts = [_factory_name(value)] if isinstance(value, collections.defaultdict) else []
+        return Outline(list(live.values()), keys, cast("list[object]", facts))
 
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
         target = cast("MutableMapping[object, object]", live)
@@ -113,7 +119,7 @@ class Sequences:
 
     def capture(self, value: object, path: str, into: Capturing) -> object:
         live = list(cast("list[object]", value))
-        if len(live) > 8 and all(type(v) in PLAIN for v in live):
+        if _is_series(live):
             into.note(path, "captured", type(value).__name__, f"{len(live)} plain values")
             items = live
         else:
@@ -123,6 +129,12 @@ class Sequences:
         if isinstance(value, collections.deque):
             return collections.deque(items, value.maxlen)
         return items
+
+    def outline(self, value: object) -> Outline | None:
+        live = list(cast("list[object]", value))
+        if _is_series(live):
+            return None
+        return Outline(live, facts=[getattr(value, "maxlen", None)])
 
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
         if type(node) not in (list, tuple, collections.deque) or (type(live) is tuple) != (
@@ -214,6 +226,16 @@ class Atoms:
 
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
         return ctx.fresh(node, path)
+
+
+def _factory_name(value: collections.defaultdict[object, object]) -> str | None:
+    name = getattr(value.default_factory, "__name__", None)
+    return name if name in _FACTORIES and getattr(builtins, str(name)) is value.default_factory else None
+
+
+def _is_series(values: list[object]) -> bool:
+    """Return whether a sequence is stored, and reported, as one value: many plain ones and nothing else."""
+    return len(values) > 8 and PLAIN.issuperset(map(type, values))
 
 
 def _new_defaultdict(m: Materializer, value: object) -> object:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 import ml_dtypes
@@ -17,7 +18,7 @@ from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring
-from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec, c_strides, layout_to_recreate
+from holdfast.state.tensors import JOIN_BYTES, HostTensor, TensorSpec, c_strides, layout_to_recreate
 
 __all__ = ["Arrays", "DTypes", "NumpyEngine", "Scalars", "to_array"]
 
@@ -84,11 +85,42 @@ class NumpyEngine:
     def owns(self, value: object) -> bool:
         return isinstance(value, (np.ndarray, np.generic))
 
-    def copy_out(self, sources: Sequence[TensorSource], destinations: Sequence[memoryview]) -> None:
-        for source, destination in zip(sources, destinations, strict=True):
-            spec = source.spec
-            target = np.frombuffer(destination, np.uint8, spec.nbytes).view(numpy_dtype(spec.dtype))
-            np.copyto(target.reshape(spec.shape), np.asarray(source.value))
+    def fingerprint(self, values: Sequence[object]) -> Iterator[Sequence[object]]:
+        yield list(map(type, values))
+        yield list(map(attrgetter("shape"), values))
+        yield list(map(attrgetter("strides"), values))
+        yield list(map(attrgetter("dtype"), values))
+        yield [interface["data"][0] for interface in map(attrgetter("__array_interface__"), values)]
+
+    def aliases(self, values: Sequence[object]) -> Sequence[object]:
+        return [np.asarray(value).view() for value in values]
+
+    def keeps(self, alias: object, spec: TensorSpec) -> bool:
+        return False  # an array that something refers to refuses to be resized
+
+    def joins(self, alias: object, spec: TensorSpec, *, lasting: bool) -> Hashable:
+        return spec.dtype if 0 < spec.nbytes <= JOIN_BYTES else None
+
+    def join(self, aliases: Sequence[object], memory: memoryview) -> _Joined:
+        return _Joined(
+            np.frombuffer(memory, np.uint8).view(cast("Array", aliases[0]).dtype.newbyteorder("="))
+        )
+
+    def targets(self, specs: Sequence[TensorSpec], destinations: Sequence[memoryview]) -> list[object]:
+        return [
+            np.frombuffer(memory, np.uint8, spec.nbytes).view(numpy_dtype(spec.dtype)).reshape(spec.shape)
+            for spec, memory in zip(specs, destinations, strict=True)
+        ]
+
+    def addresses(self, values: Sequence[object]) -> list[int] | None:
+        return None  # no optimizer tells when it is about to change them
+
+    def versions(self, values: Sequence[object]) -> list[int]:
+        return [0] * len(values)
+
+    def copy_out(self, values: Sequence[object], targets: Sequence[object]) -> None:
+        for value, target in zip(values, targets, strict=True):
+            np.copyto(cast("Array", target), np.asarray(value))
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
         for live, host in pairs:
@@ -113,6 +145,16 @@ class NumpyEngine:
         return value
 
 
+class _Joined:
+    """Small arrays of one element type, moved in one go."""
+
+    def __init__(self, slab: Array) -> None:
+        self._slab = slab
+
+    def copy(self, values: Sequence[object]) -> None:
+        np.concatenate(list(map(np.ndarray.ravel, cast("Sequence[Array]", values))), out=self._slab)
+
+
 def to_array(host: HostTensor) -> Array:
     """Return the stored bytes as an array that shares them."""
     flat = np.frombuffer(host.data, np.uint8, host.spec.nbytes).view(numpy_dtype(host.spec.dtype))
@@ -133,7 +175,9 @@ class Arrays:
         array = cast("Array", value)
         spec = array_spec(array, path)
         alias = np.asarray(array).view()
-        return into.tensor(alias, spec, kind="numpy.ndarray", memory=memory_of(array))
+        return into.tensor(
+            alias, spec, kind="numpy.ndarray", memory=memory_of(array), live=(self.engine, array)
+        )
 
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
         array = cast("Array", live)

@@ -17,8 +17,13 @@ from torch.nn.modules.module import _IncompatibleKeys
 from holdfast.core.errors import StateError
 from holdfast.core.names import join_path
 from holdfast.format.values import TensorLeaf
-from holdfast.state.adapter import NO_KINDS, Kinds
-from holdfast.state.adapters.torch_names import canonical_modules, has_own_state, unwrapped
+from holdfast.state.adapter import NO_KINDS, Kinds, Outline
+from holdfast.state.adapters.torch_names import (
+    canonical_modules,
+    has_own_state,
+    modules_at_a_glance,
+    unwrapped,
+)
 from holdfast.state.adapters.torch_tensors import (
     ENGINE,
     NAMES,
@@ -70,10 +75,19 @@ class Modules:
             if into.gradients:
                 _capture_gradients(module._parameters, prefix, path, gradients=gradients, into=into)
             if _has_extra(module):
-                node[prefix + EXTRA] = into.value(module.get_extra_state(), join_path(path, prefix + EXTRA))
+                node[prefix + EXTRA] = into.anew(module.get_extra_state(), join_path(path, prefix + EXTRA))
         if into.gradients:
             node[GRADIENTS] = gradients
         return node
+
+    def outline(self, value: object) -> Outline | None:
+        modules = modules_at_a_glance(cast("nn.Module", value))
+        if modules is None:
+            return None
+        found = Outline([])
+        for module in modules:
+            _outline_module(module, found)
+        return found
 
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
         root = cast("nn.Module", live)
@@ -123,6 +137,29 @@ def _capture_tensors(
             into.note(f"{path}/{prefix}{name}", "ignored", "buffer", "registered with persistent=False")
         else:
             node[prefix + name] = capture_tensor(buffer, f"{path}/{prefix}{name}", into, volatile=True)
+
+
+def _outline_module(module: nn.Module, found: Outline) -> None:
+    below = [name for name, child in module._modules.items() if child is not None]
+    parameters = module._parameters
+    if type(None) in map(type, parameters.values()):
+        parameters = {n: p for n, p in parameters.items() if p is not None}
+    found.facts += (type(module), len(below), len(parameters))
+    found.keys += below
+    found.keys += parameters
+    found.children += parameters.values()
+    # What a parameter is called in an optimizer, and whether one writes it, follows from who is who.
+    found.facts += map(id, parameters.values())
+    if module._buffers:
+        left_out = module._non_persistent_buffers_set
+        buffers = {n: b for n, b in module._buffers.items() if b is not None and n not in left_out}
+        found.facts += (len(module._buffers), len(buffers))
+        found.keys += module._buffers
+        found.keys += buffers
+        found.children += buffers.values()
+    if _has_extra(module):
+        found.facts.append(EXTRA)
+        found.children.append(module.get_extra_state())
 
 
 def _capture_gradients(

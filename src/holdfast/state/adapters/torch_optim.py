@@ -9,16 +9,17 @@ See https://github.com/pytorch/pytorch/issues/164929 and https://github.com/pyto
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, cast
 
 import torch
 from torch.optim import Optimizer
 
 from holdfast.core.names import join_path
-from holdfast.state.adapter import NO_KINDS, Kinds
+from holdfast.state.adapter import NO_KINDS, Kinds, Outline
 from holdfast.state.adapters.torch_optim_restore import plan_optimizer
 from holdfast.state.adapters.torch_tensors import capture_tensor
-from holdfast.state.capturing import Capturing
+from holdfast.state.capturing import PLAIN, Capturing
 from holdfast.state.restoring import Build, Restoring, Stage
 
 __all__ = ["Optimizers", "has_own_state", "parameters_by_name"]
@@ -79,6 +80,38 @@ class Optimizers:
         if rest:
             node["global_state"] = rest
         return node
+
+    def outline(self, value: object) -> Outline | None:
+        optimizer = cast("Optimizer", value)
+        if has_own_state(optimizer):
+            return None
+        found = Outline([], facts=[type(optimizer), len(optimizer.param_groups)])
+        parameters: list[torch.Tensor] = []
+        for group in optimizer.param_groups:
+            parameters += group["params"]
+            found.keys += group
+            found.facts += (len(group), len(parameters))
+            found.children += [v for k, v in group.items() if k != "params"]
+        found.facts += map(id, parameters)
+        state = optimizer.state
+        entries = list(map(state.get, parameters))
+        classes = list(map(type, entries))
+        if not {dict, type(None)}.issuperset(classes):
+            return None
+        found.facts += classes
+        kept = cast("list[dict[str, object]]", [e for e in entries if e is not None])
+        found.facts += map(len, kept)
+        found.keys += chain.from_iterable(kept)
+        found.children += chain.from_iterable(map(dict.values, kept))
+        if len(state) != len(kept):
+            known = set(map(id, parameters))
+            rest = {k: v for k, v in state.items() if not isinstance(k, torch.Tensor)}
+            if not PLAIN.issuperset(map(type, rest)):
+                return None
+            found.facts.append(sum(isinstance(k, torch.Tensor) and id(k) not in known for k in state))
+            found.keys += rest
+            found.children += rest.values()
+        return found
 
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
         optimizer = cast("Optimizer", live)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import cast
 
 import numpy as np
@@ -14,12 +15,13 @@ from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.restoring import Build, Restoring
-from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec, c_strides, layout_to_recreate
+from holdfast.state.tensors import JOIN_BYTES, HostTensor, TensorSpec, c_strides, layout_to_recreate
 
 __all__ = ["Tensors", "TorchEngine", "capture_tensor", "kind_of", "memory_of", "plan_tensor", "tensor_spec"]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in DTYPES if hasattr(torch, n)}
 NAMES: dict[torch.dtype, str] = {t: n for n, t in TORCH_DTYPES.items()}
+_JOINED_AS_THEY_ARE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8)
 _OURS = (torch.Tensor, torch.nn.Parameter)
 _LAZY = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
 
@@ -79,10 +81,13 @@ def kind_of(t: torch.Tensor) -> str:
 def capture_tensor(t: torch.Tensor, path: str, into: Capturing, *, volatile: bool = True) -> TensorLeaf:
     """Register a live tensor and return its leaf."""
     spec = tensor_spec(t, path)
+    alias = _alias(t)
+    return into.tensor(alias, spec, kind=kind_of(t), memory=memory_of(t), volatile=volatile, live=(ENGINE, t))
+
+
+def _alias(t: torch.Tensor) -> torch.Tensor:
     alias = t.detach()
-    if type(alias) is not torch.Tensor:
-        alias = alias.as_subclass(torch.Tensor)
-    return into.tensor(alias, spec, kind=kind_of(t), memory=memory_of(t), volatile=volatile)
+    return alias if type(alias) is torch.Tensor else alias.as_subclass(torch.Tensor)
 
 
 def _elements(data: memoryview, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -133,20 +138,94 @@ def overlaps(t: torch.Tensor) -> bool:
     )
 
 
+def _flat(t: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous tensor in one dimension, with elements that every kernel knows and copies bit for bit."""
+    known = t if t.dtype in _JOINED_AS_THEY_ARE else t.reshape(-1).view(torch.uint8)
+    return known if known.dim() == 1 else known.view(-1)
+
+
+class _Joined:
+    """Small tensors that keep their memory, moved in one go."""
+
+    def __init__(self, flats: list[torch.Tensor], memory: memoryview) -> None:
+        self._flats = flats
+        self._slab = torch.frombuffer(memory, dtype=flats[0].dtype)
+
+    def copy(self, values: Sequence[object]) -> None:
+        # The kept flat views are of the same memory as `values`.
+        with torch.no_grad():
+            torch.cat(self._flats, out=self._slab)
+
+
+def _lies_as_stored(t: torch.Tensor) -> bool:
+    """Return whether the bytes of a tensor in host memory are its elements in C order."""
+    if t.device.type != "cpu" or t.is_inference():  # inference tensors count no versions
+        return False
+    return t.is_contiguous() and not (t.is_conj() or t.is_neg())
+
+
 class TorchEngine:
     """Move bytes of torch tensors in few calls: one for all tensors of a device."""
 
     def owns(self, value: object) -> bool:
         return isinstance(value, torch.Tensor)
 
-    def copy_out(self, sources: Sequence[TensorSource], destinations: Sequence[memoryview]) -> None:
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for source, destination in zip(sources, destinations, strict=True):
-            spec = source.spec
-            if len(destination):
-                target = torch.frombuffer(destination, dtype=TORCH_DTYPES[spec.dtype]).view(spec.shape)
-                pairs.append((_raw(target), _raw(cast("torch.Tensor", source.value))))
-        _copy_all(pairs)
+    def fingerprint(self, values: Sequence[object]) -> Iterator[Sequence[object]]:
+        tensors = cast("Sequence[torch.Tensor]", values)
+        yield list(map(type, values))
+        with torch._C.DisableTorchFunctionSubclass():
+            yield list(map(torch.Tensor.data_ptr, tensors))
+            yield list(map(torch.Tensor.size, tensors))
+            yield list(map(torch.Tensor.stride, tensors))
+            dtypes: list[torch.dtype] = list(map(attrgetter("dtype"), tensors))
+            yield dtypes
+            yield list(map(torch.Tensor.is_neg, tensors))
+            if any(dtype.is_complex for dtype in set(dtypes)):
+                yield list(map(torch.Tensor.is_conj, tensors))
+            learning = list(map(attrgetter("requires_grad"), tensors))
+            yield learning
+            if True in learning:
+                yield list(map(attrgetter("is_leaf"), tensors))
+
+    def aliases(self, values: Sequence[object]) -> Sequence[object]:
+        return list(map(_alias, cast("Sequence[torch.Tensor]", values)))
+
+    def keeps(self, alias: object, spec: TensorSpec) -> bool:
+        storage = cast("torch.Tensor", alias).untyped_storage()
+        return spec.nbytes <= JOIN_BYTES and storage.nbytes() <= JOIN_BYTES
+
+    def joins(self, alias: object, spec: TensorSpec, *, lasting: bool) -> Hashable:
+        t = cast("torch.Tensor", alias)
+        if not lasting or spec.stride is not None or not 0 < spec.nbytes <= JOIN_BYTES:
+            return None
+        return None if t.is_conj() or t.is_neg() or t.device.type != "cpu" else spec.dtype
+
+    def join(self, aliases: Sequence[object], memory: memoryview) -> _Joined:
+        return _Joined([_flat(cast("torch.Tensor", alias)) for alias in aliases], memory)
+
+    def targets(self, specs: Sequence[TensorSpec], destinations: Sequence[memoryview]) -> list[object]:
+        return [
+            _raw(torch.frombuffer(memory, dtype=TORCH_DTYPES[spec.dtype]).view(spec.shape))
+            if len(memory)
+            else None
+            for spec, memory in zip(specs, destinations, strict=True)
+        ]
+
+    def addresses(self, values: Sequence[object]) -> list[int] | None:
+        tensors = cast("Sequence[torch.Tensor]", values)
+        if not all(isinstance(t, torch.Tensor) and _lies_as_stored(t) for t in tensors):
+            return None
+        return [t.data_ptr() for t in tensors]
+
+    def versions(self, values: Sequence[object]) -> list[int]:
+        return [t._version for t in cast("Sequence[torch.Tensor]", values)]
+
+    def copy_out(self, values: Sequence[object], targets: Sequence[object]) -> None:
+        _copy_all(
+            (cast("torch.Tensor", target), _raw(cast("torch.Tensor", value)))
+            for value, target in zip(values, targets, strict=True)
+            if target is not None
+        )
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
         plain: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -262,6 +341,9 @@ class Tensors:
 
     divisible = False
     kinds: Kinds = NO_KINDS
+
+    def __init__(self) -> None:
+        self.engine = ENGINE
 
     def claims(self, cls: type) -> bool:
         return issubclass(cls, torch.Tensor)

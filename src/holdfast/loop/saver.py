@@ -1,0 +1,156 @@
+"""From a safe point to a durable checkpoint: memory for the snapshot, the copy, and what follows behind the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from holdfast.core.errors import LeaseLost, SaveFailed
+from holdfast.loop.session import Begun, SaveOrder, Session
+from holdfast.saving.arena import Arena, Arenas
+from holdfast.saving.overlap import Fence
+from holdfast.saving.snapshot import Snapshot, Snapshotter
+from holdfast.saving.writer import Writer
+from holdfast.state.registry import before_each_step
+from holdfast.state.reports import CaptureReport
+
+__all__ = ["Overlapping", "SaveSettings", "Saver", "WhenBusy", "WriterKind"]
+
+logger = logging.getLogger("holdfast")
+
+WriterKind = Literal["auto", "process", "thread", "inline"]
+WhenBusy = Literal["wait", "skip", "replace"]
+Overlapping = bool | Literal["check"]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveSettings:
+    """How saves are carried out; see `Checkpointer`."""
+
+    writer: WriterKind = "auto"
+    overlap: Overlapping = True
+    when_busy: WhenBusy = "wait"
+    memory_bytes: int | None = None
+    self_contained: bool = False
+
+
+class Saver:
+    """Takes snapshots and sees them through: one under way, at most one waiting behind it."""
+
+    def __init__(
+        self, session: Session, state: Mapping[str, object], settings: SaveSettings, then: Callable[[], None]
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._then = then  # after each commit, behind the loop
+        self._arenas = Arenas(shared=session.shares_memory, budget_bytes=settings.memory_bytes)
+        self._snapshotter = Snapshotter(state)
+        self._writer = Writer(background=settings.writer != "inline")
+        self._waiting: Arena | None = None  # what the save lies in that has not begun
+        self._fence = Fence()
+        overlaps = settings.overlap and settings.writer != "inline"
+        self._unguard = before_each_step(self._fence.wait) if overlaps else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way."""
+        return self._writer.busy
+
+    @property
+    def skips(self) -> bool:
+        """Whether a save that a rule asks for now is left out, because one is under way."""
+        return self._settings.when_busy == "skip" and self._writer.busy
+
+    def prewarm(self) -> None:
+        """Have memory ready for the state as it is."""
+        if not self._writer.busy:
+            self._arenas.first.prewarm(self._snapshotter.sizes())
+
+    def save(self, order: SaveOrder, *, gradients: bool, overlap: bool) -> CaptureReport:
+        """Take a snapshot of the state and see to it that it becomes a checkpoint.
+
+        With `overlap` what only an optimizer changes is copied behind the next forward and backward pass.
+        """
+        arena = self._room()
+        try:
+            snapshot = self._snapshotter.prepare(arena, gradients=gradients)
+            # What the host has been told of becomes a checkpoint even if this process is killed.
+            begun = None if self._writer.busy else self._session.begin(snapshot.image, order)
+        except BaseException:
+            self._arenas.give_back(arena)
+            raise
+        try:
+            self._copy(snapshot, overlap=overlap and self._unguard is not None)
+        finally:  # a copy that broke fails the save that was begun
+            self._hand_over(snapshot, order, arena, begun)
+        return snapshot.report
+
+    def _room(self) -> Arena:
+        """Return an arena for the next snapshot, when there is one."""
+        self._fence.wait()
+        if self._settings.when_busy == "replace" and self._waiting is not None and self._writer.withdraw():
+            logger.info("a snapshot that was still waiting to be written is replaced by a newer one")
+            self._arenas.give_back(self._waiting)
+            self._waiting = None
+        arena = self._arenas.take()
+        try:
+            self.raise_failure()
+        except BaseException:
+            self._arenas.give_back(arena)
+            raise
+        return arena
+
+    def _copy(self, snapshot: Snapshot, *, overlap: bool) -> None:
+        copying = (
+            snapshot.copy_behind(check=self._settings.overlap == "check") if overlap else snapshot.copy()
+        )
+        if copying is not None:
+            self._fence.guard(copying)
+            copying.start()
+
+    def _hand_over(self, snapshot: Snapshot, order: SaveOrder, arena: Arena, begun: Begun | None) -> None:
+        def job() -> None:
+            if self._waiting is arena:
+                self._waiting = None
+            try:
+                self._session.complete(begun or self._session.begin(snapshot.image, order))
+                self._then()
+            finally:
+                self._arenas.give_back(arena)
+
+        if self._writer.busy:
+            self._waiting = arena
+        with _save_failures():  # of a job that runs at once
+            self._writer.submit(job)
+
+    def raise_failure(self) -> None:
+        """Raise what a save failed with, once."""
+        with _save_failures():
+            self._writer.raise_failure()
+
+    def wait(self) -> None:
+        """Return when every save is durable. Raises what one failed with."""
+        with _save_failures():
+            self._writer.wait()
+
+    def close(self) -> None:
+        """Stand before no optimizer's step any more."""
+        if self._unguard is not None:
+            self._unguard()
+            self._unguard = None
+
+
+@contextlib.contextmanager
+def _save_failures() -> Iterator[None]:
+    """Raise what the writer's job raised as SaveFailed; that the run was taken over is said as it is."""
+    try:
+        yield
+    except (SaveFailed, LeaseLost):
+        raise
+    except Exception as e:
+        raise SaveFailed(
+            f"a save failed: {e}. Checkpoints committed before it are intact; the next save tries afresh"
+        ) from e
