@@ -104,9 +104,10 @@ class Saver:
         return arena
 
     def _copy(self, snapshot: Snapshot, *, overlap: bool) -> None:
-        copying = (
-            snapshot.copy_behind(check=self._settings.overlap == "check") if overlap else snapshot.copy()
-        )
+        if not overlap:
+            snapshot.copy()
+            return
+        copying = snapshot.copy_behind(check=self._settings.overlap == "check")
         if copying is not None:
             self._fence.guard(copying)
             copying.start()

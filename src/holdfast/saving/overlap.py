@@ -100,7 +100,7 @@ class Overlap:
 
 
 def _digest(address: int, nbytes: int) -> bytes:
-    return blake3((ctypes.c_char * nbytes).from_address(address)).digest()
+    return blake3(memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")).digest()
 
 
 class Fence:
