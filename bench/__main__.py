@@ -25,8 +25,12 @@ console = Console() if sys.stdout.isatty() else Console(width=150)
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", default=",".join(CASES), help="letters, separated by commas; all by default")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant; medians are taken over them")
+    parser.add_argument(
+        "--cases", default=",".join(CASES), help="letters, separated by commas; all by default"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="turns of each contestant; medians are taken over them"
+    )
     parser.add_argument("--contestants", help="names, separated by semicolons; all by default")
     parser.add_argument("--quick", action="store_true", help="small states, to see that it works")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/bench"))
@@ -59,11 +63,16 @@ def main() -> None:
             chosen.entries,
             lambda text: progress.update(task, description=text),
         )
+        if not chosen.quick:
+            plan.say("uses the free memory once")
+            machine.touch_memory()
         for case in chosen.cases:
             results.append(CASES[case](plan))
             progress.console.print(report.table(results[-1]), "")
             write(chosen, here, results)
-    console.print(f"Figures, tables, bars: {', '.join(str(chosen.out / f'bench.{x}') for x in ('json', 'md', 'png'))}")
+    console.print(
+        f"Figures, tables, bars: {', '.join(str(chosen.out / f'bench.{x}') for x in ('json', 'md', 'png'))}"
+    )
 
 
 def write(chosen: argparse.Namespace, here: dict[str, object], results: list[CaseResult]) -> None:

@@ -91,7 +91,9 @@ class SaveDesk:
 class TrainDesk:
     """Trains, with and without saving; both in every turn, so that what slows the machine slows both."""
 
-    def __init__(self, entry: Entry, state: str, quick: bool, scratch: pathlib.Path, every: int, saves: int) -> None:
+    def __init__(
+        self, entry: Entry, state: str, quick: bool, scratch: pathlib.Path, every: int, saves: int
+    ) -> None:
         self._scratch = scratch
         self._every = every
         self._steps = every * saves

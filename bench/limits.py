@@ -24,7 +24,8 @@ class LimitDesk:
     def __init__(self, state: str, quick: bool, scratch: pathlib.Path) -> None:
         self.subject = STATES[state](quick)
         tensors = [t for part in self.subject.tensors().values() for t in part.values()]
-        self._memory = mmap.mmap(-1, -(-self.subject.nbytes() // PAGE) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        size = -(-self.subject.nbytes() // PAGE) * PAGE
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._view = memoryview(self._memory)
         self._path = scratch / "limit"
@@ -52,7 +53,10 @@ class LimitDesk:
 
     def load(self) -> Figures:
         """Read what was written into warm memory, in place: through the page cache, and past it."""
-        return {"load": self._read(len(self._view), 0), "load, O_DIRECT": self._read(len(self._view), os.O_DIRECT)}
+        return {
+            "load": self._read(len(self._view), 0),
+            "load, O_DIRECT": self._read(len(self._view), os.O_DIRECT),
+        }
 
     def load_one(self) -> Figures:
         """Read the bytes of one tensor."""

@@ -43,7 +43,9 @@ def heading(result: CaseResult) -> str:
 
 def table(result: CaseResult) -> Table:
     """Return one case as a table for a terminal."""
-    shown = Table(title=heading(result), caption=result.about, title_justify="left", caption_justify="left", box=None)
+    shown = Table(
+        title=heading(result), caption=result.about, title_justify="left", caption_justify="left", box=None
+    )
     shown.add_column("")
     for column in result.columns:
         shown.add_column(column.title, justify="right")
@@ -65,7 +67,10 @@ def markdown(results: list[CaseResult], machine: str, contestants: dict[str, dic
         for who, cells in rows(result):
             name = f"**{who}**" if who == HOLDFAST else LABELS.get(who, who)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines += [f"| {who} | {why.splitlines()[0].replace('|', '/')} |" for who, why in result.missing.items()]
+        lines += [
+            f"| {who} | {why.splitlines()[0].replace('|', '/')} |" for who, why in result.missing.items()
+        ]
         lines.append("")
-    lines += [f"- {who} {about['version'] or '(not installed)'}: {about['settings']}" for who, about in contestants.items()]
+    for who, about in contestants.items():
+        lines.append(f"- {who} {about['version'] or '(not installed)'}: {about['settings']}")
     return "\n".join(lines) + "\n"

@@ -39,7 +39,9 @@ class Rounds:
         self.baseline: dict[str, int] = {}
         self._turns = 0
 
-    def start(self, state: str, scratch: pathlib.Path, open_desk: Callable[..., object], *args: object) -> None:
+    def start(
+        self, state: str, scratch: pathlib.Path, open_desk: Callable[..., object], *args: object
+    ) -> None:
         """Start a worker for the limit and for each contestant that is there, and let them prepare."""
         log = self.plan.out / "workers.log"
         quick = self.plan.quick
@@ -54,7 +56,9 @@ class Rounds:
         self._each("measures memory before", self._note_baseline)
         self._each("prepares", lambda worker: worker.call("open"))
 
-    def turn(self, method: str, what: str, *, figures: Callable[[dict[str, float]], dict[str, float]] = dict) -> None:
+    def turn(
+        self, method: str, what: str, *, figures: Callable[[dict[str, float]], dict[str, float]] = dict
+    ) -> None:
         """Let everyone call a method that returns figures, one after the other, and keep what it returns."""
 
         def call(worker: Worker) -> None:
@@ -113,7 +117,9 @@ class Rounds:
 
 
 @contextmanager
-def workers(plan: Plan, result: CaseResult, state: str, desk: Callable[..., object], *args: object) -> Iterator[Rounds]:
+def workers(
+    plan: Plan, result: CaseResult, state: str, desk: Callable[..., object], *args: object
+) -> Iterator[Rounds]:
     """The workers of a case, ready, each with an empty directory; all gone afterwards."""
     with tempfile.TemporaryDirectory(dir=plan.out, prefix="scratch-", ignore_cleanup_errors=True) as scratch:
         rounds = Rounds(plan, result)

@@ -13,7 +13,7 @@ ONE_TENSOR = ("model", "h.1.qkv")  # what the load case reads alone
 
 
 class Subject:
-    """A state and how it changes. `live` is what a library that takes objects is given; `tensors` are the same bytes."""
+    """A state and how it changes. `live` is for libraries that take objects; `tensors` are the same bytes by name."""
 
     def __init__(self, state: State, *, changing: tuple[str, ...] = ()) -> None:
         self._state = state
@@ -42,7 +42,9 @@ class Training(Subject):
         torch.manual_seed(0)
         torch.set_num_threads(1)  # so that one of two cores trains, as a GPU would, and one is free to save
         vocabulary = 2048
-        layer = nn.TransformerEncoderLayer(width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.model = nn.Sequential(
             nn.Embedding(vocabulary, width),
             nn.TransformerEncoder(layer, layers, enable_nested_tensor=False),

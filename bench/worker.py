@@ -97,7 +97,9 @@ class Worker:
         return value
 
 
-def _serve(pipe: Connection, log: pathlib.Path, make: Callable[..., object], args: tuple[object, ...]) -> None:
+def _serve(
+    pipe: Connection, log: pathlib.Path, make: Callable[..., object], args: tuple[object, ...]
+) -> None:
     """The child: whatever it or its children print goes to the log."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(fd, 1)
@@ -114,7 +116,7 @@ def _serve(pipe: Connection, log: pathlib.Path, make: Callable[..., object], arg
             else:
                 value = getattr(target, method)(*arguments)
             pipe.send((None, value))
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 - whatever a contestant raises is a result
             traceback.print_exc()
             pipe.send((f"{type(e).__name__}: {str(e).strip()[:300]}", None))
             if target is None:

@@ -25,7 +25,12 @@ def lora_case(plan: Plan) -> CaseResult:
     subject = STATES["lora"](plan.quick)
     base, adapters = subject.nbytes("base"), subject.nbytes("adapters")
     least = base + SAVES * adapters
-    result.facts |= {"bytes": base + adapters, "base bytes": base, "adapter bytes": adapters, "least bytes": least}
+    result.facts |= {
+        "bytes": base + adapters,
+        "base bytes": base,
+        "adapter bytes": adapters,
+        "least bytes": least,
+    }
     with workers(without_loop(plan), result, "lora", SaveDesk, True) as rounds:
         rounds.turn("save", "saves for the first time", figures=first_figures)
         for i in range(1, SAVES):

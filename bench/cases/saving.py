@@ -17,7 +17,9 @@ DISK = Column("disk", "bytes on disk", unit="x")
 
 def transformer_case(plan: Plan) -> CaseResult:
     """Save weights and Adam moments of a transformer."""
-    about = "Weights and Adam moments of a transformer, fp32. Every tensor changes between saves; the newest one is kept."
+    about = (
+        "Weights and Adam moments of a transformer, fp32. Every tensor changes between saves; one is kept."
+    )
     result = CaseResult("a", "Transformer + Adam", about, (FIRST, HELD, DURABLE, MEMORY, DISK))
     with workers(without_loop(plan), result, "transformer", SaveDesk) as rounds:
         _save_and_count(rounds)

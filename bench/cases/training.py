@@ -24,8 +24,8 @@ def training_case(plan: Plan) -> CaseResult:
     """Train a transformer with AdamW on one core, and save every few steps."""
     every = 3 if plan.quick else 8
     about = (
-        f"A transformer trained with AdamW on one core, saved every {every} steps, beside the same steps without saving; "
-        "who can saves in the background."
+        f"A transformer trained with AdamW on one core, saved every {every} steps, beside the same steps without "
+        "saving; who can saves in the background."
     )
     result = CaseResult("d", "Training loop", about, COLUMNS)
     result.facts |= {"steps between saves": every, "saves in a turn": SAVES}

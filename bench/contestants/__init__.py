@@ -46,7 +46,9 @@ CONTESTANTS = (
     Entry(HOLDFAST, "holdfast:Holdfast", ("holdfast", "torch"), "background writer"),
     Entry(NO_OVERLAP, "holdfast:HoldfastNoOverlap", ("holdfast", "torch"), "overlap=False: copies at once"),
     Entry("torch.save", "torch_save:TorchSave", ("torch",), "blocking; loads with mmap and weights_only"),
-    Entry("safetensors", "safetensors:Safetensors", ("safetensors", "torch"), "blocking; loads through its map"),
+    Entry(
+        "safetensors", "safetensors:Safetensors", ("safetensors", "torch"), "blocking; loads through its map"
+    ),
     Entry("DCP", "dcp:Dcp", ("torch",), "dcp.save, two writer threads"),
     Entry(
         "DCP async",

@@ -16,7 +16,7 @@ import torch
 from bench.contestants.base import Contestant
 from bench.states import State, Subject
 
-MANY = 1000  # tensors; beyond, a file for each would be the slower format
+MANY = 200  # tensors; beyond, a file for each would be the slower format
 
 
 class Orbax(Contestant):
