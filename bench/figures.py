@@ -48,9 +48,8 @@ class CaseResult:
         limits = self.rounds.get(LIMIT, {}).get(column.against) if column.against else None
         if not values or not limits:
             return None
-        if len(values) != len(limits):
-            return statistics.median(values) / statistics.median(limits)
-        return statistics.median(v / limit for v, limit in zip(values, limits, strict=True))
+        pairs = zip(values, limits, strict=False)  # who is slow has only the first of the rounds
+        return statistics.median(value / limit for value, limit in pairs)
 
     def to_json(self) -> dict[str, object]:
         figures = {who: {k: self.median(who, k) for k in found} for who, found in self.rounds.items()}

@@ -54,7 +54,7 @@ CONTESTANTS = (
         "DCP async",
         "dcp:DcpAsync",
         ("torch",),
-        "dcp.async_save in a process, two writer threads; one DefaultStager kept: shared memory, async",
+        "dcp.async_save in a process, one DefaultStager kept (shared memory, async); in a thread for many tensors",
     ),
     Entry(
         "torch_checkpointing",
@@ -66,7 +66,7 @@ CONTESTANTS = (
         "Orbax",
         "orbax:Orbax",
         ("orbax-checkpoint", "jax", "torch"),
-        "AsyncCheckpointer, no compression, OCDBT for many tensors; jax arrays, in the loop numpy arrays",
+        "AsyncCheckpointer, no compression; jax arrays; numpy arrays in the loop and, with OCDBT, for many tensors",
     ),
 )
 

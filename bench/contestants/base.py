@@ -9,6 +9,8 @@ import torch
 from bench.disk import delete, size, sync_tree
 from bench.states import State, Subject
 
+MANY = 1000  # tensors; beyond, what is best for few large ones is not
+
 
 class Contestant:
     """A way to save, driven through its public interface with its best settings for one process on a CPU.
@@ -26,6 +28,11 @@ class Contestant:
         self.keep_all = keep_all
         self.path = scratch / "none"
         self._count = 0
+
+    @property
+    def many(self) -> bool:
+        """Whether the state has so many tensors that a file or a file descriptor for each is too much."""
+        return sum(len(part) for part in self.subject.tensors().values()) >= MANY
 
     def write(self, path: pathlib.Path, state: State) -> None:
         """Write a checkpoint to `path`, or start to."""

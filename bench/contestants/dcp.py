@@ -42,7 +42,8 @@ class DcpAsync(Dcp):
     """The best that runs without CUDA: staging in a thread into shared memory that is kept, writing in a process.
 
     Pinned memory and non-blocking copies need an accelerator. A thread instead of the process would write under the
-    training thread's interpreter lock.
+    training thread's interpreter lock. For very many tensors it is a thread all the same: in shared memory each tensor
+    takes a file descriptor, and they run out.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class DcpAsync(Dcp):
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         options = StagingOptions(
             use_pinned_memory=False,
-            use_shared_memory=True,
+            use_shared_memory=not self.many,
             use_async_staging=True,
             use_non_blocking_copy=False,
         )
+        self._type = AsyncCheckpointerType.THREAD if self.many else AsyncCheckpointerType.PROCESS
         self._stager = DefaultStager(options)
         self._saving: AsyncSaveResponse | None = None
 
@@ -65,7 +67,7 @@ class DcpAsync(Dcp):
             dict(state),
             storage_writer=self._writer(path),
             async_stager=self._stager,
-            async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+            async_checkpointer_type=self._type,
         )
         assert isinstance(found, AsyncSaveResponse)
         self._saving = found

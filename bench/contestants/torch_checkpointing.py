@@ -6,6 +6,7 @@ import pathlib
 from concurrent.futures import Future
 
 import torch
+from torch import multiprocessing
 from torch_checkpointing import CheckpointManager
 from torch_checkpointing.checkpoint_writer import CheckpointWriterConfig
 from torch_checkpointing.config import AsyncCheckpointSaverConfig
@@ -20,12 +21,15 @@ class TorchCheckpointing(Contestant):
     """What its page on troubles says for machines without CUDA; one thread for each of the state's three files.
 
     Its direct I/O, on by default, ends in EINVAL on ext4 at version 0.1.1: it writes what is not aligned.
+    Very many tensors are shared by name, since torch's default takes a file descriptor for each, and they run out.
     """
 
     def __init__(
         self, scratch: pathlib.Path, subject: Subject, *, every: int | None = None, keep_all: bool = False
     ) -> None:
         super().__init__(scratch, subject, every=every, keep_all=keep_all)
+        if self.many:
+            multiprocessing.set_sharing_strategy("file_system")
         save = AsyncCheckpointSaverConfig(
             writer_config=CheckpointWriterConfig(file_write_max_threads=3),
             staging_config=CheckpointStagerConfig(use_pinned_memory=False, use_non_blocking_copy=False),
