@@ -76,7 +76,7 @@ def _panel(axes: Axes, result: CaseResult, column: Column, *, names: bool) -> No
     values = [result.median(w, column.key) for w in who]
     limit = result.median(LIMIT, column.against) if column.against else _even(column)
     end = _end([v for v in values if v is not None], limit)
-    axes.set_xlim(0, end * 1.55)
+    axes.set_xlim(0, end * (1.55 if len(_columns(result)) <= 3 else 1.85))  # room for the labels
     axes.set_ylim(len(who) - 0.45, -0.55)
     for y, (name, value) in enumerate(zip(who, values, strict=True)):
         ours = name.startswith(HOLDFAST)

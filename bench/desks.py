@@ -32,6 +32,9 @@ class SaveDesk:
         """Let the contestant prepare."""
         self._contestant = self._make(self._scratch, self.subject, keep_all=self._keep_all)
 
+    def rest(self) -> None:
+        """Nothing goes on before a save: the memory of now is what the state takes."""
+
     def save(self) -> Figures:
         """Change the state and save it: the time until the caller may go on and change it, and until it is durable.
 
@@ -109,6 +112,11 @@ class TrainDesk:
         """Let the contestant prepare; then one turn that nobody looks at warms all up."""
         self._contestant = self._make(self._scratch, self.subject, every=self._every)
         self.turn()
+
+    def rest(self) -> None:
+        """Train without any contestant: what that takes at its peak is no contestant's memory."""
+        for _ in range(self._every):
+            self._plain_step()
 
     def turn(self) -> Figures:
         """Train a while without saving, then as long with a save every few steps."""

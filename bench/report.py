@@ -18,6 +18,8 @@ def amount(value: float | None, unit: str) -> str:
         return ""
     if unit == "s":
         ms = 1000 * value
+        if ms >= 10_000:
+            return f"{value:,.1f} s"
         return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.1f} ms" if ms >= 1 or ms <= -1 else f"{ms:.2f} ms"
     if unit == "bytes":
         return f"{value / 1e6:,.0f} MB"

@@ -110,7 +110,7 @@ class Rounds:
         os.sync()
 
     def _note_baseline(self, worker: Worker) -> None:
-        self.baseline[self._name(worker)] = worker.memory()
+        _, self.baseline[self._name(worker)] = worker.watched("rest")
 
     def _name(self, worker: Worker) -> str:
         return next(name for name, w in self.workers.items() if w is worker)
