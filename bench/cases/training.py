@@ -8,7 +8,7 @@ from bench.desks import TrainDesk
 from bench.figures import CaseResult, Column
 from bench.rounds import Plan, workers
 
-SAVES = 3  # in each turn
+SAVES = 2  # in each turn
 
 COLUMNS = (
     Column("step", "step"),
