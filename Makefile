@@ -30,8 +30,12 @@ types: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-bench: setup
+bench: $(VENV)/.ready-bench
 	$(BIN)/python -m bench --out out/bench
+
+$(VENV)/.ready-bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist site out runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What the machine itself can do, measured in the same round as everything else."""
+"""What the machine itself can do, measured in the same rounds as everything else."""
 
 from __future__ import annotations
 
@@ -9,79 +9,94 @@ import time
 
 import torch
 
+from bench.disk import delete, drop_caches
+from bench.states import ONE_TENSOR, STATES
+
 CHUNK = 32 << 20
+PAGE = 4096
+
+Figures = dict[str, float]
 
 
-class Limits:
-    """Copies, writes and reads of `nbytes` bytes through warm, page-aligned memory."""
+class LimitDesk:
+    """Copies, writes and reads of a state's bytes through warm, page-aligned memory."""
 
-    def __init__(self, tensors: list[torch.Tensor], scratch: pathlib.Path) -> None:
-        self.tensors = tensors
-        self.nbytes = sum(t.nbytes for t in tensors)
-        size = -(-self.nbytes // 4096) * 4096
-        self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.memory.madvise(mmap.MADV_HUGEPAGE)
-        self.view = memoryview(self.memory)
-        self.path = scratch / "limit"
-        self.targets: list[torch.Tensor] = []
+    def __init__(self, state: str, quick: bool, scratch: pathlib.Path) -> None:
+        self.subject = STATES[state](quick)
+        tensors = [t for part in self.subject.tensors().values() for t in part.values()]
+        size = -(-self.subject.nbytes() // PAGE) * PAGE
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._view = memoryview(self._memory)
+        self._path = scratch / "limit"
+        self._sources = tensors
+        self._targets: list[torch.Tensor] = []
         offset = 0
-        for t in sorted(tensors, key=lambda t: -t.element_size()):
-            flat = torch.frombuffer(self.view, dtype=t.dtype, count=t.numel(), offset=offset)
-            self.targets.append(flat.view(t.shape))
+        for t in tensors:
+            flat = torch.frombuffer(self._view, dtype=t.dtype, count=t.numel(), offset=offset)
+            self._targets.append(flat.view(t.shape))
             offset += t.nbytes
-        self.sources = sorted(tensors, key=lambda t: -t.element_size())
-        self.copy()
 
-    def copy(self) -> float:
-        """Copy every tensor into warm memory, in one call; return seconds."""
+    def open(self) -> None:
+        """Warm the memory up."""
+        self._copy()
+
+    def rest(self) -> None:
+        """Nothing goes on before a save."""
+
+    def save(self) -> Figures:
+        """Copy every tensor into warm memory, in one call; write that memory past the page cache, and fsync."""
+        os.sync()
+        return {"held": self._copy(), "durable": self._write()}
+
+    def turn(self) -> Figures:
+        """What a loop has to wait for, at the least, when a save is a copy."""
+        torch.set_num_threads(1)
+        return {"held": self._copy()}
+
+    def load(self) -> Figures:
+        """Read what was written into warm memory, in place: through the page cache, and past it."""
+        return {
+            "load": self._read(len(self._view), 0),
+            "load, O_DIRECT": self._read(len(self._view), os.O_DIRECT),
+        }
+
+    def load_one(self) -> Figures:
+        """Read the bytes of one tensor."""
+        part, name = ONE_TENSOR
+        nbytes = self.subject.tensors()[part][name].nbytes
+        return {"load one": self._read(nbytes, 0), "load one, O_DIRECT": self._read(nbytes, os.O_DIRECT)}
+
+    def stored_bytes(self) -> int:
+        return self.subject.nbytes()
+
+    def close(self) -> None:
+        delete(self._path)
+
+    def _copy(self) -> float:
         started = time.perf_counter()
         with torch.no_grad():
-            torch._foreach_copy_(self.targets, self.sources)
+            torch._foreach_copy_(self._targets, self._sources)
         return time.perf_counter() - started
 
-    def write(self) -> float:
-        """Write the memory past the page cache and fsync; return seconds."""
+    def _write(self) -> float:
         started = time.perf_counter()
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_DIRECT", 0))
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
         try:
-            for offset in range(0, len(self.view), CHUNK):
-                os.write(fd, self.view[offset : offset + CHUNK])
+            for offset in range(0, len(self._view), CHUNK):
+                os.write(fd, self._view[offset : offset + CHUNK])
             os.fsync(fd)
         finally:
             os.close(fd)
         return time.perf_counter() - started
 
-    def read(self) -> float:
-        """Read what `write` wrote into the memory, in place; return seconds."""
-        drop_caches(self.path)
+    def _read(self, nbytes: int, flags: int) -> float:
+        drop_caches(self._path)
         started = time.perf_counter()
-        fd = os.open(self.path, os.O_RDONLY)
+        fd = os.open(self._path, os.O_RDONLY | flags)
         try:
-            for offset in range(0, len(self.view), CHUNK):
-                os.preadv(fd, [self.view[offset : offset + CHUNK]], offset)
+            for offset in range(0, nbytes, CHUNK):
+                os.preadv(fd, [self._view[offset : min(offset + CHUNK, -(-nbytes // PAGE) * PAGE)]], offset)
         finally:
             os.close(fd)
         return time.perf_counter() - started
-
-
-def drop_caches(path: pathlib.Path) -> None:
-    """Make the next read of a file, or of the files below a directory, come from the disk."""
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    for file in files:
-        fd = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
-
-
-def sync_tree(path: pathlib.Path) -> None:
-    """Make a file, or everything below a directory, durable: what its writer left out."""
-    paths = [path] if path.is_file() else [*path.rglob("*"), path]
-    for each in paths:
-        fd = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

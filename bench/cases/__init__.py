@@ -1,0 +1,22 @@
+"""What is measured. To add a case: a file here with a function `(Plan) -> CaseResult`, and a line in `CASES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.cases.loading import load_case
+from bench.cases.lora import lora_case
+from bench.cases.saving import tiny_case, transformer_case
+from bench.cases.scale import scale_case
+from bench.cases.training import training_case
+from bench.figures import CaseResult
+from bench.rounds import Plan
+
+CASES: dict[str, Callable[[Plan], CaseResult]] = {
+    "a": transformer_case,
+    "b": tiny_case,
+    "c": lora_case,
+    "d": training_case,
+    "e": load_case,
+    "f": scale_case,
+}

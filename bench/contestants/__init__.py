@@ -1,0 +1,87 @@
+"""Who is measured. To add a way to save: a file with a `Contestant` here, and a line in `CONTESTANTS`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+from dataclasses import dataclass
+
+import holdfast
+from bench.contestants.base import Contestant
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A way to save: where it is, what it needs, and the settings it is measured with."""
+
+    name: str
+    where: str  # module:class, imported in the worker alone
+    needs: tuple[str, ...]  # distributions; the first one's version is the contestant's
+    settings: str
+
+    def missing(self) -> str | None:
+        """Return why it cannot be measured here, or None."""
+        absent = [n for n in self.needs if _version(n) is None]
+        if absent:
+            return f"not installed: {', '.join(absent)}"
+        if self.name == NO_OVERLAP and "overlap" not in inspect.signature(holdfast.Checkpointer).parameters:
+            return "this holdfast has no overlap to switch off"
+        return None
+
+    def version(self) -> str | None:
+        return _version(self.needs[0])
+
+    def load(self) -> type[Contestant]:
+        module, _, name = self.where.partition(":")
+        found: type[Contestant] = getattr(importlib.import_module(f"bench.contestants.{module}"), name)
+        return found
+
+
+LIMIT = "limit"
+HOLDFAST = "holdfast"
+NO_OVERLAP = "holdfast, no overlap"
+
+CONTESTANTS = (
+    Entry(HOLDFAST, "holdfast:Holdfast", ("holdfast", "torch"), "background writer"),
+    Entry(NO_OVERLAP, "holdfast:HoldfastNoOverlap", ("holdfast", "torch"), "overlap=False: copies at once"),
+    Entry("torch.save", "torch_save:TorchSave", ("torch",), "blocking; loads with mmap and weights_only"),
+    Entry(
+        "safetensors", "safetensors:Safetensors", ("safetensors", "torch"), "blocking; loads through its map"
+    ),
+    Entry("DCP", "dcp:Dcp", ("torch",), "dcp.save, two writer threads"),
+    Entry(
+        "DCP async",
+        "dcp:DcpAsync",
+        ("torch",),
+        "dcp.async_save in a process, one DefaultStager kept (shared memory, async); in a thread for many tensors",
+    ),
+    Entry(
+        "torch_checkpointing",
+        "torch_checkpointing:TorchCheckpointing",
+        ("torch_checkpointing", "torch"),
+        "async, prewarmed shared memory, one writer thread per file, no direct I/O (it fails on ext4)",
+    ),
+    Entry(
+        "Orbax",
+        "orbax:Orbax",
+        ("orbax-checkpoint", "jax", "torch"),
+        "AsyncCheckpointer, no compression; jax arrays; numpy arrays in the loop and, with OCDBT, for many tensors",
+    ),
+)
+
+
+def entries(names: list[str] | None = None) -> list[Entry]:
+    """Return those of the given names, all by default. Raises ValueError for an unknown one."""
+    known = [e.name for e in CONTESTANTS]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"no contestant {name!r}; there are: {', '.join(known)}")
+    return [e for e in CONTESTANTS if names is None or e.name in names]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

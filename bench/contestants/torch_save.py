@@ -1,0 +1,23 @@
+"""torch.save: a zip of raw storages."""
+
+from __future__ import annotations
+
+import pathlib
+
+import torch
+
+from bench.contestants.base import Contestant
+from bench.states import State
+
+
+class TorchSave(Contestant):
+    """One file. Loading through a map and copying into the live tensors beats reading into new ones first."""
+
+    def write(self, path: pathlib.Path, state: State) -> None:
+        torch.save(state, path)
+
+    def load(self) -> None:
+        self.place(torch.load(self.path, weights_only=True, mmap=True))
+
+    def load_one(self, part: str, name: str) -> None:
+        torch.load(self.path, weights_only=True, mmap=True)[part][name].clone()

@@ -1,0 +1,163 @@
+"""What runs inside a worker: one contestant, one state, and the clock."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import statistics
+import time
+
+import torch
+
+from bench.contestants import Entry
+from bench.disk import delete, drop_caches
+from bench.limits import Figures
+from bench.states import ONE_TENSOR, STATES, Training
+
+now = time.perf_counter
+
+
+class SaveDesk:
+    """Saves and loads a state that rests between saves."""
+
+    def __init__(
+        self, entry: Entry, state: str, quick: bool, scratch: pathlib.Path, keep_all: bool = False
+    ) -> None:
+        self._scratch = scratch
+        self._keep_all = keep_all
+        self._make = entry.load()  # imported before memory is looked at
+        self.subject = STATES[state](quick)
+
+    def open(self) -> None:
+        """Let the contestant prepare."""
+        self._contestant = self._make(self._scratch, self.subject, keep_all=self._keep_all)
+
+    def rest(self) -> None:
+        """Nothing goes on before a save: the memory of now is what the state takes."""
+
+    def save(self) -> Figures:
+        """Change the state and save it: the time until the caller may go on and change it, and until it is durable.
+
+        The second includes the removal of the checkpoint before it. What others left dirty is written before.
+        """
+        self.subject.change()
+        os.sync()
+        contestant = self._contestant
+        started = now()
+        contestant.save()
+        contestant.settle()
+        held = now() - started
+        contestant.finish()
+        contestant.prune()
+        return {"held": held, "durable": now() - started}
+
+    def load(self) -> Figures:
+        """Load the newest checkpoint from the disk, over zeros, and look whether it came back."""
+        live = self.subject.tensors()
+        wanted = self._samples()
+        for part in live:
+            torch._foreach_zero_(list(live[part].values()))
+        drop_caches(self._scratch)
+        started = now()
+        self._contestant.load()
+        taken = now() - started
+        for (part, name), value in wanted.items():
+            found = self._contestant.loaded(part, name)
+            if not torch.equal(found, value):
+                raise ValueError(f"{part}/{name} came back with other values")
+        for part, tensors in live.items():
+            for name, t in tensors.items():
+                if (found := self._contestant.loaded(part, name)) is not t:
+                    t.copy_(found)  # who loads into new arrays: the next save is of values, not of zeros
+        return {"load": taken}
+
+    def load_one(self) -> Figures:
+        """Load one tensor of the newest checkpoint from the disk."""
+        drop_caches(self._scratch)
+        started = now()
+        self._contestant.load_one(*ONE_TENSOR)
+        return {"load one": now() - started}
+
+    def _samples(self) -> dict[tuple[str, str], torch.Tensor]:
+        state = self.subject.tensors()
+        ends = [(part, name) for part, tensors in state.items() for name in (min(tensors), max(tensors))]
+        return {(part, name): state[part][name].clone() for part, name in ends}
+
+    def stored_bytes(self) -> int:
+        return self._contestant.stored_bytes()
+
+    def close(self) -> None:
+        self._contestant.close()
+        delete(self._scratch)
+
+
+class TrainDesk:
+    """Trains, with and without saving; both in every turn, so that what slows the machine slows both."""
+
+    def __init__(
+        self, entry: Entry, state: str, quick: bool, scratch: pathlib.Path, every: int, saves: int
+    ) -> None:
+        self._scratch = scratch
+        self._every = every
+        self._steps = every * saves
+        self._saves = saves
+        self._make = entry.load()
+        found = STATES[state](quick)
+        assert isinstance(found, Training)
+        self.subject = found
+        self._held = 0.0
+        self._step = every // 2  # so that a turn ends in the middle between two saves
+
+    def open(self) -> None:
+        """Let the contestant prepare; then one turn that nobody looks at warms all up."""
+        self._contestant = self._make(self._scratch, self.subject, every=self._every)
+        self.turn()
+
+    def rest(self) -> None:
+        """Train without any contestant: what that takes at its peak is no contestant's memory."""
+        for _ in range(self._every):
+            self._plain_step()
+
+    def turn(self) -> Figures:
+        """Train a while without saving, then as long with a save every few steps."""
+        os.sync()
+        plain = [self._plain_step() for _ in range(self._steps)]
+        self._held = 0.0
+        saving = [self._saving_step() for _ in range(self._steps)]
+        self._contestant.finish()
+        self._contestant.prune()
+        return {
+            "step": statistics.median(plain),
+            "step, saving": statistics.median(saving),
+            "median slowdown": statistics.median(saving) / statistics.median(plain),
+            "total slowdown": sum(saving) / sum(plain),
+            "held": self._held / self._saves,
+            "lost": (sum(saving) - sum(plain)) / self._saves,
+        }
+
+    def _plain_step(self) -> float:
+        started = now()
+        self.subject.backward()
+        self.subject.optimizer.step()
+        return now() - started
+
+    def _saving_step(self) -> float:
+        """One step; what the loop waits for the contestant, in its calls or in the optimizer's hooks, is held time."""
+        started = now()
+        self.subject.backward()
+        computed = now()
+        self._contestant.settle()
+        marks: list[float] = []
+        last_hook = self.subject.optimizer.register_step_pre_hook(lambda *_: marks.append(now()))
+        self.subject.optimizer.step()
+        last_hook.remove()
+        stepped = now()
+        self._step += 1
+        self._contestant.end_step(self._step)
+        ended = now()
+        self._held += (marks[0] - computed) + (ended - stepped)
+        return ended - started
+
+    def close(self) -> None:
+        self._contestant.close()
+        delete(self._scratch)

@@ -1,0 +1,126 @@
+"""The benchmark runs, every case of it, and says in its files what it did. No figure is judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+ROOT = Path(__file__).parents[2]
+FIGURES = {
+    "a": {"first held", "held", "durable", "memory", "disk"},
+    "b": {"held", "durable", "load", "memory", "disk"},
+    "c": {"held", "durable", "disk", "total"},
+    "d": {"step", "median slowdown", "total slowdown", "held", "lost", "memory"},
+    "e": {"load", "load one", "load memory"},
+    "f": {"held", "durable", "latest", "ls"},
+}
+LIMITS = {
+    "a": {"held", "durable"},
+    "b": {"held", "durable", "load"},
+    "c": {"held", "durable"},
+    "d": {"held"},
+    "e": {"load", "load one"},
+    "f": {"held", "durable", "latest", "ls"},
+}
+
+
+def run_bench(out: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--rounds", "1", "--out", str(out), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases once, at their smallest, with holdfast and one other."""
+    found = tmp_path_factory.mktemp("bench")
+    done = run_bench(found, "--contestants", "holdfast;torch.save")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "bench.json").read_text())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FIGURES)
+def test_every_figure_of_every_case_is_there(results: dict[str, Any], case: str) -> None:
+    found = results["cases"][case]
+    assert found["missing"] == {}
+    medians = found["medians"]
+    others = set() if case == "f" else {"torch.save"}
+    assert set(medians) == {"limit", "holdfast"} | others
+    assert set(medians["limit"]) >= LIMITS[case]
+    for who in {"holdfast"} | others:
+        assert set(medians[who]) >= FIGURES[case]
+    assert found["times the limit"]["holdfast"].keys() >= LIMITS[case]
+
+
+@pytest.mark.slow
+def test_frozen_tensors_are_stored_once(results: dict[str, Any]) -> None:
+    """Bytes are no matter of speed: ten checkpoints are ten, and holdfast stores the base of them once."""
+    lora = results["cases"]["c"]
+    facts, stored = lora["facts"], {who: found.get("total") for who, found in lora["medians"].items()}
+    assert stored["torch.save"] >= 10 * facts["bytes"]
+    assert facts["least bytes"] <= stored["holdfast"] < 2 * facts["least bytes"]
+
+
+@pytest.mark.slow
+def test_the_machine_and_the_contestants_are_described(results: dict[str, Any]) -> None:
+    assert {"processor", "cores", "memory", "kernel", "file system", "disk", "date"} <= results[
+        "machine"
+    ].keys()
+    assert results["contestants"]["holdfast"]["version"]
+    assert "Orbax" in results["contestants"]
+
+
+@pytest.mark.slow
+def test_tables_and_bars_are_written_and_nothing_is_left_behind(out: Path) -> None:
+    page = (out / "bench.md").read_text()
+    assert page.count("| **holdfast** |") == len(FIGURES)
+    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in out.iterdir()} == {"bench.json", "bench.md", "bench.png", "workers.log"}
+
+
+@pytest.mark.slow
+def test_who_is_not_installed_or_fails_is_named_with_the_reason(tmp_path: Path) -> None:
+    """An installed library that cannot be imported stands for all that can go wrong in a worker."""
+    broken = tmp_path / "safetensors"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('out of order')\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    done = run_bench(
+        tmp_path / "out",
+        "--cases",
+        "a",
+        "--contestants",
+        "safetensors;torch_checkpointing",
+        PYTHONPATH=path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    missing = json.loads((tmp_path / "out" / "bench.json").read_text())["cases"]["a"]["missing"]
+    assert "out of order" in missing["safetensors"]
+    assert "out of order" in done.stdout
+    if "torch_checkpointing" in missing:
+        assert missing["torch_checkpointing"].startswith("not installed")
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    assert "there are: holdfast" in run_bench(tmp_path, "--contestants", "nobody").stderr
