@@ -11,7 +11,6 @@ import types
 import unicodedata
 import uuid
 from collections.abc import Hashable, Mapping, Set
-from dataclasses import replace
 
 from holdfast.core.errors import UnsupportedValue
 from holdfast.core.names import MAX_PATH_BYTES
@@ -70,7 +69,9 @@ class Capturing:
             if self.in_key:
                 return value
             self.report.entries.append(CaptureEntry(path, "captured", cls.__name__))
-            return value if self.trace is None else self.trace.plain(value, path, len(self.report.entries) - 1)
+            return (
+                value if self.trace is None else self.trace.plain(value, path, len(self.report.entries) - 1)
+            )
         if id(value) in self._open or len(self._open) >= MAX_DEPTH - 10:
             raise UnsupportedValue(
                 f"{path}: refers to itself, or is nested deeper than {MAX_DEPTH - 10} levels; flatten it"
@@ -135,7 +136,7 @@ class Capturing:
         if memory is not None:
             self._ties[memory] = name
         if name != path:
-            spec = replace(spec, name=name)
+            spec = TensorSpec(name, spec.dtype, spec.shape, spec.stride)
         self.tensors.append(TensorSource(spec, value, volatile))
         self.report.entries.append(CaptureEntry(path, "captured", kind, spec))
         return TensorLeaf(name, kind)

@@ -59,14 +59,10 @@ class Transfer:
                 lot = here[start:stop]
                 joined, targets = None, []
                 if join:
-                    joined = engine.join(
-                        [s.value for s in lot], stretch.memory[bounds[0][0] : bounds[-1][1]]
-                    )
+                    joined = engine.join([s.value for s in lot], stretch.memory[bounds[0][0] : bounds[-1][1]])
                 else:
                     targets = engine.targets([s.spec for s in lot], [stretch.memory[a:b] for a, b in bounds])
-                self.lots.append(
-                    Lot(first + start, first + stop, lot[0].volatile, engine, joined, targets)
-                )
+                self.lots.append(Lot(first + start, first + stop, lot[0].volatile, engine, joined, targets))
             first += len(here)
 
     def copy(self, sources: Sequence[TensorSource], lots: Iterable[Lot] | None = None) -> None:
@@ -77,12 +73,12 @@ class Transfer:
         """
         single: dict[Engine, tuple[list[object], list[object]]] = {}
         for lot in self.lots if lots is None else lots:
-            values = [source.value for source in sources[lot.start : lot.stop]]
+            here = sources[lot.start : lot.stop]
             if lot.joined is not None:
-                lot.joined.copy(values)
+                lot.joined.copy(here)
             else:
                 some, targets = single.setdefault(lot.engine, ([], []))
-                some += values
+                some += [source.value for source in here]
                 targets += lot.targets
         for engine, (some, targets) in single.items():
             engine.copy_out(some, targets)

@@ -18,7 +18,14 @@ from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring
-from holdfast.state.tensors import JOIN_BYTES, HostTensor, TensorSpec, c_strides, layout_to_recreate
+from holdfast.state.tensors import (
+    JOIN_BYTES,
+    HostTensor,
+    TensorSource,
+    TensorSpec,
+    c_strides,
+    layout_to_recreate,
+)
 
 __all__ = ["Arrays", "DTypes", "NumpyEngine", "Scalars", "to_array"]
 
@@ -102,7 +109,9 @@ class NumpyEngine:
         return spec.dtype if 0 < spec.nbytes <= JOIN_BYTES else None
 
     def join(self, aliases: Sequence[object], memory: memoryview) -> _Joined:
-        return _Joined(np.frombuffer(memory, np.uint8).view(cast("Array", aliases[0]).dtype.newbyteorder("=")))
+        return _Joined(
+            np.frombuffer(memory, np.uint8).view(cast("Array", aliases[0]).dtype.newbyteorder("="))
+        )
 
     def targets(self, specs: Sequence[TensorSpec], destinations: Sequence[memoryview]) -> list[object]:
         return [
@@ -143,8 +152,9 @@ class _Joined:
     def __init__(self, slab: Array) -> None:
         self._slab = slab
 
-    def copy(self, values: Sequence[object]) -> None:
-        np.concatenate(list(map(np.ndarray.ravel, cast("Sequence[Array]", values))), out=self._slab)
+    def copy(self, sources: Sequence[TensorSource]) -> None:
+        arrays = cast("list[Array]", [source.value for source in sources])
+        np.concatenate(list(map(np.ndarray.ravel, arrays)), out=self._slab)
 
 
 def to_array(host: HostTensor) -> Array:

@@ -100,7 +100,9 @@ def modules_at_a_glance(root: nn.Module) -> list[nn.Module] | None:
         if not plain[cls]:
             module = unwrapped(module)
         own = module.__dict__
-        hooked = module._state_dict_hooks or module._state_dict_pre_hooks or not own.keys().isdisjoint(_METHODS)
+        hooked = (
+            module._state_dict_hooks or module._state_dict_pre_hooks or not own.keys().isdisjoint(_METHODS)
+        )
         if (hooked or not plain[cls]) and has_own_state(module):
             return False
         if id(module) in above:
