@@ -9,6 +9,7 @@ import decimal
 import enum
 import gc
 import random
+import re
 import weakref
 from collections.abc import Callable
 
@@ -143,11 +144,6 @@ def agree(snapshotter: Taking, state: State, *, gradients: bool = False) -> None
 
 
 MUTATIONS: dict[str, Callable[[State], object]] = {}
-
-
-def mutation(change: Callable[[State], object]) -> Callable[[State], object]:
-    MUTATIONS[change.__name__] = change
-    return change
 
 
 def lines(text: str) -> None:
@@ -474,8 +470,7 @@ def test_replaced_tensors_are_let_go() -> None:
     snapshotter.take()
     snapshotter.take()
     moments = next(iter(optimizer.state.values()))
-    watched = [weakref.ref(state["big"]["t"]), weakref.ref(model.weight), weakref.ref(moments["exp_avg"])]  # type: ignore[index]
-    storages = [weakref.ref(r().untyped_storage()) for r in watched]  # type: ignore[union-attr]
+    watched = [weakref.ref(t) for t in (state["big"]["t"], model.weight, moments["exp_avg"])]  # type: ignore[index]
     del moments
     state["big"] = {"t": torch.ones(1)}
     model.weight = None  # type: ignore[assignment]
@@ -483,7 +478,38 @@ def test_replaced_tensors_are_let_go() -> None:
     optimizer.param_groups[0]["params"].clear()
     gc.collect()
     assert [r() for r in watched] == [None, None, None]
-    del storages
+
+
+def test_memory_that_tensors_gave_up_is_let_go() -> None:
+    big = torch.arange(100_000.0).numpy()
+    held = weakref.ref(big)
+    state: State = {"t": torch.from_numpy(big)}
+    snapshotter = Snapshotter(state, Arena())
+    snapshotter.take()
+    snapshotter.take()
+    del big
+    state["t"].data = torch.ones(2)  # type: ignore[attr-defined]
+    gc.collect()
+    assert held() is None
+
+
+def test_nesting_is_limited_wherever_it_grows() -> None:
+    counter = Counter()
+    state: State = {"outer": [[[counter]]]}
+    snapshotter = Snapshotter(state, Arena())
+    snapshotter.take()
+    for depth in range(80, 100):
+        deep: object = 1
+        for _ in range(depth):
+            deep = [deep]
+        counter.held["lines"] = deep
+        try:
+            full = everything(take_snapshot(state, Arena()))
+        except UnsupportedValue as e:
+            with pytest.raises(UnsupportedValue, match=re.escape(str(e))):
+                snapshotter.take()
+        else:
+            assert everything(snapshotter.take()) == full
 
 
 def test_an_array_can_still_be_resized() -> None:

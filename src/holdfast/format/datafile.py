@@ -29,8 +29,7 @@ METADATA = "__metadata__"
 MAGIC = "holdfast/1"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(msgspec.Struct, frozen=True, gc=False):
     """A tensor in a data file: canonical `dtype`, `shape`, `stride` in elements (None: C order), and the bytes
     `start` to `end` of the data region. `box` is (offsets, global shape) when it is a part of a larger tensor."""
 

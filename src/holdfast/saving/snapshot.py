@@ -42,11 +42,15 @@ WORTH_BYTES = 1 << 20  # less than this is copied at once
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the tensors of each part stand in its file, and the tied names; `order` puts captured tensors so."""
+    """Where the tensors of each part stand in its file, and the tied names. `order` puts captured tensors so.
+
+    `lasting` says of each tensor, in that order, whether all snapshots of this layout copy the same alias.
+    """
 
     tensors: dict[str, list[StoredTensor]]
     aliases: dict[str, dict[str, str]]
     order: list[int]
+    lasting: list[bool]
 
     @property
     def sizes(self) -> list[int]:
@@ -56,15 +60,11 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a snapshot will hold: the encoded values of the parts, and the live tensors in the order of the layout.
-
-    `lasting` says of each tensor whether all snapshots of this layout copy the same alias.
-    """
+    """What a snapshot will hold: the encoded values of the parts, and the live tensors in the order of the layout."""
 
     layout: Layout
     trees: dict[str, msgspec.Raw]
     sources: list[TensorSource]
-    lasting: list[bool]
     report: CaptureReport
 
 
@@ -173,8 +173,17 @@ class Snapshotter:
         with _garbage_collection_paused():
             state = self._whole()
             plan = plan_from_start(state, gradients=True) if gradients else self._plan(state)
+<<<<<<< HEAD
             pieces = arena.reserve(plan.layout.sizes)
             return _snapshot(state, plan, arena, pieces, self._way(plan, pieces))
+=======
+            before = self._arena.capacity_bytes
+            pieces = self._arena.reserve(plan.layout.sizes)
+            if self._arena.capacity_bytes != before:
+                self._transfers.clear()  # they hold the memory that the arena has given up
+            self._way(plan, pieces).copy(plan.sources)
+            return Snapshot(_image(state, plan, pieces), plan.report)
+>>>>>>> capture
 
     def _whole(self) -> dict[str, object]:
         return with_generators(self._state) if self._rng else dict(self._state)
@@ -184,17 +193,16 @@ class Snapshotter:
         sources = known.renew(state) if known is not None else None
         if known is None or layout is None or sources is None:
             self._known = self._layout = None
-            self._transfers.clear()  # and with it the memory that an arena has given up
+            self._transfers.clear()
             try:
                 known = Recapture(state, anew=(RNG_PART,) if self._rng else ())
             except UnsupportedValue:
                 return plan_from_start(state)  # which says what is wrong, if anything is
             sources = known.first()
-            layout = _laid_out(list(state), sources, known.aliases)
+            layout = _laid_out(state, sources, known.aliases, known.lasting)
             self._known, self._layout = known, layout
         ordered = [sources[i] for i in layout.order]
-        lasting = [known.lasting[i] for i in layout.order]
-        return Plan(layout, dict(known.trees), ordered, lasting, known.report)
+        return Plan(layout, dict(known.trees), ordered, known.report)
 
     def _way(self, plan: Plan, pieces: list[memoryview]) -> Transfer:
         if plan.layout is not self._layout:
@@ -230,13 +238,14 @@ def with_generators(state: Mapping[str, object]) -> dict[str, object]:
 def plan_from_start(state: Mapping[str, object], *, gradients: bool = False) -> Plan:
     """Return the plan of a state of which nothing is known."""
     captured = capture(state, gradients=gradients)
-    layout = _laid_out(captured.tree, captured.tensors, captured.aliases)
+    once = [True] * len(captured.tensors)
+    layout = _laid_out(state, captured.tensors, captured.aliases, once)
     # Encoding is the copy: nothing of the live state is shared with the snapshot afterwards.
     trees = {
         part: msgspec.Raw(msgspec.json.encode(encode_value(v, part))) for part, v in captured.tree.items()
     }
     ordered = [captured.tensors[i] for i in layout.order]
-    return Plan(layout, trees, ordered, [True] * len(ordered), captured.report)
+    return Plan(layout, trees, ordered, captured.report)
 
 
 @contextlib.contextmanager
@@ -251,7 +260,12 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _laid_out(parts: Iterable[str], sources: Sequence[TensorSource], aliases: Mapping[str, str]) -> Layout:
+def _laid_out(
+    parts: Iterable[str],
+    sources: Sequence[TensorSource],
+    aliases: Mapping[str, str],
+    lasting: Sequence[bool],
+) -> Layout:
     of_part: dict[str, list[StoredTensor]] = {check_path(part): [] for part in parts}
     numbers: dict[str, dict[str, int]] = {part: {} for part in of_part}
     for number, source in enumerate(sources):
@@ -266,16 +280,23 @@ def _laid_out(parts: Iterable[str], sources: Sequence[TensorSource], aliases: Ma
     tied: dict[str, dict[str, str]] = {part: {} for part in of_part}
     for alias, stored in aliases.items():
         tied[alias.partition("/")[0]][alias] = stored
-    return Layout(tensors, tied, [numbers[part][t.name] for part, found in tensors.items() for t in found])
+    order = [numbers[part][t.name] for part, found in tensors.items() for t in found]
+    return Layout(tensors, tied, order, [lasting[i] for i in order])
 
 
 def _transfer(plan: Plan, pieces: Sequence[memoryview]) -> Transfer:
+<<<<<<< HEAD
     stretches: list[Stretch] = []
     offset = 0
     for piece, tensors in zip(pieces, plan.layout.tensors.values(), strict=True):
         stretches.append(Stretch(piece, offset, [(t.start, t.end) for t in tensors]))
         offset += page_aligned(len(piece))
     return Transfer(plan.sources, plan.lasting, stretches)
+=======
+    laid = zip(pieces, plan.layout.tensors.values(), strict=True)
+    stretches = [Stretch(piece, [(t.start, t.end) for t in tensors]) for piece, tensors in laid]
+    return Transfer(plan.sources, plan.layout.lasting, stretches)
+>>>>>>> capture
 
 
 def _snapshot(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from holdfast.state.tensors import HostTensor, TensorSpec
+from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec
 
 if TYPE_CHECKING:
     from holdfast.state.capturing import Capturing
@@ -86,8 +86,8 @@ class TensorHolder(Protocol):
 class Joined(Protocol):
     """Neighbours of one element type that are moved in one go."""
 
-    def copy(self, values: Sequence[object]) -> None:
-        """Copy the elements of `values`, one tensor after the other, into the memory this was made for."""
+    def copy(self, sources: Sequence[TensorSource]) -> None:
+        """Copy the elements of these tensors, one after the other, into the memory this was made for."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from holdfast.core.errors import StateError
@@ -23,12 +23,14 @@ class Captured:
     `tree` holds, for each top-level key, a value that `format.values.encode_value` accepts and that shares
     nothing mutable with the live objects. `tensors` are the live tensors its `TensorLeaf`s name, each
     memory once; `aliases` maps the names of further places of the same tensor to the stored name.
+    `survey` is what `registry.parameters` said of the state.
     """
 
     tree: dict[str, object]
     tensors: list[TensorSource]
     aliases: dict[str, str]
     report: CaptureReport
+    survey: tuple[Mapping[int, str], Set[int]]
 
 
 def capture(
@@ -58,7 +60,7 @@ def capture(
         return {k: (found.anew if k in anew else found.value)(v, k) for k, v in state.items()}
 
     tree = parts() if trace is None else trace.begin(state, parts)
-    return Captured(tree, found.tensors, found.aliases, found.report)
+    return Captured(tree, found.tensors, found.aliases, found.report, (names, updated))
 
 
 def copy_tensors(sources: Sequence[TensorSource], destinations: Sequence[memoryview]) -> None:

@@ -11,7 +11,6 @@ import types
 import unicodedata
 import uuid
 from collections.abc import Hashable, Mapping, Set
-from dataclasses import replace
 
 from holdfast.core.errors import UnsupportedValue
 from holdfast.core.names import MAX_PATH_BYTES
@@ -137,7 +136,7 @@ class Capturing:
         if memory is not None:
             self._ties[memory] = name
         if name != path:
-            spec = replace(spec, name=name)
+            spec = TensorSpec(name, spec.dtype, spec.shape, spec.stride)
         self.tensors.append(TensorSource(spec, value, volatile))
         self.report.entries.append(CaptureEntry(path, "captured", kind, spec))
         return TensorLeaf(name, kind)

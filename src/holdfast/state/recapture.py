@@ -23,7 +23,7 @@ from holdfast.state.capturing import PLAIN, Capturing
 from holdfast.state.codecs import codecs_in_use
 from holdfast.state.registry import dispatch, parameters
 from holdfast.state.tensors import TensorSource, TensorSpec
-from holdfast.state.trace import HOLE, Anew, Branch, Leaves, TensorCall, Trace, same_keys
+from holdfast.state.trace import HOLE, Anew, Branch, TensorCall, Trace, same_keys
 
 __all__ = ["Recapture"]
 
@@ -58,22 +58,18 @@ class Recapture:
         captured = capture(state, anew=anew, trace=self._trace)
         self.aliases, self.report = captured.aliases, captured.report
         self._first: list[TensorSource] | None = captured.tensors
-        self._texts = [_encoded(hole.value, hole.path, hole.depth) for hole in self._trace.holes]
-        self._trees = {part: _Tree(node, part, self._texts) for part, node in captured.tree.items()}
+        texts = [_encoded(hole.value, hole.path, hole.depth) for hole in self._trace.holes]
+        self._trees = {part: _Tree(node, part, texts) for part, node in captured.tree.items()}
         self.trees = {part: tree.text() for part, tree in self._trees.items()}
         self._dispatch, self._codecs = dispatch(), codecs_in_use()
-        self._names, self._updated = parameters(state)
-        for hole in self._trace.holes:
-            if hole.line < 0:
-                hole.value = None
+        self._names, self._updated = captured.survey
         self.lasting = [True] * len(captured.tensors)
         self._repeatable = self._prepare(state, captured.tensors)
+        self._trace.let_go()
 
     def _prepare(self, state: Mapping[str, object], sources: list[TensorSource]) -> bool:
-        """Note what the next capture is compared with; return False if that is of no use."""
+        """Note what the next capture is compared with; return False if even this one cannot be repeated."""
         root = self._trace.root
-        assert root is not None
-        self._root = root
         try:
             found = _walk(root, dict(state), self._trace)
         except _Moved:
@@ -86,12 +82,15 @@ class Recapture:
         self._loose: dict[Engine, list[tuple[int, int]]] = {}
         shared: set[str] = set()
         seen = dict.fromkeys(found.tensors, 0)
+<<<<<<< HEAD
         for engine, leaves in _leaves(root):
+=======
+        for engine, leaves in root.leaves():
+>>>>>>> capture
             first = seen[engine]
             seen[engine] += len(leaves.calls)
             if not all(map(operator.is_, leaves.live, found.tensors[engine][first : seen[engine]])):
                 return False
-            leaves.live.clear()
             shared.update([call.stored for call in leaves.calls])
             for i, call in enumerate(leaves.calls, first):
                 if call.source < 0:
@@ -101,7 +100,6 @@ class Recapture:
                     self._kept[call.source] = source
                 else:
                     self._loose.setdefault(engine, []).append((i, call.source))
-            leaves.calls.clear()
         self._shared: Set[str] = shared
         self.lasting = [source is not None for source in self._kept]
         return not found.plains
@@ -129,7 +127,7 @@ class Recapture:
     def _renewed(self, state: dict[str, object]) -> list[TensorSource]:
         if dispatch() is not self._dispatch or codecs_in_use() != self._codecs:
             raise _Moved
-        found = _walk(self._root, state, self._trace)
+        found = _walk(self._trace.root, state, self._trace)
         for engine, values in found.tensors.items():
             now = engine.fingerprint(values)
             if not all(map(operator.eq, now, self._prints[engine])):
@@ -191,13 +189,6 @@ def _walk(branch: Branch, live: object, trace: Trace, found: _Found | None = Non
     return found
 
 
-def _leaves(branch: Branch) -> Iterator[tuple[Engine, Leaves]]:
-    """Yield the tensors of all objects in the order in which `_walk` comes to them."""
-    yield from branch.tensors.items()
-    for _, below in branch.branches:
-        yield from _leaves(below)
-
-
 class _Recapturing(Capturing):
     """Captures single values anew, and checks that their tensors are registered as they were."""
 
@@ -210,6 +201,7 @@ class _Recapturing(Capturing):
     def text(self, anew: Anew, value: object) -> bytes:
         """Return the encoded form of the value."""
         self._calls = iter(anew.calls)
+        self._open = set(range(-anew.level, 0))  # as deep as it stands in the state
         detached = self.value(value, anew.path)
         if next(self._calls, None) is not None:
             raise _Moved

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 from holdfast.core.dtypes import DTYPES
 
 __all__ = ["JOIN_BYTES", "HostTensor", "TensorSource", "TensorSpec", "c_strides", "layout_to_recreate"]
@@ -16,8 +18,8 @@ MAX_SPREAD = 8
 JOIN_BYTES = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+# Structs, for there is one for each tensor: they are made five times as fast as a frozen dataclass.
+class TensorSpec(msgspec.Struct, frozen=True, gc=False):
     """Say what a stored tensor is.
 
     `name` is its tree path, `dtype` a name of `core.dtypes.DTYPES`, `stride` the live layout in elements
@@ -39,8 +41,7 @@ class TensorSpec:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
-@dataclass(slots=True)
-class TensorSource:
+class TensorSource(msgspec.Struct):
     """A live tensor whose bytes are still to be copied.
 
     `value` aliases the live tensor. A `volatile` one may change in a forward or backward pass; the others

@@ -7,7 +7,7 @@ JSON text that the encoder never writes by itself, with the number of the hole.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
@@ -36,8 +36,7 @@ class Hole:
     line: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class TensorCall:
+class TensorCall(msgspec.Struct, frozen=True, gc=False):
     """A tensor as it was registered: under the raw path `spec.name`, stored as `stored` (its own name, or that of the
     tensor whose memory it shares). `tied`: whether it has memory that can be shared; `source`: its number among the
     stored tensors, -1 where it shares one."""
@@ -60,10 +59,11 @@ class Leaves:
 
 @dataclass(slots=True)
 class Anew:
-    """A value that nobody can say of, without capturing it, whether it changed."""
+    """A value that nobody can say of, without capturing it, whether it changed; `level` objects stand around it."""
 
     path: str
     hole: int
+    level: int
     calls: list[TensorCall] = field(default_factory=list)
 
 
@@ -85,6 +85,12 @@ class Branch:
     def of(cls, value: object, adapter: Outlining, outline: Outline) -> Branch:
         return cls(type(value), adapter, outline.keys, outline.facts)
 
+    def leaves(self) -> Iterator[tuple[Engine, Leaves]]:
+        """Yield the tensors of this object, then those of the objects below."""
+        yield from self.tensors.items()
+        for _, below in self.branches:
+            yield from below.leaves()
+
 
 class _Parts:
     def outline(self, value: object) -> Outline:
@@ -99,7 +105,7 @@ class Trace:
     """The record of one capture, written while it runs."""
 
     def __init__(self) -> None:
-        self.root: Branch | None = None
+        self.root = Branch(dict, _PARTS, [], [])
         self.holes: list[Hole] = []
         self.ties: dict[object, str] = {}
         self._open: list[Branch] = []
@@ -107,12 +113,16 @@ class Trace:
 
     @property
     def records(self) -> bool:
+<<<<<<< HEAD
         """Whether what is captured now has a place of its own; inside a value that is captured anew it has not."""
+=======
+        """Whether what is captured now has a place of its own: not inside a value that is captured anew."""
+>>>>>>> capture
         return self._anew is None and bool(self._open)
 
     def begin(self, state: Mapping[str, object], store: Callable[[], T]) -> T:
         """Note the state itself, whose parts `store` captures."""
-        self.root = Branch(dict, _PARTS, list(state), [])
+        self.root.keys = list(state)
         self._open.append(self.root)
         try:
             return store()
@@ -143,8 +153,8 @@ class Trace:
 
     def anew(self, path: str, store: Callable[[], object]) -> object:
         """Capture by `store` what is to be captured anew every time, and return its hole."""
-        self._anew = Anew(path, len(self.holes))
-        self._open[-1].anew.append((self._next(), self._anew))
+        new = self._anew = Anew(path, len(self.holes), len(self._open) - 1)
+        self._open[-1].anew.append((self._next(), new))
         hole = Hole(path, None, self._depth())
         try:
             raw = self._hole(hole)
@@ -166,6 +176,15 @@ class Trace:
         leaves.live.append(value)
         if memory is not None:
             self.ties[memory] = call.stored
+
+    def let_go(self) -> None:
+        """Forget the live tensors, and the values that are captured anew."""
+        for _, leaves in self.root.leaves():
+            leaves.live.clear()
+            leaves.calls.clear()
+        for hole in self.holes:
+            if hole.line < 0:
+                hole.value = None
 
     def _next(self) -> int:
         branch = self._open[-1]

@@ -80,12 +80,12 @@ class Transfer:
         """
         single: dict[Engine, tuple[list[object], list[object]]] = {}
         for lot in self.lots if lots is None else lots:
-            values = [source.value for source in sources[lot.start : lot.stop]]
+            here = sources[lot.start : lot.stop]
             if lot.joined is not None:
-                lot.joined.copy(values)
+                lot.joined.copy(here)
             else:
                 some, targets = single.setdefault(lot.engine, ([], []))
-                some += values
+                some += [source.value for source in here]
                 targets += lot.targets
         for engine, (some, targets) in single.items():
             engine.copy_out(some, targets)

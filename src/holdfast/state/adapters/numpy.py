@@ -18,7 +18,14 @@ from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring
-from holdfast.state.tensors import JOIN_BYTES, HostTensor, TensorSpec, c_strides, layout_to_recreate
+from holdfast.state.tensors import (
+    JOIN_BYTES,
+    HostTensor,
+    TensorSource,
+    TensorSpec,
+    c_strides,
+    layout_to_recreate,
+)
 
 __all__ = ["Arrays", "DTypes", "NumpyEngine", "Scalars", "to_array"]
 
@@ -151,8 +158,9 @@ class _Joined:
     def __init__(self, slab: Array) -> None:
         self._slab = slab
 
-    def copy(self, values: Sequence[object]) -> None:
-        np.concatenate(list(map(np.ndarray.ravel, cast("Sequence[Array]", values))), out=self._slab)
+    def copy(self, sources: Sequence[TensorSource]) -> None:
+        arrays = cast("list[Array]", [source.value for source in sources])
+        np.concatenate(list(map(np.ndarray.ravel, arrays)), out=self._slab)
 
 
 def to_array(host: HostTensor) -> Array:

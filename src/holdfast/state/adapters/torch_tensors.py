@@ -15,13 +15,21 @@ from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.restoring import Build, Restoring
-from holdfast.state.tensors import JOIN_BYTES, HostTensor, TensorSpec, c_strides, layout_to_recreate
+from holdfast.state.tensors import (
+    JOIN_BYTES,
+    HostTensor,
+    TensorSource,
+    TensorSpec,
+    c_strides,
+    layout_to_recreate,
+)
 
 __all__ = ["Tensors", "TorchEngine", "capture_tensor", "kind_of", "memory_of", "plan_tensor", "tensor_spec"]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in DTYPES if hasattr(torch, n)}
 NAMES: dict[torch.dtype, str] = {t: n for n, t in TORCH_DTYPES.items()}
 _JOINED_AS_THEY_ARE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8)
+PRINTED_TOGETHER = 256
 _OURS = (torch.Tensor, torch.nn.Parameter)
 _LAZY = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
 
@@ -73,7 +81,7 @@ def memory_of(t: torch.Tensor) -> Hashable:
 
 def kind_of(t: torch.Tensor) -> str:
     """Return the leaf kind, which keeps whether it is a Parameter and whether it requires a gradient."""
-    if isinstance(t, torch.nn.Parameter):
+    if type(t) is not torch.Tensor and isinstance(t, torch.nn.Parameter):
         return "torch.Parameter" if t.requires_grad else "torch.Parameter:frozen"
     return "torch.Tensor:grad" if t.requires_grad and t.is_leaf else "torch.Tensor"
 
@@ -144,6 +152,23 @@ def _flat(t: torch.Tensor) -> torch.Tensor:
     return known if known.dim() == 1 else known.view(-1)
 
 
+def _columns(tensors: Sequence[torch.Tensor]) -> Iterator[Sequence[object]]:
+    """Yield all on which depends how a tensor is stored, less its elements."""
+    with torch._C.DisableTorchFunctionSubclass():
+        yield list(map(torch.Tensor.data_ptr, tensors))
+        yield list(map(torch.Tensor.size, tensors))
+        yield list(map(torch.Tensor.stride, tensors))
+        dtypes: list[torch.dtype] = list(map(attrgetter("dtype"), tensors))
+        yield dtypes
+        yield list(map(torch.Tensor.is_neg, tensors))
+        if any(dtype.is_complex for dtype in set(dtypes)):
+            yield list(map(torch.Tensor.is_conj, tensors))
+        learning = list(map(attrgetter("requires_grad"), tensors))
+        yield learning
+        if True in learning:
+            yield list(map(attrgetter("is_leaf"), tensors))
+
+
 class _Joined:
     """Small tensors that keep their memory, moved in one go."""
 
@@ -151,8 +176,8 @@ class _Joined:
         self._flats = flats
         self._slab = torch.frombuffer(memory, dtype=flats[0].dtype)
 
-    def copy(self, values: Sequence[object]) -> None:
-        # The kept flat views are of the same memory as `values`.
+    def copy(self, sources: Sequence[TensorSource]) -> None:
+        # The flat views are of the same memory: the sources are lasting.
         with torch.no_grad():
             torch.cat(self._flats, out=self._slab)
 
@@ -171,21 +196,11 @@ class TorchEngine:
         return isinstance(value, torch.Tensor)
 
     def fingerprint(self, values: Sequence[object]) -> Iterator[Sequence[object]]:
-        tensors = cast("Sequence[torch.Tensor]", values)
-        yield list(map(type, values))
-        with torch._C.DisableTorchFunctionSubclass():
-            yield list(map(torch.Tensor.data_ptr, tensors))
-            yield list(map(torch.Tensor.size, tensors))
-            yield list(map(torch.Tensor.stride, tensors))
-            dtypes: list[torch.dtype] = list(map(attrgetter("dtype"), tensors))
-            yield dtypes
-            yield list(map(torch.Tensor.is_neg, tensors))
-            if any(dtype.is_complex for dtype in set(dtypes)):
-                yield list(map(torch.Tensor.is_conj, tensors))
-            learning = list(map(attrgetter("requires_grad"), tensors))
-            yield learning
-            if True in learning:
-                yield list(map(attrgetter("is_leaf"), tensors))
+        # Block by block: a tensor's record is fetched from memory once for all columns.
+        for start in range(0, len(values), PRINTED_TOGETHER):
+            block = values[start : start + PRINTED_TOGETHER]
+            yield list(map(type, block))
+            yield from _columns(cast("Sequence[torch.Tensor]", block))
 
     def aliases(self, values: Sequence[object]) -> Sequence[object]:
         return list(map(_alias, cast("Sequence[torch.Tensor]", values)))
