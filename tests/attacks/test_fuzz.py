@@ -132,7 +132,7 @@ def test_mutated_manifests(seed: int) -> None:
             raw = raw_seal(mutate(body, source))
             try:
                 manifest = decode_manifest(raw, "m")
-                values = [part.values() for part in manifest.parts.values()]
+                values = [part.values(name) for name, part in manifest.parts.items()]
             except HoldfastError:
                 continue
             assert decode_manifest(encode_manifest(manifest), "m").step == manifest.step
