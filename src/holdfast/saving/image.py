@@ -34,12 +34,17 @@ class Image:
     """A whole state in host memory, parts one after the other in it; valid until that memory is used again.
 
     Its bytes may still be on their way: `wait(end)` returns when the memory's first `end` bytes hold the copy, and
-    raises what made the copy fail. Nothing may be read that was not waited for, and nothing committed before
-    `wait(end of the memory)` has returned.
+    raises what made the copy fail. One thread at a time waits. Nothing may be read that was not waited for, and nothing
+    committed before `wait(end)` has returned for the last of the memory.
     """
 
     parts: dict[str, PartImage]
     wait: Callable[[int], None] = _all_there
+
+    @property
+    def end(self) -> int:
+        """Where the last of the parts' bytes end in the memory."""
+        return max((p.offset + len(p.data) for p in self.parts.values()), default=0)
 
     @property
     def nbytes(self) -> int:
