@@ -70,8 +70,9 @@ class DataHeader:
 
 
 class _Member(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """A member of the header: a tensor has the first three fields, `__metadata__` the others. One type for both, so that
-    a header of any length is decoded in one pass."""
+    """A member of the header: a tensor has the first three fields, `__metadata__` the others.
+
+    One type for both, so that a header of any length is decoded in one pass."""
 
     dtype: str | msgspec.UnsetType = msgspec.UNSET
     shape: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET

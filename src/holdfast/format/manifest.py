@@ -58,7 +58,11 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     aliases: dict[str, str] = {}
 
     def values(self, name: str) -> object:
-        """Return the decoded value tree, with `TensorLeaf` where tensors are; `name` is the part's. Raises InvalidFormat."""
+        """Return the decoded value tree, with `TensorLeaf` where tensors are; `name` is the part's own.
+
+        Raises:
+            InvalidFormat: the tree is outside the grammar.
+        """
         try:
             tree = msgspec.json.decode(self.tree)
             if not _is_as_written(tree, self.tree):

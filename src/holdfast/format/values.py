@@ -4,8 +4,8 @@ JSON's own types mean themselves: null, booleans, integers, finite floats (alway
 strings, arrays (Python lists) and objects (dicts with string keys that do not start with `$`). Every other value is
 an object with one key that starts with `$` and names its type. Nothing in a file can name code to run.
 
-Every value of a tree has a path, made of the keys and positions that lead to it (`docs/format.md` has the rules). A tensor
-that is stored under the path it stands at says only its kind, in one letter: 20,000 names are not written twice.
+Every value of a tree has a path, made of the keys and positions that lead to it (`docs/format.md` has the rules). A
+tensor that is stored under the path it stands at says only its kind, in one letter: no name is written twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from holdfast.core.errors import InvalidFormat, UnsupportedValue
-from holdfast.core.names import check_path, join_path
+from holdfast.core.names import MAX_PATH_BYTES, check_path, join_path
 
 __all__ = ["Json", "TensorLeaf", "Typed", "decode_value", "encode_value", "tensor_leaves"]
 
@@ -93,39 +93,43 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _key(path: str) -> str:
-    return f"{path} (key)"
+def _below(path: str, key: object) -> str:
+    """Return the path of what stands at a text key or a position.
+
+    What is too long to name a tensor grows no further: else a small hostile tree could ask for endless copies of it.
+    """
+    return path if len(path) > MAX_PATH_BYTES else join_path(path, key)
+
+
+def _beside(path: str, what: str) -> str:
+    return path if len(path) > MAX_PATH_BYTES else f"{path} ({what})"
 
 
 def _under(path: str, key: object) -> str:
-    """Return the path of what a mapping holds under `key`. Of keys in general, only these two print alike for ever."""
-    return join_path(path, key) if type(key) is str or type(key) is int else f"{path} (value)"
-
-
-def _element(path: str) -> str:
-    return f"{path} (element)"
+    """Return the path of what a mapping holds under any key: of all types only these two print alike for ever."""
+    return _below(path, key) if type(key) is str or type(key) is int else _beside(path, "value")
 
 
 def _pairs(value: dict[object, object], path: str, depth: int) -> list[Json]:
     return [
-        [encode_value(k, _key(path), depth + 1), encode_value(v, _under(path, k), depth + 1)]
+        [encode_value(k, _beside(path, "key"), depth + 1), encode_value(v, _under(path, k), depth + 1)]
         for k, v in value.items()
     ]
 
 
 def _items(values: object, path: str, depth: int) -> list[Json]:
-    return [encode_value(v, join_path(path, i), depth + 1) for i, v in enumerate(values)]  # type: ignore[arg-type, var-annotated]
+    return [encode_value(v, _below(path, i), depth + 1) for i, v in enumerate(values)]  # type: ignore[arg-type, var-annotated]
 
 
 def _dict(value: dict[object, object], path: str, depth: int) -> Json:
     if all(type(k) is str and not k.startswith("$") and _is_unicode(k) for k in value):
-        return {str(k): encode_value(v, join_path(path, k), depth + 1) for k, v in value.items()}
+        return {str(k): encode_value(v, _below(path, k), depth + 1) for k, v in value.items()}
     return {"$dict": _pairs(value, path, depth)}
 
 
 def _set(value: set[object] | frozenset[object], path: str, depth: int) -> list[Json]:
     # A set has no order; sort by the encoding so that equal sets have equal bytes.
-    return sorted((encode_value(v, _element(path), depth + 1) for v in value), key=repr)
+    return sorted((encode_value(v, _beside(path, "element"), depth + 1) for v in value), key=repr)
 
 
 def _leaf(leaf: TensorLeaf, path: str) -> Json:
@@ -214,7 +218,7 @@ def _decode_float(x: Json) -> float:
 
 def _decode_items(x: Json, path: str, depth: int) -> list[object]:
     return [
-        decode_value(v, join_path(path, i), depth + 1) if type(v) in _NESTED else v
+        decode_value(v, _below(path, i), depth + 1) if type(v) in _NESTED else v
         for i, v in enumerate(_as_list(x))
     ]
 
@@ -223,7 +227,7 @@ def _decode_pairs(x: Json, path: str, depth: int) -> dict[object, object]:
     out: dict[object, object] = {}
     for pair in _as_list(x):
         k, v = _as_list(pair)
-        key = decode_value(k, _key(path), depth + 1)
+        key = decode_value(k, _beside(path, "key"), depth + 1)
         if key in out:
             raise ValueError(f"key {key!r} occurs twice")
         out[key] = decode_value(v, _under(path, key), depth + 1)
@@ -245,7 +249,7 @@ def _numbers(x: Json, kind: type, count: int, depth: int) -> list[Any]:
 
 
 def _decode_set(x: Json, path: str, depth: int) -> set[object]:
-    items = [decode_value(v, _element(path), depth + 1) for v in _as_list(x)]
+    items = [decode_value(v, _beside(path, "element"), depth + 1) for v in _as_list(x)]
     if len(found := set(items)) != len(items):
         raise ValueError("an element occurs twice")
     return found
@@ -342,9 +346,7 @@ def decode_value(x: Json, path: str = "", depth: int = 0) -> object:
                 raise InvalidFormat(f"a value of type {key} is malformed: {e}") from e
     if any(k.startswith("$") for k in x):
         raise InvalidFormat("an object mixes a type name that starts with '$' with other keys")
-    return {
-        k: decode_value(v, join_path(path, k), depth + 1) if type(v) in _NESTED else v for k, v in x.items()
-    }
+    return {k: decode_value(v, _below(path, k), depth + 1) if type(v) in _NESTED else v for k, v in x.items()}
 
 
 def tensor_leaves(value: object) -> list[TensorLeaf]:

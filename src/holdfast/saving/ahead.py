@@ -1,8 +1,8 @@
 """Working ahead of the disk: what must be known of an image before and while its bytes are written.
 
-A thread goes through the image once, from the front: it waits for the bytes, decides what of a part is new, lays out its
-file, and digests it. The writer follows behind and writes each stretch as soon as it is there, so that a save takes as
-long as the slower of the two and not as long as both.
+A thread goes through the image once, from the front: it waits for the bytes, decides what of a part is new, lays out
+its file, and digests it. The writer follows behind and writes each stretch as soon as it is there, so that a save takes
+as long as the slower of the two and not as long as both.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _spans(tensors: Sequence[StoredTensor]) -> list[tuple[int, int]]:
 
 
 def _given(owners: Sequence[StoredTensor], taken: Mapping[str, tuple[bytes, ...]]) -> dict[int, bytes]:
-    """Return the digests that were taken already, by the index of their block; `owners` are the blocks' first tensors."""
+    """Return the digests that were taken already, by index of block; `owners` are the blocks' first tensors."""
     given: dict[int, bytes] = {}
     rest = {name: iter(digests) for name, digests in taken.items()}
     for index, t in enumerate(owners):

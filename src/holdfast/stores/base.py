@@ -48,7 +48,8 @@ class Store(Protocol):
 
     Keys are relative paths of plain components (`core.names.check_key`). Obligations of every implementation:
 
-    - `write`, `write_streams`, `create`, `replace`, `append` and `delete` return only when the effect survives power loss.
+    - `write`, `write_streams`, `create`, `replace`, `append` and `delete` return only when the effect survives
+      power loss.
     - `create` and `replace` are atomic: a reader, or a crash at any point, sees the whole old or the whole new object.
     - `create` succeeds for exactly one of any number of rivals.
     - Errors are the StoreError family of `core.errors`; nothing is retried that cannot be retried safely.
@@ -65,10 +66,10 @@ class Store(Protocol):
         """Store new objects at keys that no other writer uses; a crash may leave parts of them behind.
 
         Streams are asked for one after the other, each when the body of the one before was taken, and bodies piece by
-        piece, in the calling thread. Heads come after bodies, so an object is whole last of all; until then a reader finds
-        none or zeros in the place of its head (on a disk, the head is written into a hole; in an object store, it
-        goes up with the first part of a multipart upload, which is sent last). What `body`, `make_head` or the store
-        raises ends the write, and none of the objects stays.
+        piece, in the calling thread. Heads come after bodies: until an object is whole, a reader finds none, or zeros
+        in the place of its head (on a disk the head is written into a hole; in an object store it goes up with the
+        first part of a multipart upload, which is sent last). What `body`, `make_head` or the store raises ends the
+        write, and none of the objects stays.
         """
         ...
 

@@ -1,9 +1,9 @@
 """Writing past the page cache: large stretches go from memory to the disk without the kernel's copy in between.
 
-O_DIRECT asks for an aligned address, file position and length. What is large but lies unaligned in memory goes through a
-small aligned buffer, which still beats the page cache. The rest (the bytes up to an aligned position, the last ones, small
-pieces) is written through the page cache on the same descriptor, and so is everything where the file system does not play
-along: succeeding to set the flag proves nothing, the first write does.
+O_DIRECT asks for an aligned address, file position and length. What is large but lies unaligned in memory goes through
+a small aligned buffer, which still beats the page cache. The rest (the bytes up to an aligned position, the last ones,
+small pieces) is written through the page cache on the same descriptor, and so is everything where the file system does
+not play along: succeeding to set the flag proves nothing, the first write does.
 """
 
 from __future__ import annotations
