@@ -104,8 +104,10 @@ def test_nothing_is_read_before_it_was_waited_for(monkeypatch: pytest.MonkeyPatc
     assert len(way.waits) > 50, "bit by bit"
     now["b"]["x"][5] += 1
     way = OnTheWay(image_of(now))
-    parts, _, _ = persist_parts(store, 2, new_attempt(), way.image, known)
+    parts, _, _ = persist_parts(store, 2, "second", way.image, known)
     assert stored(store, parts) == expected(now)
+    large = {path for path in written(store, parts, "second") if len(expected(now)[path]) >= 1 << 16}
+    assert large == {"b/x"}, "what was compared was there as well"
 
 
 def test_what_is_there_is_written_while_the_rest_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,9 +262,11 @@ def test_it_works_where_no_thread_starts_any_more(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_state_without_tensors_writes_no_file(tmp_path: pathlib.Path) -> None:
+    waits: list[int] = []
     image = take_snapshot({"a": {"n": 1}, "b": [2.0]}, Arena(), rng=False).image
+    image = replace(image, wait=waits.append)
     parts, _, size = persist_parts(LocalStore(tmp_path), 1, new_attempt(), image, KnownTensors())
-    assert (list(parts), size) == (["a", "b"], 0)
+    assert (list(parts), size, waits) == (["a", "b"], 0, [0])
     assert parts["a"].values("a") == {"n": 1}
     assert list(tmp_path.iterdir()) == []
 

@@ -241,6 +241,19 @@ def test_many_objects_in_one_write_do_not_keep_as_many_files_open(tmp_path: path
     assert {o.key: store.read(o.key) for o in store.list("")} == {f"d/{n}": b"h%d" % n for n in range(300)}
 
 
+def test_a_name_that_cannot_be_made_durable_does_not_stay(tmp_path: pathlib.Path) -> None:
+    class NoNames(OsDisk):
+        def fsync_dir(self, path: str) -> None:
+            if path.endswith("d"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().fsync_dir(path)
+
+    root = prepare(tmp_path / "run")
+    with pytest.raises(StoreError):
+        LocalStore(root, NoNames()).write_streams([Stream("d/1", 1, [b"x"], lambda: b"h")])
+    assert content(root) == BEFORE
+
+
 def test_when_a_later_file_fails_the_finished_ones_go_too(tmp_path: pathlib.Path) -> None:
     def streams() -> Iterator[Stream]:
         for n in range(150):

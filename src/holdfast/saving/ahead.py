@@ -11,7 +11,7 @@ import contextlib
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -41,13 +41,11 @@ class Planned:
     changed: list[StoredTensor]
     known: dict[str, KnownTensor] = field(default_factory=dict)
     entry: FileEntry | None = None
-    taken: dict[str, tuple[bytes, ...]] = field(
-        default_factory=dict
-    )  # digests of tensors that turned out changed
-    spans: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # what is written of the part's bytes, in order
-    there: int = 0  # of the bytes to write, how many may be
+    # Digests of tensors that might have been kept and turned out changed.
+    taken: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
+    # Which of the part's bytes are written, in order, and how many of these are there to be taken.
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    there: int = 0
     header: OpenHeader | None = None
     head: bytes = b""
 
@@ -166,26 +164,30 @@ class Ahead:
             with self._tell():
                 plan.there += end - start
             passing.update(part.data[start:end])
+        head = header.close(passing.digests)
+        size = header.size + plan.there
+        plan.entry = FileEntry(self._keys[plan.name], size, header.size, digest(head).hex())
         with self._tell():
-            plan.head = header.close(passing.digests)
-        entry = FileEntry(
-            self._keys[plan.name], header.size + plan.there, header.size, digest(plan.head).hex()
-        )
-        plan.entry = entry
-        own: dict[str, list[bytes]] = {}
-        for t, found in zip(owners, passing.digests, strict=True):
-            if is_large(t):
-                own.setdefault(t.name, []).append(found)
-        for t in plan.changed:
-            if t.name in own:
-                seen = sample(part.data[t.start : t.end])
-                plan.known[t.name] = KnownTensor(t.dtype, t.shape, t.stride, tuple(own[t.name]), entry, seen)
+            plan.head = head
+        _remember(plan, plan.entry, zip(owners, passing.digests, strict=True))
 
     @contextlib.contextmanager
     def _tell(self) -> Iterator[None]:
         with self._changed:
             yield
             self._changed.notify_all()
+
+
+def _remember(plan: Planned, entry: FileEntry, blocks: Iterable[tuple[StoredTensor, bytes]]) -> None:
+    """Note what the next save wants to know of a file's large tensors; `blocks` are their owners and digests."""
+    own: dict[str, list[bytes]] = {}
+    for t, found in blocks:
+        if is_large(t):
+            own.setdefault(t.name, []).append(found)
+    for t in plan.changed:
+        if t.name in own:
+            seen = sample(plan.part.data[t.start : t.end])
+            plan.known[t.name] = KnownTensor(t.dtype, t.shape, t.stride, tuple(own[t.name]), entry, seen)
 
 
 def _is_there(plan: Planned, size: int) -> bool:

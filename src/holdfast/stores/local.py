@@ -116,12 +116,12 @@ class LocalStore:
                 if len(begun) == OPEN_FILES:
                     self._finish(begun)
             self._finish(begun)
+            for directory in directories:
+                with _translated("write in", directory):
+                    self.disk.fsync_dir(directory)  # durability: the names
         except BaseException:
             self._give_up(begun, paths, directories)
             raise
-        for directory in directories:
-            with _translated("write in", directory):
-                self.disk.fsync_dir(directory)  # durability: the names
 
     def _finish(self, begun: list[_Begun]) -> None:
         """Make files whole and durable: heads first, so that one commit of the file system's journal serves all."""
