@@ -192,7 +192,7 @@ class Checkpoint:
                 raise NoCheckpoint(
                     f"step {self.step} has no part {part!r}; its parts are: {', '.join(self.parts)}"
                 )
-        whole = {part: self.manifest.parts[part].values() for part in wanted}
+        whole = {part: self.manifest.parts[part].values(part) for part in wanted}
         trees = {p: select(t, p, only) for p, t in whole.items()} if only else whole
         trees = {p: t for p, t in trees.items() if t is not NOTHING}
         if only and not trees:

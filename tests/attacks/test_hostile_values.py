@@ -24,6 +24,15 @@ TREES = {
     "a tensor that no file holds": b'{"w":{"$tensor":["a/nothing","numpy.ndarray"]}}',
     "a tensor with a control character": b'{"w":{"$tensor":["a/w\\u0000","numpy.ndarray"]}}',
     "a tensor that is a path": b'{"w":{"$tensor":["../../etc/passwd","numpy.ndarray"]}}',
+    "a short leaf that no file holds": b'{"nothing":{"$t":"n"}}',
+    "a short leaf of an unknown kind": b'{"w":{"$t":"z"}}',
+    "a short leaf whose kind is in full": b'{"w":{"$t":"numpy.ndarray"}}',
+    "a short leaf that is no text": b'{"w":{"$t":["n"]}}',
+    "a short leaf with a name": b'{"w":{"$t":"n","name":"a/w"}}',
+    "a short leaf at a path with a control character": b'{"w\\u0000":{"$t":"n"}}',
+    "a short leaf at a path in another normal form": '{"e\N{COMBINING ACUTE ACCENT}":{"$t":"n"}}'.encode(),
+    "a short leaf at an endless path": b'{"' + b"w" * 2000 + b'":{"$t":"n"}}',
+    "a short leaf in a set": b'{"w":{"$set":[{"$t":"n"}]}}',
     "a fraction of a billion digits": b'{"w":{"$fraction":["1e1000000000"]}}',
     "a fraction of a huge decimal": b'{"w":{"$fraction":[{"$decimal":"1e999999"},1]}}',
     "a decimal with an endless exponent": b'{"w":{"$decimal":"1e' + b"9" * 50 + b'"}}',
@@ -45,6 +54,13 @@ def test_a_hostile_value_tree_is_refused(attack: str) -> None:
     store = run()
     with_tree(store, TREES[attack])
     check_refused(store, IntegrityError)
+
+
+def test_a_long_path_is_not_copied_for_each_of_many_values() -> None:
+    store = run()
+    with_tree(store, b'{"' + b"w" * 2_000_000 + b'":[' + b"[]," * 500_000 + b"1]}")
+    with bounded():
+        assert len(holdfast.load(store, step=2, as_="numpy")["a"]["w" * 2_000_000]) == 500_001
 
 
 def test_huge_but_honest_values_stay_what_they_are() -> None:

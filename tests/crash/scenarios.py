@@ -19,10 +19,11 @@ Scenario = Callable[[LocalStore], None]
 
 
 def state(step: int) -> dict[str, object]:
-    """A state with a large part that never changes, one that does, small tensors and plain values."""
+    """A state with a large part that never changes, two that do, small tensors and plain values."""
     return {
         "frozen": {"base": np.arange(150_001, dtype=np.float64)},
         "model": {"w": np.full((200, 100), step, dtype=np.float64), "b": np.full(3, step, dtype=np.float32)},
+        "momentum": {"w": np.full(700, -step, dtype=np.float32)},
         "counters": {"seen": step * 64, "lr": 0.1 / step},
     }
 
@@ -56,6 +57,7 @@ def train_and_prune(store: LocalStore) -> None:
     for step in ckpt.steps(4):
         held["model"]["w"][:] = step + 1
         held["model"]["b"][:] = step + 1
+        held["momentum"]["w"][:] = -(step + 1)
         held["counters"].update(seen=(step + 1) * 64, lr=0.1 / (step + 1))
         ckpt.log(loss=1.0 / (step + 1))
     ckpt.close()

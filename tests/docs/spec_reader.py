@@ -321,26 +321,33 @@ class SpecCheckpoint:
         raise Refused(f"no file holds {name}")
 
     def value(self, part: str) -> Any:
-        return self._value(self.parts[part].get("tree"))
+        return self._value(self.parts[part].get("tree"), part)
 
-    def _value(self, x: Any) -> Any:
+    def _value(self, x: Any, path: str) -> Any:
         if isinstance(x, list):
-            return [self._value(v) for v in x]
+            return [self._value(v, below(path, i)) for i, v in enumerate(x)]
         if not isinstance(x, dict):
             return x
         typed = [k for k in x if k.startswith("$")]
         if not typed:
-            return {k: self._value(v) for k, v in x.items()}
+            return {k: self._value(v, below(path, k)) for k, v in x.items()}
         require(len(x) == 1, "a type name beside other keys")
         key, content = typed[0], x[typed[0]]
         if key == "$tensor":
             return self.tensor(check_name(content[0]))
+        if key == "$t":
+            require(content in ("t", "g", "p", "f", "n", "s"), f"unknown letter {content!r}")
+            return self.tensor(check_name(path))
         if key == "$typed":
-            return (content[0], self._value(content[1]))
-        return _plain(key, content, self._value)
+            return (content[0], self._value(content[1], path))
+        return _plain(key, content, self._value, path)
 
 
-def _plain(key: str, x: Any, value: Any) -> Any:
+def below(path: str, key: object) -> str:
+    return f"{path}/{key}" if path and key != "" else f"{path}{key}"
+
+
+def _plain(key: str, x: Any, read: Any, path: str) -> Any:
     import collections
     import datetime
     import decimal
@@ -349,8 +356,17 @@ def _plain(key: str, x: Any, value: Any) -> Any:
     import struct
     import uuid
 
+    def value(v: Any) -> Any:
+        return read(v, path)
+
+    def items(found: list[Any]) -> list[Any]:
+        return [read(v, below(path, i)) for i, v in enumerate(found)]
+
     def pairs() -> dict[Any, Any]:
-        found = [(value(k), value(v)) for k, v in x]
+        found = []
+        for k, v in x:
+            of = read(k, f"{path} (key)")
+            found.append((of, read(v, below(path, of) if type(of) in (str, int) else f"{path} (value)")))
         require(len({k for k, _ in found}) == len(found), "a key occurs twice")
         return dict(found)
 
@@ -361,15 +377,15 @@ def _plain(key: str, x: Any, value: Any) -> Any:
         "$complex": lambda: complex(value(x[0]), value(x[1])),
         "$bytes": lambda: base64.b64decode(x),
         "$bytearray": lambda: bytearray(base64.b64decode(x)),
-        "$tuple": lambda: tuple(value(v) for v in x),
-        "$set": lambda: {value(v) for v in x},
-        "$frozenset": lambda: frozenset(value(v) for v in x),
+        "$tuple": lambda: tuple(items(x)),
+        "$set": lambda: {read(v, f"{path} (element)") for v in x},
+        "$frozenset": lambda: frozenset(read(v, f"{path} (element)") for v in x),
         "$range": lambda: range(*(value(v) for v in x)),
-        "$slice": lambda: slice(*(value(v) for v in x)),
+        "$slice": lambda: slice(*items(x)),
         "$dict": pairs,
         "$ordereddict": lambda: collections.OrderedDict(pairs()),
         "$counter": lambda: collections.Counter(pairs()),
-        "$deque": lambda: collections.deque([value(v) for v in x[0]], x[1]),
+        "$deque": lambda: collections.deque(items(x[0]), x[1]),
         "$datetime": lambda: datetime.datetime.fromisoformat(x),
         "$date": lambda: datetime.date.fromisoformat(x),
         "$time": lambda: datetime.time.fromisoformat(x),

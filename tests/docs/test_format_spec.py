@@ -97,6 +97,16 @@ class Net(nn.Module):
         return self.head(self.norm(self.embed(x)))
 
 
+def nested() -> dict[object, object]:
+    """Tensors at every kind of place that a tensor can stand at, one of them at two."""
+    one = np.arange(3.0)
+    return {
+        "list": [np.zeros(2), [np.ones(2)]], "tuple": (np.zeros(1), {"": np.ones(1)}), 5: {"x": np.full(2, 5)}, "5": np.full(2, 6),
+        (1, 2): np.full(2, 7), "deque": collections.deque([np.full(2, 8)]), "ordered": collections.OrderedDict(a=np.full(2, 9)),
+        "a/b": np.full(2, 10), "a": {"b": np.full(2, 11)}, "tied": one, "tied again": one,
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with most of what there can be: best, tags, a rollback, late metrics, references, an ordinal."""
@@ -112,6 +122,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tiny": tiny,
         "big": np.arange(100_000, dtype=np.int64),
         "ü ber": np.float16([1, 2]),
+        "nested": nested(),
     }
     with Checkpointer(
         place,
@@ -194,7 +205,13 @@ def test_the_run_has_what_the_page_speaks_of(root: Path) -> None:
     assert len(file.tensors) == 400
     assert len(file.blocks) == 1
     assert newest.place("model/pairs")[0].by_name["pairs"].type == "complex128"
+    assert b'"t0001":{"$t":"n"}' in tree_of(root, "tiny")
+    assert b"$tensor" in tree_of(root, "nested"), "a tied tensor, and one under a key that no name is made of"
     assert newest.place("model/flipped")[0].by_name["flipped"].stride == [1, 4]
+
+
+def tree_of(root: Path, part: str) -> bytes:
+    return bytes(holdfast.open(root, 12).manifest.parts[part].tree)
 
 
 @pytest.mark.parametrize(
@@ -360,13 +377,12 @@ def assert_same(ours: Any, theirs: Any, where: str) -> None:
         assert list(ours) == list(theirs), where
         for key in ours:
             assert_same(ours[key], theirs[key], f"{where}/{key}")
-    elif isinstance(ours, (list, tuple)):
+    elif isinstance(ours, (list, tuple, collections.deque)):
         assert type(ours) is type(theirs), where
         assert len(ours) == len(theirs), where
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             assert_same(a, b, f"{where}/{i}")
+        assert getattr(ours, "maxlen", None) == getattr(theirs, "maxlen", None), where
     else:
         assert type(ours) is type(theirs), where
         assert ours == theirs, where
-        if isinstance(ours, collections.deque):
-            assert ours.maxlen == theirs.maxlen, where

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from holdfast.core.dtypes import CARRIERS, DTYPES
 from holdfast.core.errors import InvalidFormat, Truncated
-from holdfast.format.datafile import ALIGNMENT, StoredTensor, decode_header, encode_header, lay_out
+from holdfast.format.datafile import (
+    ALIGNMENT,
+    StoredTensor,
+    decode_header,
+    encode_header,
+    lay_out,
+    open_header,
+)
 from holdfast.format.digest import cut_blocks, digest
 
 NO_NUMPY = {"float8_e8m0fnu", "float4_e2m1fn_x2", "complex32", "complex128"}  # carried under another code
@@ -73,6 +80,25 @@ def test_a_header_says_what_was_written(given_tensors: list[StoredTensor]) -> No
     assert {t.name for t in laid} == {t.name for t in given_tensors}
 
 
+@settings(max_examples=100)
+@given(st.lists(tensors(), max_size=8, unique_by=lambda t: t.name))
+def test_the_size_of_a_header_is_known_before_its_digests(given_tensors: list[StoredTensor]) -> None:
+    laid = lay_out(given_tensors)
+    data = bytes(sum(t.nbytes for t in laid))
+    header = open_header(laid)
+    closed = header.close(digests_for(laid, data))
+    assert header.size == len(closed)
+    assert closed == encode_header(laid, digests_for(laid, data))
+    assert list(header.blocks) == cut_blocks([(t.nbytes, t.shape) for t in laid])
+
+
+@pytest.mark.parametrize("size", [8, ALIGNMENT, 3 * ALIGNMENT])
+def test_zeros_where_the_header_belongs_are_no_header(size: int) -> None:
+    """What a crash leaves of a file whose header was to come last."""
+    with pytest.raises(InvalidFormat):
+        decode_header(bytes(size), "f")
+
+
 def test_wide_types_come_first_so_that_every_tensor_is_aligned() -> None:
     laid = lay_out([stored(name, name, (3,)) for name in DTYPES])
     for t in laid:
@@ -106,6 +132,12 @@ def repacked(body: bytes) -> bytes:
 
 BODY = RAW[8:].rstrip()
 CHANGES = {
+    "metadata in a tensor": BODY.replace(b'"data_offsets":[0', b'"format":"pt","data_offsets":[0', 1),
+    "metadata behind a tensor": BODY[:-2] + b',"digests":""}}',
+    "a tensor's field in the metadata": BODY.replace(b'"format":"pt"', b'"dtype":"F32","format":"pt"', 1),
+    "a tensor without its shape": BODY.replace(b'"shape":[2,3],', b"", 1),
+    "metadata alone in place of a tensor": BODY[:-1] + b',"z":{"format":"pt"}}',
+    "no digests": BODY.replace(b'"digests"', b'"layouts"', 1),
     "spaces": json.dumps(json.loads(BODY)).encode(),
     "order of tensors": json.dumps(dict(reversed(json.loads(BODY).items())), separators=(",", ":")).encode(),
     "order of fields": BODY.replace(b'"dtype":"F32","shape":[2,3]', b'"shape":[2,3],"dtype":"F32"'),

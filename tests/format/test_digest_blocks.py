@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import random
 import signal
 
 import blake3
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.format.digest import Block, cut_blocks, digest
+from holdfast.format.digest import Block, BlockDigests, cut_blocks, digest
 
 KIB, MIB = 1 << 10, 1 << 20
 OWN, GROUP, LARGEST = 64 * KIB, 1 * MIB, 64 * MIB
@@ -112,3 +113,26 @@ def test_a_forked_child_can_digest_what_its_parent_digested_in_threads() -> None
         signal.alarm(60)  # a child that waits for threads which the fork left behind would wait for ever
         os._exit(0 if digest(data) == expected else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from([0, 1, 7, 300, 65_535, 65_536, 200_000, 1 << 20]), max_size=12),
+    st.lists(st.sampled_from([1, 13, 4096, 100_000, 1 << 20]), min_size=1),
+    st.sets(st.integers(0, 20)),
+)
+def test_blocks_are_digested_as_their_bytes_go_by(
+    sizes: list[int], pieces: list[int], known: set[int]
+) -> None:
+    data = memoryview(random.Random(sum(sizes)).randbytes(sum(sizes)))
+    blocks = cut_blocks([(n, (n,)) for n in sizes])
+    expected = [digest(data[b.start : b.end]) for b in blocks]
+    given_digests = {i: bytes([i]) * 32 for i in known if i < len(blocks)}
+    passing = BlockDigests(blocks, given_digests)
+    position = 0
+    for size in itertools.cycle(pieces):
+        if position >= len(data):
+            break
+        passing.update(data[position : position + size])
+        position += size
+    assert passing.digests == [given_digests.get(i, d) for i, d in enumerate(expected)]

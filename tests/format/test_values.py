@@ -24,8 +24,8 @@ ORDERED = (list, tuple, collections.deque)
 UNORDERED = (set, frozenset)
 
 
-def through_json(value: object) -> object:
-    return decode_value(msgspec.json.decode(msgspec.json.encode(encode_value(value))))
+def through_json(value: object, path: str = "") -> object:
+    return decode_value(msgspec.json.decode(msgspec.json.encode(encode_value(value, path))), path)
 
 
 def bits(x: float) -> bytes:
@@ -75,7 +75,7 @@ atoms = st.one_of(
     st.builds(range, integers, integers, st.sampled_from([1, -3, 2**66])),
     st.builds(datetime.datetime, *[st.integers(1, 12)] * 3, *[st.integers(0, 23)] * 3, tzinfo=zones),
     st.dates(), st.times(), st.timedeltas(), st.decimals(), st.just(decimal.Decimal("sNaN12")), st.fractions(),
-    st.uuids(), text.map(pathlib.PurePosixPath), st.builds(TensorLeaf, names, names),
+    st.uuids(), text.map(pathlib.PurePosixPath), st.builds(TensorLeaf, names, names | st.sampled_from(["torch.Tensor", "numpy.ndarray"])),
 )  # fmt: skip
 keys = st.recursive(
     atoms.filter(lambda v: not (isinstance(v, decimal.Decimal) and v.is_snan())),
@@ -203,6 +203,57 @@ def test_tensor_leaves_are_found_in_every_container() -> None:
     assert tensor_leaves(tree) == leaf
 
 
+LETTERS = {
+    "t": "torch.Tensor", "g": "torch.Tensor:grad", "p": "torch.Parameter", "f": "torch.Parameter:frozen",
+    "n": "numpy.ndarray", "s": "numpy.scalar",
+}  # fmt: skip
+
+
+def placed(path: str = "m") -> dict[object, object]:
+    """A leaf at every kind of place, each with the path of that place as its name."""
+
+    def leaf(at: str) -> TensorLeaf:
+        return TensorLeaf(f"{path}{at}", "torch.Tensor")
+
+    return {
+        "a": leaf("/a"), "": {"": leaf("")}, "l": [leaf("/l/0"), (leaf("/l/1/0"),)], 5: leaf("/5"), True: leaf(" (value)"),
+        (1,): [leaf(" (value)/0")], "$x": {"$y": leaf("/$x/$y")}, "t": Typed("k", {"z": leaf("/t/z")}),
+        "o": collections.OrderedDict({7: leaf("/o/7"), "q": leaf("/o/q")}), "d": collections.deque([leaf("/d/0")]),
+        "s": {leaf("/s (element)")}, "k": {leaf("/k (key)"): 1, frozenset({leaf("/k (key) (element)")}): leaf("/k (value)")},
+    }  # fmt: skip
+
+
+def test_a_leaf_that_stands_where_its_tensor_is_stored_says_only_its_kind() -> None:
+    json = msgspec.json.encode(encode_value(placed(), "m"))
+    assert b"$tensor" not in json
+    assert json.count(b'{"$t":"t"}') == 16
+    assert same(decode_value(msgspec.json.decode(json), "m"), placed())
+    elsewhere = msgspec.json.encode(encode_value(placed(), "n"))
+    assert b'$t"' not in elsewhere
+    assert same(decode_value(msgspec.json.decode(elsewhere), "n"), placed())
+    for letter, kind in LETTERS.items():
+        assert encode_value([TensorLeaf("m/0", kind)], "m") == [{"$t": letter}]
+        assert encode_value([TensorLeaf("m/1", kind)], "m") == [{"$tensor": ["m/1", kind]}]
+    assert encode_value(TensorLeaf("m", "jax.Array"), "m") == {"$tensor": ["m", "jax.Array"]}
+
+
+def test_leaves_in_full_are_read_wherever_they_stand() -> None:
+    for path in ("m", "elsewhere"):
+        found = decode_value({"a": {"$tensor": ["m/a", "torch.Tensor"]}}, path)
+        assert found == {"a": TensorLeaf("m/a", "torch.Tensor")}
+
+
+@settings(max_examples=300)
+@given(values, names)
+def test_every_value_comes_back_whatever_its_path(value: object, path: str) -> None:
+    assert same(through_json(value, path), value)
+
+
+def test_text_and_mappings_that_look_like_a_short_leaf_are_data() -> None:
+    for value in ("$t", {"$t": "t"}, {"a": "t"}, {"a": {"$t": "p"}}, ["$t", "t"], {"$": 1}):
+        assert same(through_json(value, "m"), value)
+
+
 def test_the_encoding_of_one_value_of_each_kind_is_fixed() -> None:
     """The bytes on disk: changing any of these breaks every file that exists."""
     table = {
@@ -226,6 +277,7 @@ def test_the_encoding_of_one_value_of_each_kind_is_fixed() -> None:
 
 
 MALFORMED = [
+    '{"$t":"x"}', '{"$t":""}', '{"$t":"torch.Tensor"}', '{"$t":1}', '{"$t":["t"]}', '{"$t":{}}', '{"$t":"t","x":1}', '{"a\\u0000":{"$t":"t"}}',
     '{"$unknown":1}', '{"$float":"00"}', '{"$float":7}', '{"$int":5}', '{"$int":"zz"}', '{"$str":"*"}', '{"$str":"/w=="}',
     '{"$bytes":"A"}', '{"$bytes":"AA==\\n"}', '{"$complex":[1.0]}', '{"$complex":["1e5",1.0]}', '{"$complex":[1.0,1.0,1.0]}',
     '{"$tuple":{}}', '{"$set":[[1]]}', '{"$set":[1,1]}', '{"$frozenset":"ab"}', '{"$range":[1]}', '{"$range":[0,1,0]}',

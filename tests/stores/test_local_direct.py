@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import OutOfSpace
-from holdfast.stores import LocalStore, OsDisk
+from holdfast.stores import LocalStore, OsDisk, Stream
 
 PAGE, MIB = 4096, 1 << 20
 
@@ -33,6 +33,7 @@ SHAPES: dict[str, list[Buffer]] = {
     "more than one chunk": [aligned(33 * MIB + 7)],
     "read-only": [bytes(2 * MIB), memoryview(bytes(MIB)).toreadonly()],
     "wide elements": [aligned(2 * MIB).cast("d")],
+    "small": [bytes(PAGE), aligned(MIB - 1)],
     "nothing": [b"", aligned(0)],
 }
 
@@ -89,6 +90,19 @@ def test_the_file_holds_every_byte(tmp_path: pathlib.Path, shape: str, disk: typ
     assert store.read("d/k") == b"".join(SHAPES[shape])
 
 
+@pytest.mark.parametrize("disk", [Counting, Halting, Refusing, Without])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_head_that_comes_last_changes_no_byte_behind_it(
+    tmp_path: pathlib.Path, shape: str, disk: type[Counting]
+) -> None:
+    """Heads of whole blocks, as data files have them, and others; small ones and such as go past the cache themselves."""
+    store = LocalStore(tmp_path, disk())
+    for size in (1, PAGE, PAGE + 1, 2 * MIB):
+        head = random.Random(size).randbytes(size)
+        store.write_streams([Stream(f"d/{size}", size, SHAPES[shape], lambda h=head: h)])
+        assert store.read(f"d/{size}") == head + b"".join(SHAPES[shape])
+
+
 def require_direct(directory: pathlib.Path) -> None:
     disk = OsDisk()
     fd = disk.open_new(str(directory / ".probe"))
@@ -102,9 +116,12 @@ def test_large_aligned_stretches_do_go_past_the_cache(tmp_path: pathlib.Path) ->
     require_direct(tmp_path)
     for shape, expected in {
         "a header and a tail": 3 * MIB,
-        "odd memory": 0,
-        "read-only": 0,
+        "odd memory": 2 * MIB,
+        "read-only": 3 * MIB,
+        "an odd beginning": 2 * MIB - PAGE,
+        "many": 4 * MIB - PAGE,
         "more than one chunk": 33 * MIB,
+        "small": 0,
     }.items():
         disk = Counting()
         LocalStore(tmp_path / shape, disk).write("k", SHAPES[shape])

@@ -6,22 +6,30 @@ import errno
 import fcntl
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import AlreadyExists, OutOfSpace, PermissionDenied, StoreError, Truncated
-from holdfast.stores import LocalStore, OsDisk
+from holdfast.stores import LocalStore, OsDisk, Stream
 from holdfast.testing import FaultyDisk
 
 Act = Callable[[LocalStore], None]
 BEFORE = {"a/old": b"old" * 9, "a/other": b"other", "alone/old": b"o"}
+
+
+def several(store: LocalStore) -> None:
+    """Two objects in one write, their first bytes last."""
+    store.write_streams([Stream(f"d/e/{n}", 2, [b"n", b"", b"ew"], lambda: b"a ") for n in "12"])
+
+
 ACTS: dict[str, tuple[str, bytes | None, Act]] = {
     "create": ("a/new", b"new", lambda s: s.create("a/new", b"new")),
     "create deep": ("x/y/new", b"new", lambda s: s.create("x/y/new", b"new")),
     "replace": ("a/old", b"new", lambda s: s.replace("a/old", b"new")),
     "write": ("d/e/new", b"new", lambda s: s.write("d/e/new", [b"n", b"", b"ew"])),
+    "write several": ("d/e/2", b"a new", several),
     "append": ("log/new", b"new", lambda s: s.append("log/new", b"new")),
     "delete": ("alone/old", None, lambda s: s.delete(["alone/old"])),
 }
@@ -46,11 +54,20 @@ def check_left(root: pathlib.Path, act: str) -> None:
     key, goal, _ = ACTS[act]
     found = content(root)
     touched = found.pop(key, None)
+    if act == "write several":
+        check_zeros(goal, found.pop("d/e/1", b""))
+        check_zeros(goal, touched or b"")
+        touched = None
     assert found == {k: v for k, v in BEFORE.items() if k != key}
-    if act in ("write", "append"):
+    if act in ("write", "write several", "append"):
         assert touched is None or goal.startswith(touched), "a part, at a key that nobody else uses"
     else:
         assert touched in (BEFORE.get(key), goal)
+
+
+def check_zeros(goal: bytes, found: bytes) -> None:
+    """A file that an error left behind is whole, or has nothing or zeros where its head belongs."""
+    assert found == goal or (found[:2] in (b"", b"\0", b"\0\0") and goal[2:].startswith(found[2:]))
 
 
 @pytest.mark.parametrize("applied", [False, True], ids=["instead", "applied"])
@@ -94,7 +111,7 @@ def failure_of(run: Act, store: LocalStore) -> StoreError | None:
 def check_next_attempt(store: LocalStore, act: str) -> None:
     """The fault is gone: the same act works, unless what was to be created is there already."""
     key, goal, run = ACTS[act]
-    if act in ("write", "append"):  # a new attempt has keys of its own
+    if act in ("write", "write several", "append"):  # a new attempt has keys of its own
         key, goal, run = "d/retry/new", b"again", lambda s: s.write("d/retry/new", [b"again"])
     there = key in {o.key for o in store.list("")}
     again = failure_of(run, store)
@@ -116,7 +133,7 @@ def test_errors_of_the_operating_system_become_ours(tmp_path: pathlib.Path, code
         assert content(root) == BEFORE
 
 
-@pytest.mark.parametrize("act", ["create", "create deep", "replace", "write"])
+@pytest.mark.parametrize("act", ["create", "create deep", "replace", "write", "write several"])
 def test_a_disk_that_is_full_for_good_keeps_what_was_there(
     tmp_path_factory: pytest.TempPathFactory, act: str
 ) -> None:
@@ -141,7 +158,7 @@ class CloseFails(OsDisk):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
 
-@pytest.mark.parametrize("act", ["create", "create deep", "replace", "write"])
+@pytest.mark.parametrize("act", ["create", "create deep", "replace", "write", "write several"])
 def test_an_error_that_shows_at_close_is_an_error(tmp_path: pathlib.Path, act: str) -> None:
     root = prepare(tmp_path / "run")
     with pytest.raises(OutOfSpace):
@@ -180,3 +197,70 @@ def test_a_read_that_fails_is_not_a_short_read(tmp_path: pathlib.Path) -> None:
         LocalStore(tmp_path, BadSector()).read("k")
     assert raised.value.errno == errno.EIO
     assert not isinstance(raised.value, Truncated)
+
+
+@pytest.mark.parametrize("fails", ["body", "head", "stream"])
+def test_what_the_giver_raises_leaves_no_file_and_no_descriptor(tmp_path: pathlib.Path, fails: str) -> None:
+    """Not only errors of the disk: the bytes may never come, or the user may press Ctrl-C."""
+    open_now = len(os.listdir("/proc/self/fd"))
+
+    def give(what: str) -> bytes:
+        if what == fails:
+            raise KeyboardInterrupt
+        return b"xy"
+
+    def streams() -> Iterator[Stream]:
+        yield Stream("d/1", 2, [b"1"], lambda: b"hh")
+        yield Stream("d/2", 2, (give(what) for what in ("fine", "body")), lambda: give("head"))
+        give("stream")
+
+    root = prepare(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        LocalStore(root).write_streams(streams())
+    assert content(root) == BEFORE
+    assert not (root / "d").exists()
+    assert len(os.listdir("/proc/self/fd")) == open_now
+
+
+def test_many_objects_in_one_write_do_not_keep_as_many_files_open(tmp_path: pathlib.Path) -> None:
+    class Scarce(OsDisk):
+        def __init__(self) -> None:
+            self.open = 0
+
+        def open_new(self, path: str) -> int:
+            self.open += 1
+            assert self.open <= 100
+            return super().open_new(path)
+
+        def close(self, fd: int) -> None:
+            self.open -= 1
+            super().close(fd)
+
+    store = LocalStore(tmp_path, Scarce())
+    store.write_streams([Stream(f"d/{n}", 1, [b"%d" % n], lambda: b"h") for n in range(300)])
+    assert {o.key: store.read(o.key) for o in store.list("")} == {f"d/{n}": b"h%d" % n for n in range(300)}
+
+
+def test_a_name_that_cannot_be_made_durable_does_not_stay(tmp_path: pathlib.Path) -> None:
+    class NoNames(OsDisk):
+        def fsync_dir(self, path: str) -> None:
+            if path.endswith("d"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().fsync_dir(path)
+
+    root = prepare(tmp_path / "run")
+    with pytest.raises(StoreError):
+        LocalStore(root, NoNames()).write_streams([Stream("d/1", 1, [b"x"], lambda: b"h")])
+    assert content(root) == BEFORE
+
+
+def test_when_a_later_file_fails_the_finished_ones_go_too(tmp_path: pathlib.Path) -> None:
+    def streams() -> Iterator[Stream]:
+        for n in range(150):
+            yield Stream(f"d/{n}", 1, [b"x"], lambda: b"h")
+        raise OSError(errno.EIO, "the bytes did not come")
+
+    with pytest.raises(OSError, match="did not come") as raised:
+        LocalStore(tmp_path).write_streams(streams())
+    assert not isinstance(raised.value, StoreError), "no error of the store's"
+    assert content(tmp_path) == {}

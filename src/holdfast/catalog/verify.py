@@ -56,8 +56,8 @@ def verify_manifest(
 def _missing_tensors(manifest: Manifest, held: dict[str, set[str]]) -> list[str]:
     """Return the tensors that a checkpoint's values refer to and none of its files hold."""
     missing: set[str] = set()
-    for part in manifest.parts.values():
-        for leaf in tensor_leaves(part.values()):
+    for part_name, part in manifest.parts.items():
+        for leaf in tensor_leaves(part.values(part_name)):
             name = part.aliases.get(leaf.name, leaf.name)
             owner = manifest.part_of(name)
             if name_in_file(owner, name) not in held[owner]:

@@ -18,7 +18,16 @@ from holdfast.core.errors import InvalidFormat, Truncated
 from holdfast.core.names import check_path
 from holdfast.format.digest import BLOCK_BYTES, DIGEST_BYTES, Block, cut_blocks
 
-__all__ = ["DataHeader", "StoredTensor", "decode_header", "encode_header", "header_size", "lay_out"]
+__all__ = [
+    "DataHeader",
+    "OpenHeader",
+    "StoredTensor",
+    "decode_header",
+    "encode_header",
+    "header_size",
+    "lay_out",
+    "open_header",
+]
 
 ALIGNMENT = 4096
 PREFIX_BYTES = 8
@@ -60,10 +69,18 @@ class DataHeader:
         return self.data_start + (self.tensors[-1].end if self.tensors else 0)
 
 
-class _Entry(msgspec.Struct, forbid_unknown_fields=True):
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
+class _Member(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A member of the header: a tensor has the first three fields, `__metadata__` the others.
+
+    One type for both, so that a header of any length is decoded in one pass."""
+
+    dtype: str | msgspec.UnsetType = msgspec.UNSET
+    shape: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+    data_offsets: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+    format: str | msgspec.UnsetType = msgspec.UNSET
+    holdfast: str | msgspec.UnsetType = msgspec.UNSET
+    digests: str | msgspec.UnsetType = msgspec.UNSET
+    layouts: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Extra(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -72,37 +89,96 @@ class _Extra(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     box: tuple[list[int], list[int]] | None = None
 
 
+_decoder = msgspec.json.Decoder(dict[str, _Member])
+_ITEM_BYTES = {name: d.itemsize for name, d in DTYPES.items()}
+_NATIVE = frozenset(name for name, d in DTYPES.items() if d.native)
+
+
 def lay_out(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
     """Return the tensors in data order (widest element first, then as given) with their offsets set.
 
     So every tensor starts at a multiple of its element's size, which vector instructions rely on.
     """
-    order = sorted(range(len(tensors)), key=lambda i: -DTYPES[tensors[i].dtype].itemsize)
     out: list[StoredTensor] = []
     position = 0
-    for i in order:
-        t = tensors[i]
-        size = math.prod(t.shape) * DTYPES[t.dtype].itemsize
-        out.append(StoredTensor(t.name, t.dtype, t.shape, t.stride, position, position + size, t.box))
-        position += size
+    for t in sorted(tensors, key=lambda t: -_ITEM_BYTES[t.dtype]):
+        end = position + math.prod(t.shape) * _ITEM_BYTES[t.dtype]
+        out.append(StoredTensor(t.name, t.dtype, t.shape, t.stride, position, end, t.box))
+        position = end
     return out
 
 
-def _entry(t: StoredTensor) -> _Entry:
+@dataclass(frozen=True, slots=True)
+class OpenHeader:
+    """A header without its digests. Their number and so the header's `size` in bytes are known before they are."""
+
+    blocks: tuple[Block, ...]
+    size: int
+    _layouts: str
+    _members: bytes
+
+    def close(self, digests: Sequence[bytes]) -> bytes:
+        """Return the length prefix and header, given the digest of each block."""
+        raw = _body(digests, self._layouts, self._members)
+        size = header_size(len(raw))
+        return (size - PREFIX_BYTES).to_bytes(PREFIX_BYTES, "little") + raw.ljust(size - PREFIX_BYTES)
+
+
+def open_header(tensors: Sequence[StoredTensor], blocks: tuple[Block, ...] | None = None) -> OpenHeader:
+    """Return the header of a file that will hold `tensors` (already laid out), padded to 4 KiB, but for the digests.
+
+    `blocks` are those of the tensors, where they are cut already.
+
+    Raises:
+        InvalidFormat: a tensor has the name that safetensors reserves, or spans more than any reader can hold.
+    """
+    extras: dict[str, _Extra] = {}
+    members: dict[str, _Member] = {}
+    bounded: set[tuple[str, tuple[int, ...]]] = set()
+    for t in tensors:
+        kind = (t.dtype, t.shape)
+        if t.stride is not None or kind not in bounded:
+            if not _is_bounded(t.shape, t.stride, _ITEM_BYTES[t.dtype]):
+                raise InvalidFormat(
+                    f"tensor {t.name!r} of shape {t.shape} and stride {t.stride} spans more than the format holds"
+                )
+            bounded.add(kind)
+        if t.stride is not None or t.box is not None or t.dtype not in _NATIVE:
+            extras[t.name] = _extra(t)
+        members[t.name] = _member(t)
+    if METADATA in members:
+        raise InvalidFormat(f"the tensor name {METADATA!r} is reserved by safetensors; rename the tensor")
+    blocks = _blocks(tensors) if blocks is None else blocks
+    layouts = msgspec.json.encode(extras).decode() if extras else ""
+    encoded = msgspec.json.encode(members)
+    size = header_size(len(_body([bytes(DIGEST_BYTES)] * len(blocks), layouts, encoded)))
+    return OpenHeader(blocks, size, layouts, encoded)
+
+
+def _blocks(tensors: Sequence[StoredTensor]) -> tuple[Block, ...]:
+    return tuple(cut_blocks([(t.end - t.start, t.shape) for t in tensors]))
+
+
+def _member(t: StoredTensor) -> _Member:
     d = DTYPES[t.dtype]
-    shape = list(t.shape) + ([d.carrier_per_element] if d.carrier_per_element > 1 else [])
-    return _Entry(d.carrier, shape, (t.start, t.end))
+    shape = t.shape if d.carrier_per_element == 1 else (*t.shape, d.carrier_per_element)
+    return _Member(d.carrier, shape, (t.start, t.end))
 
 
-def _extra(t: StoredTensor) -> _Extra | None:
-    native = DTYPES[t.dtype].native
-    if native and t.stride is None and t.box is None:
-        return None
+def _extra(t: StoredTensor) -> _Extra:
     return _Extra(
-        dtype=None if native else t.dtype,
+        dtype=None if t.dtype in _NATIVE else t.dtype,
         stride=None if t.stride is None else list(t.stride),
         box=None if t.box is None else (list(t.box[0]), list(t.box[1])),
     )
+
+
+def _body(digests: Sequence[bytes], layouts: str, members: bytes) -> bytes:
+    """Return the JSON of a header: the metadata, then the members of the object `members`."""
+    text = base64.b64encode(b"".join(digests)).decode()
+    metadata = _Member(format="pt", holdfast=MAGIC, digests=text, layouts=layouts or msgspec.UNSET)
+    head = b'{"%s":%s' % (METADATA.encode(), msgspec.json.encode(metadata))
+    return head + (b"," + members[1:] if len(members) > len(b"{}") else b"}")
 
 
 def encode_header(tensors: Sequence[StoredTensor], digests: Sequence[bytes]) -> bytes:
@@ -111,22 +187,7 @@ def encode_header(tensors: Sequence[StoredTensor], digests: Sequence[bytes]) -> 
     Raises:
         InvalidFormat: a tensor has the name that safetensors reserves, or spans more than any reader can hold.
     """
-    metadata = {"format": "pt", "holdfast": MAGIC, "digests": base64.b64encode(b"".join(digests)).decode()}
-    extras = {t.name: extra for t in tensors if (extra := _extra(t)) is not None}
-    if extras:
-        metadata["layouts"] = msgspec.json.encode(extras).decode()
-    body: dict[str, object] = {METADATA: metadata}
-    for t in tensors:
-        if t.name == METADATA:
-            raise InvalidFormat(f"the tensor name {METADATA!r} is reserved by safetensors; rename the tensor")
-        if not _is_bounded(t.shape, t.stride, DTYPES[t.dtype].itemsize):
-            raise InvalidFormat(
-                f"tensor {t.name!r} of shape {t.shape} and stride {t.stride} spans more than the format holds"
-            )
-        body[t.name] = _entry(t)
-    raw = msgspec.json.encode(body)
-    size = header_size(len(raw))
-    return (size - PREFIX_BYTES).to_bytes(PREFIX_BYTES, "little") + raw.ljust(size - PREFIX_BYTES)
+    return open_header(tensors).close(digests)
 
 
 def header_size(json_bytes: int) -> int:
@@ -156,46 +217,68 @@ def decode_header(raw: bytes, name: str) -> DataHeader:
     if len(raw) != size:
         raise Truncated(f"{name}: its header has {len(raw)} bytes; expected {size}")
     try:
-        body = msgspec.json.decode(raw[PREFIX_BYTES:], type=dict[str, msgspec.Raw])
-        metadata = msgspec.json.decode(body.pop(METADATA), type=dict[str, str])
-        extras = msgspec.json.decode(metadata.get("layouts", "{}"), type=dict[str, _Extra])
-        entries = {k: msgspec.json.decode(v, type=_Entry) for k, v in body.items()}
-        blob = base64.b64decode(metadata["digests"], validate=True)
+        body = _decoder.decode(memoryview(raw)[PREFIX_BYTES:])
+        metadata = body.pop(METADATA)
+        layouts = metadata.layouts if isinstance(metadata.layouts, str) else "{}"
+        extras = msgspec.json.decode(layouts, type=dict[str, _Extra])
+        blob = base64.b64decode(metadata.digests or "", validate=True)
     except (KeyError, ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: its header is not a holdfast safetensors header: {e}") from e
-    tensors = tuple(_stored(k, entry, extras.get(k), name) for k, entry in entries.items())
+    tensors = _tensors(body, extras, name)
     _check_contiguous(tensors, name)
     if (
         tensors and tensors[-1].end > len(blob) // DIGEST_BYTES * BLOCK_BYTES
     ):  # before a claim of exabytes is cut up
         raise InvalidFormat(f"{name}: {tensors[-1].end} bytes of data have more blocks than it holds digests")
-    blocks = tuple(cut_blocks([(t.nbytes, t.shape) for t in tensors]))
+    blocks = _blocks(tensors)
     digests = tuple(blob[i : i + DIGEST_BYTES] for i in range(0, len(blob), DIGEST_BYTES))
     if len(blob) != DIGEST_BYTES * len(blocks):
         raise InvalidFormat(f"{name}: holds {len(digests)} digests for {len(blocks)} blocks")
-    if encode_header(tensors, digests) != raw:
+    if open_header(tensors, blocks).close(digests) != raw:
         raise InvalidFormat(
             f"{name}: its header is not in the one form the format allows (order, spacing or a duplicate key)"
         )
     return DataHeader(tensors, blocks, digests, size)
 
 
-def _stored(name: str, entry: _Entry, extra: _Extra | None, file: str) -> StoredTensor:
+def _tensors(
+    body: Mapping[str, _Member], extras: Mapping[str, _Extra], file: str
+) -> tuple[StoredTensor, ...]:
+    """Return the tensors of a header. Those without a layout that are alike are checked once."""
+    out: list[StoredTensor] = []
+    alike: dict[tuple[str, tuple[int, ...]], StoredTensor] = {}
+    for name, m in body.items():
+        dtype, shape, offsets = m.dtype, m.shape, m.data_offsets
+        if not (isinstance(dtype, str) and isinstance(shape, tuple) and isinstance(offsets, tuple)):
+            raise InvalidFormat(f"{file}: tensor {name[:80]!r} lacks its dtype, shape or data_offsets")
+        start, end = offsets
+        extra = extras.get(name)
+        first = alike.get((dtype, shape)) if extra is None else None
+        if first is None or first.end - first.start != end - start:
+            t = _stored(name, (dtype, shape, start, end), extra, file)
+            if extra is None:
+                alike[dtype, shape] = t
+        else:
+            t = StoredTensor(check_path(name), first.dtype, first.shape, None, start, end)
+        out.append(t)
+    return tuple(out)
+
+
+def _stored(
+    name: str, entry: tuple[str, tuple[int, ...], int, int], extra: _Extra | None, file: str
+) -> StoredTensor:
+    carrier, shape, start, end = entry
     check_path(name)
-    if entry.dtype not in CARRIERS:
-        raise InvalidFormat(f"{file}: tensor {name!r} has the unknown dtype {entry.dtype[:40]!r}")
-    dtype = extra.dtype if extra is not None and extra.dtype is not None else CARRIERS[entry.dtype]
-    if dtype not in DTYPES or DTYPES[dtype].carrier != entry.dtype:
-        raise InvalidFormat(
-            f"{file}: tensor {name!r} says it is {dtype[:40]!r} but is carried as {entry.dtype}"
-        )
+    if carrier not in CARRIERS:
+        raise InvalidFormat(f"{file}: tensor {name!r} has the unknown dtype {carrier[:40]!r}")
+    dtype = extra.dtype if extra is not None and extra.dtype is not None else CARRIERS[carrier]
+    if dtype not in DTYPES or DTYPES[dtype].carrier != carrier:
+        raise InvalidFormat(f"{file}: tensor {name!r} says it is {dtype[:40]!r} but is carried as {carrier}")
     d = DTYPES[dtype]
-    shape = tuple(entry.shape)
     if d.carrier_per_element > 1:
         if not shape or shape[-1] != d.carrier_per_element:
             raise InvalidFormat(f"{file}: tensor {name!r} of {dtype} has the carrier shape {shape!s:.80}")
         shape = shape[:-1]
-    start, end = entry.data_offsets
     stride = tuple(extra.stride) if extra is not None and extra.stride is not None else None
     if not _is_bounded(shape, stride, d.itemsize):
         raise InvalidFormat(
@@ -243,8 +326,3 @@ def _check_contiguous(tensors: Sequence[StoredTensor], file: str) -> None:
                 f"{file}: tensor {t.name!r} starts at byte {t.start}; expected {position} (no holes, no overlap)"
             )
         position = t.end
-
-
-def by_name(header: DataHeader) -> Mapping[str, StoredTensor]:
-    """Return the header's tensors by name."""
-    return {t.name: t for t in header.tensors}

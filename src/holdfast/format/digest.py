@@ -7,14 +7,14 @@ own, aligned to its rows and at most 64 MiB; runs of smaller tensors share a blo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
 
 from holdfast.core.buffers import Buffer
 
-__all__ = ["DIGEST_BYTES", "OWN_BLOCK_BYTES", "Block", "cut_blocks", "digest"]
+__all__ = ["DIGEST_BYTES", "OWN_BLOCK_BYTES", "Block", "BlockDigests", "cut_blocks", "digest"]
 
 DIGEST_BYTES = 32
 BLOCK_BYTES = 64 << 20
@@ -90,3 +90,31 @@ def cut_blocks(tensors: Sequence[tuple[int, Sequence[int]]]) -> list[Block]:
         position += nbytes
     close_group()
     return blocks
+
+
+class BlockDigests:
+    """Takes the digests of a data region's blocks while its bytes go by, in order and in pieces of any size.
+
+    `given` are digests that are known already, by the index of their block.
+    """
+
+    def __init__(self, blocks: Sequence[Block], given: Mapping[int, bytes]) -> None:
+        self.digests: list[bytes] = []
+        self._blocks = blocks
+        self._given = given
+        self._position = 0
+        self._hasher = blake3()
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
+        while len(data):
+            index = len(self.digests)
+            end = self._blocks[index].end
+            size = min(len(data), end - self._position)
+            if index not in self._given:
+                self._hasher.update(data[:size])
+            self._position += size
+            data = data[size:]
+            if self._position == end:
+                self.digests.append(self._given.get(index) or self._hasher.digest())
+                self._hasher.reset()

@@ -57,11 +57,17 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     files: list[FileEntry] = []
     aliases: dict[str, str] = {}
 
-    def values(self) -> object:
-        """Return the decoded value tree, with `TensorLeaf` where tensors are. Raises InvalidFormat."""
+    def values(self, name: str) -> object:
+        """Return the decoded value tree, with `TensorLeaf` where tensors are; `name` is the part's own.
+
+        Raises:
+            InvalidFormat: the tree is outside the grammar.
+        """
         try:
-            json.loads(bytes(self.tree), object_pairs_hook=_refuse_twins)
-            return decode_value(msgspec.json.decode(self.tree))
+            tree = msgspec.json.decode(self.tree)
+            if not _is_as_written(tree, self.tree):
+                json.loads(bytes(self.tree), object_pairs_hook=_refuse_twins)
+            return decode_value(tree, name)
         except (ValueError, RecursionError) as e:
             raise InvalidFormat(f"a value tree is malformed: {e}") from e
 
@@ -109,6 +115,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     def file_keys(self) -> frozenset[str]:
         """Keys of all data files this checkpoint needs."""
         return frozenset(f.key for part in self.parts.values() for f in part.files)
+
+
+def _is_as_written(tree: object, raw: msgspec.Raw) -> bool:
+    """Return whether encoding a tree gives its text again; then no key occurs twice in it. False proves nothing."""
+    try:
+        return msgspec.json.encode(tree) == bytes(raw)
+    except OverflowError:  # a number beyond 64 bits, which we never write
+        return False
 
 
 def _refuse_twins(members: list[tuple[str, object]]) -> None:

@@ -3,6 +3,9 @@
 JSON's own types mean themselves: null, booleans, integers, finite floats (always with a point or an exponent),
 strings, arrays (Python lists) and objects (dicts with string keys that do not start with `$`). Every other value is
 an object with one key that starts with `$` and names its type. Nothing in a file can name code to run.
+
+Every value of a tree has a path, made of the keys and positions that lead to it (`docs/format.md` has the rules). A
+tensor that is stored under the path it stands at says only its kind, in one letter: no name is written twice.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Any
 import msgspec
 
 from holdfast.core.errors import InvalidFormat, UnsupportedValue
-from holdfast.core.names import check_path, join_path
+from holdfast.core.names import MAX_PATH_BYTES, check_path, join_path
 
 __all__ = ["Json", "TensorLeaf", "Typed", "decode_value", "encode_value", "tensor_leaves"]
 
@@ -33,8 +36,20 @@ MAX_DEPTH = 100
 _INT64 = 2**63
 
 
-@dataclass(frozen=True, slots=True)
-class TensorLeaf:
+# The kinds of tensors that have a letter; any other is written in full, with the tensor's name.
+_LETTERS = {
+    "torch.Tensor": "t",
+    "torch.Tensor:grad": "g",
+    "torch.Parameter": "p",
+    "torch.Parameter:frozen": "f",
+    "numpy.ndarray": "n",
+    "numpy.scalar": "s",
+}
+_KINDS = {letter: kind for kind, letter in _LETTERS.items()}
+_NESTED = (dict, list)
+
+
+class TensorLeaf(msgspec.Struct, frozen=True, gc=False):
     """The place of a tensor in a value tree: the tensor's bytes are stored under `name`.
 
     `kind` says what to give back: "torch.Tensor", "torch.Parameter", "numpy.ndarray", "numpy.scalar", "jax.Array".
@@ -78,26 +93,48 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _below(path: str, key: object) -> str:
+    """Return the path of what stands at a text key or a position.
+
+    What is too long to name a tensor grows no further: else a small hostile tree could ask for endless copies of it.
+    """
+    return path if len(path) > MAX_PATH_BYTES else join_path(path, key)
+
+
+def _beside(path: str, what: str) -> str:
+    return path if len(path) > MAX_PATH_BYTES else f"{path} ({what})"
+
+
+def _under(path: str, key: object) -> str:
+    """Return the path of what a mapping holds under any key: of all types only these two print alike for ever."""
+    return _below(path, key) if type(key) is str or type(key) is int else _beside(path, "value")
+
+
 def _pairs(value: dict[object, object], path: str, depth: int) -> list[Json]:
     return [
-        [encode_value(k, f"{path} (key)", depth + 1), encode_value(v, join_path(path, k), depth + 1)]
+        [encode_value(k, _beside(path, "key"), depth + 1), encode_value(v, _under(path, k), depth + 1)]
         for k, v in value.items()
     ]
 
 
 def _items(values: object, path: str, depth: int) -> list[Json]:
-    return [encode_value(v, join_path(path, i), depth + 1) for i, v in enumerate(values)]  # type: ignore[arg-type, var-annotated]
+    return [encode_value(v, _below(path, i), depth + 1) for i, v in enumerate(values)]  # type: ignore[arg-type, var-annotated]
 
 
 def _dict(value: dict[object, object], path: str, depth: int) -> Json:
     if all(type(k) is str and not k.startswith("$") and _is_unicode(k) for k in value):
-        return {str(k): encode_value(v, join_path(path, k), depth + 1) for k, v in value.items()}
+        return {str(k): encode_value(v, _below(path, k), depth + 1) for k, v in value.items()}
     return {"$dict": _pairs(value, path, depth)}
 
 
 def _set(value: set[object] | frozenset[object], path: str, depth: int) -> list[Json]:
     # A set has no order; sort by the encoding so that equal sets have equal bytes.
-    return sorted(_items(value, path, depth), key=repr)
+    return sorted((encode_value(v, _beside(path, "element"), depth + 1) for v in value), key=repr)
+
+
+def _leaf(leaf: TensorLeaf, path: str) -> Json:
+    letter = _LETTERS.get(leaf.kind) if leaf.name == path else None
+    return {"$tensor": [leaf.name, leaf.kind]} if letter is None else {"$t": letter}
 
 
 _ENCODERS: dict[type, Callable[..., Json]] = {
@@ -159,7 +196,7 @@ def encode_value(value: object, path: str = "", depth: int = 0) -> Json:
     if kind is dict:
         return _dict(value, path, depth)  # type: ignore[arg-type]
     if kind is TensorLeaf:
-        return {"$tensor": [value.name, value.kind]}  # type: ignore[attr-defined]
+        return _leaf(value, path)  # type: ignore[arg-type]
     if kind is Typed:
         return {"$typed": [value.kind, encode_value(value.value, path, depth + 1)]}  # type: ignore[attr-defined]
     if kind in _ENCODERS:
@@ -180,20 +217,21 @@ def _decode_float(x: Json) -> float:
     return float(struct.unpack(">d", raw)[0])
 
 
-def _decode_items(x: Json, depth: int) -> list[object]:
-    if not isinstance(x, list):
-        raise ValueError(f"expected an array, found {type(x).__name__}")
-    return [decode_value(v, depth + 1) for v in x]
+def _decode_items(x: Json, path: str, depth: int) -> list[object]:
+    return [
+        decode_value(v, _below(path, i), depth + 1) if type(v) in _NESTED else v
+        for i, v in enumerate(_as_list(x))
+    ]
 
 
-def _decode_pairs(x: Json, depth: int) -> dict[object, object]:
+def _decode_pairs(x: Json, path: str, depth: int) -> dict[object, object]:
     out: dict[object, object] = {}
     for pair in _as_list(x):
         k, v = _as_list(pair)
-        key = decode_value(k, depth + 1)
+        key = decode_value(k, _beside(path, "key"), depth + 1)
         if key in out:
             raise ValueError(f"key {key!r} occurs twice")
-        out[key] = decode_value(v, depth + 1)
+        out[key] = decode_value(v, _under(path, key), depth + 1)
     return out
 
 
@@ -205,14 +243,14 @@ def _as_list(x: Json) -> list[Json]:
 
 def _numbers(x: Json, kind: type, count: int, depth: int) -> list[Any]:
     """Return `count` decoded numbers of exactly one type: a constructor may read other things differently."""
-    items = _decode_items(x, depth)
+    items = _decode_items(x, "", depth)
     if len(items) != count or any(type(v) is not kind for v in items):
         raise ValueError(f"expected {count} of type {kind.__name__}")
     return items
 
 
-def _decode_set(x: Json, depth: int) -> set[object]:
-    items = _decode_items(x, depth)
+def _decode_set(x: Json, path: str, depth: int) -> set[object]:
+    items = [decode_value(v, _beside(path, "element"), depth + 1) for v in _as_list(x)]
     if len(found := set(items)) != len(items):
         raise ValueError("an element occurs twice")
     return found
@@ -224,59 +262,69 @@ def _text(x: Json) -> str:
     return x
 
 
-def _decode_deque(x: Json, depth: int) -> object:
+def _decode_deque(x: Json, path: str, depth: int) -> object:
     items, maxlen = _as_list(x)
     if maxlen is not None and (type(maxlen) is not int or maxlen < len(_as_list(items))):
         raise ValueError(f"a deque of {len(_as_list(items))} elements has the bound {maxlen!r:.40}")
-    return collections.deque(_decode_items(items, depth), maxlen)
+    return collections.deque(_decode_items(items, path, depth), maxlen)
 
 
-def _decode_slice(x: Json, depth: int) -> slice:
-    start, stop, step = _decode_items(x, depth)
+def _decode_slice(x: Json, path: str, depth: int) -> slice:
+    start, stop, step = _decode_items(x, path, depth)
     return slice(start, stop, step)
 
 
-def _decode_tensor(x: Json, depth: int) -> TensorLeaf:
+def _decode_tensor(x: Json, path: str, depth: int) -> TensorLeaf:
     name, kind = _as_list(x)
     return TensorLeaf(check_path(_text(name)), _text(kind))
 
 
-def _decode_typed(x: Json, depth: int) -> Typed:
+def _decode_short(x: Json, path: str, depth: int) -> TensorLeaf:
+    kind = _KINDS.get(_text(x))
+    if kind is None:
+        raise ValueError(f"no kind of tensor has the letter {x!r:.40}")
+    return TensorLeaf(check_path(path), kind)
+
+
+def _decode_typed(x: Json, path: str, depth: int) -> Typed:
     kind, value = _as_list(x)
-    return Typed(_text(kind), decode_value(value, depth + 1))
+    return Typed(_text(kind), decode_value(value, path, depth + 1))
 
 
-_DECODERS: dict[str, Callable[[Json, int], object]] = {
-    "$float": lambda x, d: _decode_float(x),
-    "$int": lambda x, d: int(_text(x), 16),
-    "$str": lambda x, d: base64.b64decode(_text(x), validate=True).decode("utf-8", "surrogatepass"),
-    "$complex": lambda x, d: complex(*_numbers(x, float, 2, d)),
-    "$bytes": lambda x, d: base64.b64decode(_text(x), validate=True),
-    "$bytearray": lambda x, d: bytearray(base64.b64decode(_text(x), validate=True)),
-    "$tuple": lambda x, d: tuple(_decode_items(x, d)),
+_DECODERS: dict[str, Callable[[Json, str, int], object]] = {
+    "$float": lambda x, p, d: _decode_float(x),
+    "$int": lambda x, p, d: int(_text(x), 16),
+    "$str": lambda x, p, d: base64.b64decode(_text(x), validate=True).decode("utf-8", "surrogatepass"),
+    "$complex": lambda x, p, d: complex(*_numbers(x, float, 2, d)),
+    "$bytes": lambda x, p, d: base64.b64decode(_text(x), validate=True),
+    "$bytearray": lambda x, p, d: bytearray(base64.b64decode(_text(x), validate=True)),
+    "$tuple": lambda x, p, d: tuple(_decode_items(x, p, d)),
     "$set": _decode_set,
-    "$frozenset": lambda x, d: frozenset(_decode_set(x, d)),
-    "$range": lambda x, d: range(*_numbers(x, int, 3, d)),
+    "$frozenset": lambda x, p, d: frozenset(_decode_set(x, p, d)),
+    "$range": lambda x, p, d: range(*_numbers(x, int, 3, d)),
     "$slice": _decode_slice,
     "$dict": _decode_pairs,
-    "$ordereddict": lambda x, d: collections.OrderedDict(_decode_pairs(x, d)),
-    "$counter": lambda x, d: collections.Counter(_decode_pairs(x, d)),
+    "$ordereddict": lambda x, p, d: collections.OrderedDict(_decode_pairs(x, p, d)),
+    "$counter": lambda x, p, d: collections.Counter(_decode_pairs(x, p, d)),
     "$deque": _decode_deque,
-    "$datetime": lambda x, d: datetime.datetime.fromisoformat(_text(x)),
-    "$date": lambda x, d: datetime.date.fromisoformat(_text(x)),
-    "$time": lambda x, d: datetime.time.fromisoformat(_text(x)),
-    "$timedelta": lambda x, d: datetime.timedelta(*_numbers(x, int, 3, d)),
-    "$decimal": lambda x, d: decimal.Decimal(_text(x)),
-    "$fraction": lambda x, d: fractions.Fraction(*_numbers(x, int, 2, d)),
-    "$uuid": lambda x, d: uuid.UUID(_text(x)),
-    "$path": lambda x, d: pathlib.PurePosixPath(_text(decode_value(x, d + 1))),
+    "$datetime": lambda x, p, d: datetime.datetime.fromisoformat(_text(x)),
+    "$date": lambda x, p, d: datetime.date.fromisoformat(_text(x)),
+    "$time": lambda x, p, d: datetime.time.fromisoformat(_text(x)),
+    "$timedelta": lambda x, p, d: datetime.timedelta(*_numbers(x, int, 3, d)),
+    "$decimal": lambda x, p, d: decimal.Decimal(_text(x)),
+    "$fraction": lambda x, p, d: fractions.Fraction(*_numbers(x, int, 2, d)),
+    "$uuid": lambda x, p, d: uuid.UUID(_text(x)),
+    "$path": lambda x, p, d: pathlib.PurePosixPath(_text(decode_value(x, p, d + 1))),
+    "$t": _decode_short,
     "$tensor": _decode_tensor,
     "$typed": _decode_typed,
 }
 
 
-def decode_value(x: Json, depth: int = 0) -> object:
+def decode_value(x: Json, path: str = "", depth: int = 0) -> object:
     """Return the value that a JSON form stands for; tensors stay `TensorLeaf`, named types stay `Typed`.
+
+    `path` is the value's own, as it was given to `encode_value`.
 
     Raises:
         InvalidFormat: the JSON is outside the grammar.
@@ -284,7 +332,7 @@ def decode_value(x: Json, depth: int = 0) -> object:
     if depth > 2 * MAX_DEPTH:
         raise InvalidFormat(f"values are nested deeper than {2 * MAX_DEPTH} levels")
     if isinstance(x, list):
-        return [decode_value(v, depth + 1) for v in x]
+        return _decode_items(x, path, depth)
     if not isinstance(x, dict):
         return x
     if len(x) == 1:
@@ -294,12 +342,12 @@ def decode_value(x: Json, depth: int = 0) -> object:
             if decoder is None:
                 raise InvalidFormat(f"unknown value type {key[:40]!r}; was it written by a newer holdfast?")
             try:
-                return decoder(inner, depth)
+                return decoder(inner, path, depth)
             except (ValueError, TypeError, OverflowError, ArithmeticError) as e:
                 raise InvalidFormat(f"a value of type {key} is malformed: {e}") from e
     if any(k.startswith("$") for k in x):
         raise InvalidFormat("an object mixes a type name that starts with '$' with other keys")
-    return {k: decode_value(v, depth + 1) for k, v in x.items()}
+    return {k: decode_value(v, _below(path, k), depth + 1) if type(v) in _NESTED else v for k, v in x.items()}
 
 
 def tensor_leaves(value: object) -> list[TensorLeaf]:

@@ -67,7 +67,7 @@ class Saver:
     def prewarm(self) -> None:
         """Have memory ready for the state as it is."""
         if not self._writer.busy:
-            self._arenas.first.prewarm(self._snapshotter.sizes())
+            self._snapshotter.prewarm(self._arenas.first)
 
     def save(self, order: SaveOrder, *, gradients: bool, overlap: bool) -> CaptureReport:
         """Take a snapshot of the state and see to it that it becomes a checkpoint.

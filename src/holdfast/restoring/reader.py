@@ -46,7 +46,7 @@ class Reader:
         self.aliases: dict[str, str] = {}
         for name in manifest.parts if parts is None else parts:
             part = manifest.parts[name]
-            self.tree[name] = part.values() if trees is None else trees[name]
+            self.tree[name] = part.values(name) if trees is None else trees[name]
             self.aliases |= part.aliases
             for leaf in tensor_leaves(self.tree[name]):
                 self._place(part.aliases.get(leaf.name, leaf.name))

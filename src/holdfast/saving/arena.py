@@ -45,6 +45,10 @@ class Arena:
         view = self._memory.view if self._memory is not None else memoryview(bytearray())
         return [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
+    def fits(self, sizes: Sequence[int]) -> bool:
+        """Return whether there is memory for these pieces already."""
+        return sum(map(page_aligned, sizes)) <= _size(self._memory)
+
     def prewarm(self, sizes: Sequence[int]) -> None:
         """Map and touch the memory that `reserve` will need, in the background. No piece may be in use."""
         self._join()

@@ -46,7 +46,7 @@ class Image:
 
     @property
     def end(self) -> int:
-        """Bytes of memory that the image takes, gaps between parts included."""
+        """Where the last of the parts' bytes end in the memory."""
         return max((p.offset + len(p.data) for p in self.parts.values()), default=0)
 
     @property

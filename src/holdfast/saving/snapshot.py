@@ -155,10 +155,13 @@ class Snapshotter:
         self._layout: Layout | None = None
         self._transfers: dict[tuple[int, ...], Transfer] = {}
 
-    def sizes(self) -> list[int]:
-        """Return how many bytes each part of a snapshot takes at present."""
+    def prewarm(self, arena: Arena) -> None:
+        """Have memory ready in an arena, in the background, for the state as it is."""
         with _garbage_collection_paused():
-            return self._plan(self._whole()).layout.sizes
+            sizes = self._plan(self._whole()).layout.sizes
+        if not arena.fits(sizes):
+            self._transfers.clear()  # they hold on to the memory that the arena gives up
+            arena.prewarm(sizes)
 
     def prepare(self, arena: Arena, *, gradients: bool = False) -> Snapshot:
         """Find out what there is and give it its place in the arena; `Snapshot.copy` is still to come. Draws no random
@@ -173,17 +176,10 @@ class Snapshotter:
         with _garbage_collection_paused():
             state = self._whole()
             plan = plan_from_start(state, gradients=True) if gradients else self._plan(state)
-<<<<<<< HEAD
+            if not arena.fits(plan.layout.sizes):
+                self._transfers.clear()  # they hold on to the memory that the arena gives up
             pieces = arena.reserve(plan.layout.sizes)
             return _snapshot(state, plan, arena, pieces, self._way(plan, pieces))
-=======
-            before = self._arena.capacity_bytes
-            pieces = self._arena.reserve(plan.layout.sizes)
-            if self._arena.capacity_bytes != before:
-                self._transfers.clear()  # they hold the memory that the arena has given up
-            self._way(plan, pieces).copy(plan.sources)
-            return Snapshot(_image(state, plan, pieces), plan.report)
->>>>>>> capture
 
     def _whole(self) -> dict[str, object]:
         return with_generators(self._state) if self._rng else dict(self._state)
@@ -285,18 +281,12 @@ def _laid_out(
 
 
 def _transfer(plan: Plan, pieces: Sequence[memoryview]) -> Transfer:
-<<<<<<< HEAD
     stretches: list[Stretch] = []
     offset = 0
     for piece, tensors in zip(pieces, plan.layout.tensors.values(), strict=True):
         stretches.append(Stretch(piece, offset, [(t.start, t.end) for t in tensors]))
         offset += page_aligned(len(piece))
-    return Transfer(plan.sources, plan.lasting, stretches)
-=======
-    laid = zip(pieces, plan.layout.tensors.values(), strict=True)
-    stretches = [Stretch(piece, [(t.start, t.end) for t in tensors]) for piece, tensors in laid]
     return Transfer(plan.sources, plan.layout.lasting, stretches)
->>>>>>> capture
 
 
 def _snapshot(

@@ -82,11 +82,7 @@ class Recapture:
         self._loose: dict[Engine, list[tuple[int, int]]] = {}
         shared: set[str] = set()
         seen = dict.fromkeys(found.tensors, 0)
-<<<<<<< HEAD
-        for engine, leaves in _leaves(root):
-=======
         for engine, leaves in root.leaves():
->>>>>>> capture
             first = seen[engine]
             seen[engine] += len(leaves.calls)
             if not all(map(operator.is_, leaves.live, found.tensors[engine][first : seen[engine]])):

@@ -113,11 +113,7 @@ class Trace:
 
     @property
     def records(self) -> bool:
-<<<<<<< HEAD
-        """Whether what is captured now has a place of its own; inside a value that is captured anew it has not."""
-=======
         """Whether what is captured now has a place of its own: not inside a value that is captured anew."""
->>>>>>> capture
         return self._anew is None and bool(self._open)
 
     def begin(self, state: Mapping[str, object], store: Callable[[], T]) -> T:

@@ -1,6 +1,6 @@
 """Floor 1: places that hold bytes by key. A store never knows a tensor."""
 
-from holdfast.stores.base import ObjectInfo, Store
+from holdfast.stores.base import ObjectInfo, Store, Stream
 from holdfast.stores.disk import Disk, OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
@@ -13,6 +13,7 @@ __all__ = [
     "ObjectInfo",
     "OsDisk",
     "Store",
+    "Stream",
     "is_reopenable",
     "open_store",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.core.buffers import Buffer
 
-__all__ = ["MAX_WHOLE_BYTES", "ObjectInfo", "Store"]
+__all__ = ["MAX_WHOLE_BYTES", "ObjectInfo", "Store", "Stream"]
 
 MAX_WHOLE_BYTES = 1 << 30
 
@@ -22,12 +22,34 @@ class ObjectInfo:
     modified: float
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A new object whose first `head_bytes` bytes are known last.
+
+    `body` gives what follows them, piece by piece, and may wait for each; a piece stays as it is until the write has
+    returned. `make_head` is called once, when the whole body was taken.
+    """
+
+    key: str
+    head_bytes: int
+    body: Iterable[Buffer]
+    make_head: Callable[[], Buffer]
+
+    def head(self) -> Buffer:
+        """Return the first bytes. Raises ValueError when they are not as many as was said."""
+        head = self.make_head()
+        if len(head) != self.head_bytes:
+            raise ValueError(f"{self.key}: its head has {len(head)} bytes; {self.head_bytes} were announced")
+        return head
+
+
 class Store(Protocol):
     """A place that holds objects by key.
 
     Keys are relative paths of plain components (`core.names.check_key`). Obligations of every implementation:
 
-    - `write`, `create`, `replace`, `append` and `delete` return only when the effect survives power loss.
+    - `write`, `write_streams`, `create`, `replace`, `append` and `delete` return only when the effect survives
+      power loss.
     - `create` and `replace` are atomic: a reader, or a crash at any point, sees the whole old or the whole new object.
     - `create` succeeds for exactly one of any number of rivals.
     - Errors are the StoreError family of `core.errors`; nothing is retried that cannot be retried safely.
@@ -38,6 +60,17 @@ class Store(Protocol):
 
     def write(self, key: str, data: Sequence[Buffer]) -> None:
         """Store a new object at a key that no other writer uses; a crash may leave a part of it behind."""
+        ...
+
+    def write_streams(self, streams: Iterable[Stream]) -> None:
+        """Store new objects at keys that no other writer uses; a crash may leave parts of them behind.
+
+        Streams are asked for one after the other, each when the body of the one before was taken, and bodies piece by
+        piece, in the calling thread. Heads come after bodies: until an object is whole, a reader finds none, or zeros
+        in the place of its head (on a disk the head is written into a hole; in an object store it goes up with the
+        first part of a multipart upload, which is sent last). What `body`, `make_head` or the store raises ends the
+        write, and none of the objects stays.
+        """
         ...
 
     def create(self, key: str, data: Buffer) -> None:

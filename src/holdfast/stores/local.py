@@ -7,7 +7,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.core.buffers import Buffer
@@ -21,14 +22,15 @@ from holdfast.core.errors import (
     Truncated,
 )
 from holdfast.core.names import check_key, is_key
-from holdfast.stores.base import MAX_WHOLE_BYTES, ObjectInfo
-from holdfast.stores.direct import write_buffers
+from holdfast.stores.base import MAX_WHOLE_BYTES, ObjectInfo, Stream
+from holdfast.stores.direct import FileWriter
 from holdfast.stores.disk import Disk, OsDisk
 
 __all__ = ["LocalStore"]
 
 TEMPORARY = ".tmp-"
 WRITE_BYTES = 64 << 20
+OPEN_FILES = 64  # of one call; more are finished in turns
 ATTEMPTS = 100  # at a directory that rivals keep removing when they empty it
 
 _KINDS: dict[int, type[StoreError]] = {
@@ -47,6 +49,15 @@ _REMEDIES: dict[type[StoreError], str] = {
     PermissionDenied: "check the rights of the directory and whether the disk is mounted read-only",
     OutOfSpace: "free some space (holdfast prune --dry-run shows what could go); what was committed before is intact",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A file whose body was written."""
+
+    path: str
+    stream: Stream
+    writer: FileWriter
 
 
 @contextlib.contextmanager
@@ -85,20 +96,62 @@ class LocalStore:
         return os.path.join(self.root, *check_key(key).split("/"))
 
     def write(self, key: str, data: Sequence[Buffer]) -> None:
-        path = self.path(key)
-        with _translated("write", path):
-            try:
-                self._write_file(path, data)
-            except OSError:
-                self._remove_empty(os.path.dirname(path))  # it was made for this object and those beside it
-                raise
-            self.disk.fsync_dir(os.path.dirname(path))  # durability: the name
+        self.write_streams([Stream(key, 0, data, bytes)])
+
+    def write_streams(self, streams: Iterable[Stream]) -> None:
+        begun: list[_Begun] = []
+        paths: list[str] = []
+        directories: dict[str, None] = {}
+        try:
+            for stream in streams:
+                path = self.path(stream.key)
+                directories[os.path.dirname(path)] = None
+                with _translated("write", path):
+                    writer = FileWriter(self.disk, self._open(self.disk.open_new, path), stream.head_bytes)
+                paths.append(path)
+                begun.append(_Begun(path, stream, writer))
+                for piece in stream.body:
+                    with _translated("write", path):
+                        writer.write(piece)
+                if len(begun) == OPEN_FILES:
+                    self._finish(begun)
+            self._finish(begun)
+            for directory in directories:
+                with _translated("write in", directory):
+                    self.disk.fsync_dir(directory)  # durability: the names
+        except BaseException:
+            self._give_up(begun, paths, directories)
+            raise
+
+    def _finish(self, begun: list[_Begun]) -> None:
+        """Make files whole and durable: heads first, so that one commit of the file system's journal serves all."""
+        for file in begun:
+            head = file.stream.head()
+            with _translated("write", file.path):
+                file.writer.seek(0)
+                file.writer.write(head)
+        for file in begun:
+            with _translated("write", file.path):
+                self.disk.fsync(file.writer.fd)  # durability: the bytes, before any name that counts
+        while begun:
+            file = begun.pop()
+            with _translated("write", file.path):
+                self.disk.close(file.writer.fd)
+
+    def _give_up(self, begun: list[_Begun], paths: list[str], directories: Iterable[str]) -> None:
+        for file in begun:
+            with contextlib.suppress(OSError):
+                self.disk.close(file.writer.fd)
+        for path in paths:
+            self._discard(path)
+        for directory in directories:
+            self._remove_empty(directory)  # it was made for these objects and those beside them
 
     def create(self, key: str, data: Buffer) -> None:
         path = self.path(key)
         with _translated("create", path):
             temporary = self._temporary(path)
-            self._write_file(temporary, [data])
+            self._write_file(temporary, data)
             try:
                 self.disk.link(temporary, path)  # durability: the commit; fails when the name is taken
             finally:
@@ -109,7 +162,7 @@ class LocalStore:
         path = self.path(key)
         with _translated("replace", path):
             temporary = self._temporary(path)
-            self._write_file(temporary, [data])
+            self._write_file(temporary, data)
             try:
                 self.disk.rename(temporary, path)  # durability: the switch
             except OSError:
@@ -243,11 +296,11 @@ class LocalStore:
     def _temporary(self, path: str) -> str:
         return os.path.join(os.path.dirname(path), f"{TEMPORARY}{secrets.token_hex(6)}")
 
-    def _write_file(self, path: str, data: Sequence[Buffer]) -> None:
+    def _write_file(self, path: str, data: Buffer) -> None:
         fd = self._open(self.disk.open_new, path)
         try:
             try:
-                write_buffers(self.disk, fd, data)
+                FileWriter(self.disk, fd).write(data)
                 self.disk.fsync(fd)  # durability: the bytes, before any name that counts
             finally:
                 self.disk.close(fd)

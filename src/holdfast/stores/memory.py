@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import AlreadyExists, NotFound, Truncated
 from holdfast.core.names import check_key
-from holdfast.stores.base import ObjectInfo
+from holdfast.stores.base import ObjectInfo, Stream
 
 __all__ = ["MemoryStore"]
 
@@ -28,13 +28,17 @@ class MemoryStore:
         return f"MemoryStore({self.url!r})"
 
     def write(self, key: str, data: Sequence[Buffer]) -> None:
-        self._put(key, b"".join(data), if_absent=True)
+        self._put({key: b"".join(data)}, if_absent=True)
+
+    def write_streams(self, streams: Iterable[Stream]) -> None:
+        taken = [(stream, list(stream.body)) for stream in streams]
+        self._put({s.key: b"".join([s.head(), *body]) for s, body in taken}, if_absent=True)
 
     def create(self, key: str, data: Buffer) -> None:
-        self._put(key, bytes(data), if_absent=True)
+        self._put({key: bytes(data)}, if_absent=True)
 
     def replace(self, key: str, data: Buffer) -> None:
-        self._put(key, bytes(data), if_absent=False)
+        self._put({key: bytes(data)}, if_absent=False)
 
     def append(self, key: str, data: Buffer) -> None:
         with self._lock:
@@ -73,11 +77,12 @@ class MemoryStore:
             for key in keys:
                 self._objects.pop(check_key(key), None)
 
-    def _put(self, key: str, data: bytes, *, if_absent: bool) -> None:
+    def _put(self, objects: Mapping[str, bytes], *, if_absent: bool) -> None:
         with self._lock:
-            if if_absent and check_key(key) in self._objects:
-                raise AlreadyExists(f"{self.url}: object {key!r} exists already")
-            self._objects[check_key(key)] = (data, time.time())
+            for key in objects:
+                if check_key(key) in self._objects and if_absent:
+                    raise AlreadyExists(f"{self.url}: object {key!r} exists already")
+            self._objects.update({key: (data, time.time()) for key, data in objects.items()})
 
     def _get(self, key: str) -> bytes:
         with self._lock:
