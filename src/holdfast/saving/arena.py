@@ -6,23 +6,12 @@ it is touched ahead of its first use where there is time.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import threading
 from collections.abc import Sequence
 
+from holdfast.core.memory import map_pages, page_aligned, touch
+
 __all__ = ["Arena", "page_aligned"]
-
-PAGE = 4096
-STRETCH_BYTES = 64 << 20
-_POPULATE_WRITE = (
-    23  # MADV_POPULATE_WRITE, Linux 5.14; refused where it is not known, and then nothing is lost
-)
-
-
-def page_aligned(size: int) -> int:
-    """Return `size` bytes rounded up to whole pages."""
-    return -(-size // PAGE) * PAGE
 
 
 class Arena:
@@ -46,7 +35,7 @@ class Arena:
             position += page_aligned(size)
         with self._lock:
             if position > len(self._view):
-                self._view = _map(position)
+                self._view = map_pages(position)
             view = self._view
         return [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
@@ -59,28 +48,8 @@ class Arena:
             ).start()
 
     def _prewarm(self, total: int) -> None:
-        view = _map(total)
-        _touch(view)
+        view = map_pages(total)
+        touch(view)
         with self._lock:
             if total > len(self._view):
                 self._view = view
-
-
-def _map(size: int) -> memoryview:
-    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-    made = mmap.mmap(-1, size, flags=private) if private else mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        made.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(made)
-
-
-def _touch(view: memoryview) -> None:
-    """Make the kernel provide the pages, stretch by stretch, without holding up other threads."""
-    madvise = getattr(ctypes.CDLL(None), "madvise", None)
-    if madvise is None:
-        return
-    start = ctypes.addressof(ctypes.c_char.from_buffer(view))
-    for offset in range(0, len(view), STRETCH_BYTES):
-        length = min(STRETCH_BYTES, len(view) - offset)
-        if madvise(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), _POPULATE_WRITE):
-            return

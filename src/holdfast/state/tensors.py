@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from holdfast.core.dtypes import DTYPES
 
@@ -50,16 +51,21 @@ class TensorSource:
     volatile: bool
 
 
-@dataclass(frozen=True, slots=True)
-class HostTensor:
-    """A tensor in host memory: `data` holds exactly `spec.nbytes` bytes in C order.
+class HostTensor(NamedTuple):
+    """A tensor in host memory: its bytes, in C order, lie in `memory` from byte `start` on.
 
-    `owned` memory belongs to this tensor alone: a new tensor may be made around it instead of a copy of it.
+    What is `owned` may be kept: a new tensor may be made around these bytes instead of a copy of them.
     """
 
     spec: TensorSpec
-    data: memoryview
+    memory: memoryview
     owned: bool = False
+    start: int = 0
+
+    @property
+    def data(self) -> memoryview:
+        """Return the bytes."""
+        return self.memory[self.start : self.start + self.spec.nbytes]
 
 
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
