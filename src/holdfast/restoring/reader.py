@@ -116,7 +116,10 @@ class Reader:
             while t.end > end:
                 slab = next(rest)
                 end, memory, shift = blocks[slab.blocks[-1]].end, slab.memory, slab.place_of(0)
-            yield name, HostTensor(self.specs[name], memory, t.end - t.start >= OWN_BLOCK_BYTES, t.start + shift)
+            yield (
+                name,
+                HostTensor(self.specs[name], memory, t.end - t.start >= OWN_BLOCK_BYTES, t.start + shift),
+            )
 
     def read_rows(self, name: str, start: int, stop: int) -> HostTensor:
         """Return rows `start` to `stop` of a tensor, reading and verifying only the blocks they lie in."""
@@ -126,4 +129,8 @@ class Reader:
         spec = TensorSpec(name, t.dtype, (stop - start, *t.shape[1:]), None)
         slabs = slabs_of(file, file.blocks_of(first, end))
         read_slabs(slabs)
-        return HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(first)) if slabs else HostTensor(spec, memoryview(b""))
+        return (
+            HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(first))
+            if slabs
+            else HostTensor(spec, memoryview(b""))
+        )

@@ -1,6 +1,6 @@
 """Bring verified blocks of data files into memory as fast as the disk gives them.
 
-Blocks that lie together are read in one go, in whole pages, by a few threads, while one more touches the memory ahead
+Blocks that lie together are read in one go, in whole pages, by a few threads, while two more touch the memory ahead
 of them. A block is verified as soon as its last byte is there, while others are read.
 """
 
@@ -17,7 +17,8 @@ from holdfast.core.memory import map_pages, touch
 
 __all__ = ["Slab", "read_slabs", "slabs_of"]
 
-THREADS = 4
+READERS = 4
+TOUCHERS = 2
 CHUNK_BYTES = 16 << 20
 SLAB_BYTES = 32 << 20
 GAP_BYTES = 1 << 20  # bytes that nobody wants are read over where stopping and starting again would cost more
@@ -97,17 +98,22 @@ def read_slabs(slabs: Sequence[Slab]) -> None:
         for index in whole:
             slab.file.check(index, slab.block(index))
 
+    untouched = iter(list(slabs))
+
     def touch_ahead() -> None:
-        for slab in slabs:
-            if not failed.is_set():
-                touch(slab.memory)
+        while not failed.is_set():
+            with lock:
+                slab = next(untouched, None)
+            if slab is None:
+                return
+            touch(slab.memory)
 
     if len(chunks) < 2:
         for chunk in chunks:
             read(chunk)
         return
-    with ThreadPoolExecutor(THREADS + 1, thread_name_prefix="holdfast-read") as pool:
-        jobs = [pool.submit(touch_ahead), *(pool.submit(read, chunk) for chunk in chunks)]
+    with ThreadPoolExecutor(READERS + TOUCHERS, thread_name_prefix="holdfast-read") as pool:
+        jobs = [pool.submit(touch_ahead) for _ in range(TOUCHERS)] + [pool.submit(read, c) for c in chunks]
         try:
             for job in jobs:
                 job.result()

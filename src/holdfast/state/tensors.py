@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+
+import msgspec
 
 from holdfast.core.dtypes import DTYPES
 
@@ -51,7 +52,7 @@ class TensorSource:
     volatile: bool
 
 
-class HostTensor(NamedTuple):
+class HostTensor(msgspec.Struct, frozen=True, gc=False):
     """A tensor in host memory: its bytes, in C order, lie in `memory` from byte `start` on.
 
     What is `owned` may be kept: a new tensor may be made around these bytes instead of a copy of them.
@@ -66,6 +67,11 @@ class HostTensor(NamedTuple):
     def data(self) -> memoryview:
         """Return the bytes."""
         return self.memory[self.start : self.start + self.spec.nbytes]
+
+    @property
+    def whole(self) -> bool:
+        """Return whether all of the bytes are there."""
+        return self.start + self.spec.nbytes <= len(self.memory)
 
 
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

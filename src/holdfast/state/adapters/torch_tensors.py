@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import cast
 
-import numpy as np
 import torch
 
-from holdfast.core.dtypes import DTYPES
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Kinds
+from holdfast.state.adapters.torch_placing import (
+    NAMES,
+    TORCH_DTYPES,
+    copy_all,
+    copy_in,
+    new_tensor,
+    overlaps,
+    raw,
+)
 from holdfast.state.capturing import Capturing
 from holdfast.state.restoring import Build, Restoring
-from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec, c_strides, layout_to_recreate
+from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec, c_strides
 
 __all__ = ["Tensors", "TorchEngine", "capture_tensor", "kind_of", "memory_of", "plan_tensor", "tensor_spec"]
 
-TORCH_DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in DTYPES if hasattr(torch, n)}
-NAMES: dict[torch.dtype, str] = {t: n for n, t in TORCH_DTYPES.items()}
 _OURS = (torch.Tensor, torch.nn.Parameter)
 _LAZY = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
 
@@ -85,54 +90,6 @@ def capture_tensor(t: torch.Tensor, path: str, into: Capturing, *, volatile: boo
     return into.tensor(alias, spec, kind=kind_of(t), memory=memory_of(t), volatile=volatile)
 
 
-def _elements(data: memoryview, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a CPU tensor over the bytes of `data`, which are only read if they are read-only."""
-    kind = TORCH_DTYPES[dtype]
-    if data.nbytes == 0:
-        return _empty(shape, dtype, c_strides(shape))
-    if not data.readonly:
-        return torch.frombuffer(data, dtype=kind).view(shape)
-    return torch.from_numpy(np.asarray(_Shared(np.frombuffer(data, np.uint8)))).view(kind).view(shape)
-
-
-def _empty(shape: tuple[int, ...], dtype: str, stride: tuple[int, ...]) -> torch.Tensor:
-    kind = TORCH_DTYPES[dtype]
-    # torch warns about every tensor that is created as complex32, and not about a view.
-    carrier = torch.int32 if kind == torch.complex32 else kind
-    return torch.empty_strided(shape, stride, dtype=carrier, device="cpu").view(kind)
-
-
-class _Shared:
-    """Read-only bytes without the flag that makes torch warn. Nobody writes them."""
-
-    def __init__(self, array: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
-        self.keep = array
-        interface = array.__array_interface__
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
-
-
-def _raw(t: torch.Tensor) -> torch.Tensor:
-    # A bool copy would turn any byte but 0 into 1, and packed float4 has no strided kernel everywhere.
-    if t.dtype == torch.bool or t.dtype == torch.float4_e2m1fn_x2:
-        return t.view(torch.uint8)
-    return t
-
-
-def _without_broadcast(t: torch.Tensor) -> torch.Tensor:
-    """Return the part of a live tensor that holds each element in memory once."""
-    for dim, (size, step) in enumerate(zip(t.shape, t.stride(), strict=True)):
-        if step == 0 and size > 1:
-            t = t.narrow(dim, 0, 1)
-    return t
-
-
-def overlaps(t: torch.Tensor) -> bool:
-    """Return whether elements of `t` share memory with each other, as after expand."""
-    return 0 in t.stride() and any(
-        step == 0 and size > 1 for size, step in zip(t.shape, t.stride(), strict=True)
-    )
-
-
 class TorchEngine:
     """Move bytes of torch tensors in few calls: one for all tensors of a device."""
 
@@ -145,41 +102,14 @@ class TorchEngine:
             spec = source.spec
             if len(destination):
                 target = torch.frombuffer(destination, dtype=TORCH_DTYPES[spec.dtype]).view(spec.shape)
-                pairs.append((_raw(target), _raw(cast("torch.Tensor", source.value))))
-        _copy_all(pairs)
+                pairs.append((raw(target), raw(cast("torch.Tensor", source.value))))
+        copy_all(pairs)
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
-        plain: list[tuple[torch.Tensor, torch.Tensor]] = []
-        inference: list[tuple[torch.Tensor, torch.Tensor]] = []
-        lazy: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for live, host in pairs:
-            target = cast("torch.Tensor", live)
-            stored = _elements(host.data, host.spec.dtype, host.spec.shape)
-            if overlaps(target):
-                target = _without_broadcast(target.detach())
-                stored = stored[tuple(slice(0, n) for n in target.shape)]
-            if stored.dtype == target.dtype:
-                target, stored = _raw(target), _raw(stored)
-            if target.is_conj() or target.is_neg():
-                lazy.append((target, stored))
-                continue
-            (inference if target.is_inference() else plain).append((target, stored))
-        _copy_all(plain)
-        if inference:
-            with torch.inference_mode():
-                _copy_all(inference)
-        with torch.no_grad():
-            for target, stored in lazy:  # conjugate and negative views, which the batched copy does not write
-                target.copy_(stored)
+        copy_in(cast("Sequence[tuple[torch.Tensor, HostTensor]]", pairs))
 
     def make(self, host: HostTensor, kind: str) -> torch.Tensor:
-        spec = host.spec
-        layout = layout_to_recreate(spec)
-        if layout is None and host.owned:
-            return as_kind(_elements(host.data, spec.dtype, spec.shape), kind)
-        new = _empty(spec.shape, spec.dtype, c_strides(spec.shape) if layout is None else layout[0])
-        self.copy_in([(new, host)])
-        return as_kind(new, kind)
+        return as_kind(new_tensor(host), kind)
 
     def like(self, reference: Callable[[], object], value: object) -> object:
         if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
@@ -204,21 +134,6 @@ def _moved(value: object, like: object) -> object:
     elif isinstance(value, list) and isinstance(like, (list, tuple)):
         value[:] = [_moved(v, w) for v, w in zip(value, like, strict=False)] + value[len(like) :]
     return value
-
-
-def _copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Copy each second tensor into the first, then wait for the devices that took part."""
-    by_device: dict[tuple[torch.device, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for target, source in pairs:
-        targets, sources = by_device.setdefault((target.device, source.device), ([], []))
-        targets.append(target)
-        sources.append(source)
-    with torch.no_grad():
-        for (to, of), (targets, sources) in by_device.items():
-            on_host = to.type == "cpu" and of.type == "cpu"
-            torch._foreach_copy_(targets, sources, non_blocking=not on_host)  # pyright: ignore[reportPrivateImportUsage]
-            if not on_host:
-                torch.accelerator.synchronize(of if of.type != "cpu" else to)
 
 
 def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Build | None:
