@@ -11,7 +11,7 @@ __all__ = ["collector_held"]
 
 @contextlib.contextmanager
 def collector_held() -> Iterator[None]:
-    """Let no collection run inside: each would look at every object of the program, frameworks included, for nothing."""
+    """Let no collection run inside: each would look at every object of the program, for nothing."""
     was_on = gc.isenabled()
     gc.disable()
     try:

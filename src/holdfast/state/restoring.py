@@ -146,6 +146,10 @@ class Restoring:
             )
         return "new"
 
+    def is_given(self, name: str) -> bool:
+        """Return whether something live gets this stored tensor already."""
+        return name in self._written
+
     def copy(self, engine: Engine, live: object, name: str) -> None:
         """Register an in-place copy of the stored tensor `name` into `live`."""
         self.copies.append((engine, live, name))
