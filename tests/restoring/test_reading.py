@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import pathlib
 import random
@@ -13,7 +15,7 @@ import pytest
 import holdfast
 from holdfast import Run
 from holdfast.catalog.content import DataFile, open_file
-from holdfast.core.errors import DigestMismatch, IntegrityError
+from holdfast.core.errors import DigestMismatch, IntegrityError, StateError
 from holdfast.restoring import staging
 from holdfast.restoring.reader import Reader
 from holdfast.stores import LocalStore, MemoryStore, OsDisk
@@ -229,3 +231,17 @@ def test_large_tensors_do_not_keep_each_other_in_memory() -> None:
     memories = {id(h.memory): len(h.memory) for h in found.values()}
     assert found["m/a"].memory is not found["m/b"].memory
     assert max(memories[id(found[f"m/s{i}"].memory)] for i in range(40)) <= staging.SLAB_BYTES + 8 * KIB
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_cycle_collector_is_as_it_was(on: bool) -> None:
+    store = MemoryStore("collector")
+    holdfast.save(store, {"m": {"w": np.ones(3)}})
+    try:
+        (gc.enable if on else gc.disable)()
+        for into in ({"m": {"w": np.ones(3)}}, {"m": {"w": np.ones(4)}}, None):
+            with contextlib.suppress(StateError):
+                holdfast.load(store, into=into) if into else holdfast.load(store)
+            assert gc.isenabled() == on
+    finally:
+        gc.enable()

@@ -106,6 +106,15 @@ def test_two_stored_tensors_for_one_meta_parameter_must_be_equal(save):
     same(model, live)
 
 
+def test_the_layout_is_that_of_the_meta_model(save):
+    model = nn.Conv2d(3, 5, 3)
+    live = nn.Conv2d(3, 5, 3, device="meta").to(memory_format=torch.channels_last)
+    stride = live.weight.stride()
+    save({"m": model}).into({"m": live})
+    assert live.weight.stride() == stride != model.weight.stride()
+    assert torch.equal(live.weight, model.weight)
+
+
 def test_a_part_is_materialised_and_the_rest_stays(save):
     model, _ = trained()
     live = on_meta()

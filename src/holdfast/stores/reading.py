@@ -43,7 +43,7 @@ def _read_direct(disk: Disk, fd: int, start: int, target: memoryview) -> int:
     if not disk.set_direct(fd, on=True):
         return done
     try:
-        while done < len(target) and done % PAGE == 0:
+        while done < len(target):
             got = disk.pread_into(fd, target[done:], start + done)
             if got == 0:
                 break

@@ -20,7 +20,7 @@ from holdfast.state.adapters.torch_placing import (
     raw,
 )
 from holdfast.state.capturing import Capturing
-from holdfast.state.restoring import Build, Restoring
+from holdfast.state.restoring import Build, Kept, Restoring
 from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec, c_strides
 
 __all__ = ["Tensors", "TorchEngine", "capture_tensor", "kind_of", "memory_of", "plan_tensor", "tensor_spec"]
@@ -160,7 +160,7 @@ def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Bui
     if claim == "new":
         ctx.copy(ENGINE, t, name)
     ctx.report.restored.append((path, ""))
-    return lambda m: t
+    return Kept(t)
 
 
 def _same_broadcast(t: torch.Tensor, stored: TensorSpec) -> bool:
