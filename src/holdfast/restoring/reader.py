@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.errors import MissingObject
@@ -84,16 +84,15 @@ class Reader:
         Raises:
             IntegrityError: bytes are not what was committed; names the file and the tensors.
         """
-        wanted: dict[str, list[tuple[int, str]]] = {}
+        wanted: dict[str, dict[int, str]] = {}  # file -> which of its tensors -> name
         for name in names:
             file, index = self._places[name]
-            wanted.setdefault(file.entry.key, []).append((index, name))
+            wanted.setdefault(file.entry.key, {})[index] = name
         slabs: dict[str, list[Slab]] = {}
-        for key, found in sorted(wanted.items()):
-            found.sort()
+        for key in sorted(wanted):
             file = self._opened[key]
             tensors = file.header.tensors
-            filled = [index for index, _ in found if tensors[index].start < tensors[index].end]
+            filled = [index for index in sorted(wanted[key]) if tensors[index].start < tensors[index].end]
             slabs[key] = slabs_of(file, file.blocks_that_hold(filled))
         read_slabs([slab for of_file in slabs.values() for slab in of_file])
         out: dict[str, HostTensor] = {}
@@ -102,14 +101,14 @@ class Reader:
         return out
 
     def _cut(
-        self, file: DataFile, found: list[tuple[int, str]], slabs: list[Slab]
-    ) -> Iterable[tuple[str, HostTensor]]:
+        self, file: DataFile, found: Mapping[int, str], slabs: list[Slab]
+    ) -> Iterator[tuple[str, HostTensor]]:
         """Yield some tensors of a file, in data order, from the slabs that hold them."""
         tensors, blocks = file.header.tensors, file.header.blocks
         rest = iter(slabs)
         end, memory, shift = 0, memoryview(b""), 0
-        for index, name in found:
-            t = tensors[index]
+        for index in sorted(found):
+            t, name = tensors[index], found[index]
             if t.start == t.end:
                 yield name, HostTensor(self.specs[name], memoryview(b""))
                 continue
