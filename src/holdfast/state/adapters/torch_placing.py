@@ -81,9 +81,11 @@ def new_tensor(host: HostTensor) -> torch.Tensor:
     """Return a new tensor with the stored elements and layout: around its bytes if they may be kept."""
     spec = host.spec
     layout = layout_to_recreate(spec)
-    if layout is None:
-        stored = _elements(host)
-        return stored if host.owned else raw(stored).clone().view(stored.dtype)
+    if layout is None and (host.owned or 0 in spec.shape):
+        return _elements(host)
+    if layout is None:  # byte by byte, which no element type hinders
+        stored = _flat(host.memory, host.start, spec.nbytes, torch.uint8)
+        return stored.clone().view(TORCH_DTYPES[spec.dtype]).view(spec.shape)
     new = _empty(spec.shape, spec.dtype, layout[0])
     copy_in([(new, host)])
     return new
