@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from holdfast.catalog.verify import Problem, verify_manifest
 from holdfast.core.clock import Clock
+from holdfast.core.collector import collector_held
 from holdfast.core.errors import NoCheckpoint, StateError
 from holdfast.format.manifest import Manifest, clock_from_doc, floats_from_doc
 from holdfast.format.values import TensorLeaf
@@ -192,6 +193,12 @@ class Checkpoint:
                 raise NoCheckpoint(
                     f"step {self.step} has no part {part!r}; its parts are: {', '.join(self.parts)}"
                 )
+        with collector_held():
+            return self._values(wanted, only, as_)
+
+    def _values(
+        self, wanted: list[str], only: tuple[str, ...], as_: Literal["numpy", "torch"]
+    ) -> dict[str, object]:
         whole = {part: self.manifest.parts[part].values(part) for part in wanted}
         trees = {p: select(t, p, only) for p, t in whole.items()} if only else whole
         trees = {p: t for p, t in trees.items() if t is not NOTHING}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from holdfast.core.errors import StateError, UnsupportedValue
-from holdfast.state.adapters.torch_tensors import TORCH_DTYPES
+from holdfast.state.adapters.torch_tensors import TORCH_DTYPES, TorchEngine
+from holdfast.state.tensors import HostTensor, TensorSpec
 
 FLOATS = {"float64": np.uint64, "float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
 
@@ -232,3 +233,28 @@ def test_a_bool_keeps_its_byte(save):
     odd = torch.tensor([[0, 1, 2, 255]] * 2, dtype=torch.uint8).view(torch.bool)[:, ::2]
     back = save({"t": odd}).load()["t"]
     assert bits(back.view(torch.uint8)) == bits(odd.view(torch.uint8)) == bytes([0, 2, 0, 2])
+
+
+def test_neighbours_are_of_one_memory():
+    # The second begins where the first ends, in a memory of its own.
+    values = torch.arange(8.0)
+    one, two = (memoryview(bytearray(values[i : i + 4].numpy().tobytes())) for i in (0, 4))
+    behind = memoryview(bytearray(16) + two)
+    specs = [TensorSpec(name, "float32", (4,)) for name in "ab"]
+    live = [torch.zeros(4), torch.zeros(4)]
+    for order in (0, 1), (1, 0):
+        hosts = [HostTensor(specs[0], one), HostTensor(specs[1], behind, start=16)]
+        TorchEngine().copy_in([(live[i], hosts[i]) for i in order])
+        assert torch.equal(torch.cat(live), values)
+
+
+def test_a_dictionary_of_tensors_has_the_stored_keys_in_the_stored_order(save):
+    saved = save({"d": {"a": torch.ones(2), "b": torch.zeros(2)}})
+    for live in (
+        {"b": torch.ones(2), "a": torch.ones(2)},
+        {"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(2)},
+    ):
+        held = live["a"], live["b"]
+        saved.into({"d": live})
+        assert list(live) == ["a", "b"]
+        assert all(now is before for now, before in zip(live.values(), held, strict=True))

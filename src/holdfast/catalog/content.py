@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from holdfast.core.errors import DigestMismatch, MissingObject, NotFound, Truncated
+from holdfast.core.memory import PAGE, map_pages, page_aligned
 from holdfast.format.datafile import DataHeader, StoredTensor, decode_header
 from holdfast.format.digest import Block, digest
 from holdfast.format.manifest import FileEntry
@@ -32,10 +33,30 @@ class DataFile:
         last = bisect.bisect_left(self._starts, end)
         return range(first, last)
 
-    def read(self, start: int, target: memoryview) -> None:
-        """Fill `target` with bytes of the data region from `start` on, unverified."""
+    def blocks_that_hold(self, indices: Iterable[int]) -> list[int]:
+        """Return the indices of the blocks that some tensors, given by index in rising order, lie in."""
+        blocks, found, at = self.header.blocks, list[int](), 0
+        for index in indices:
+            while at < len(blocks) and blocks[at].last < index:
+                at += 1
+            while at < len(blocks) and blocks[at].first <= index:
+                if not found or found[-1] < at:
+                    found.append(at)
+                if blocks[at].last > index:
+                    break
+                at += 1
+        return found
+
+    def pages_of(self, start: int, end: int) -> tuple[int, int]:
+        """Return (first byte, end byte) in the file of the whole pages around bytes `start` to `end` of the data
+        region; what is read so into memory that begins at a page comes from the disk without a copy."""
+        first, last = self.header.data_start + start, self.header.data_start + end
+        return first // PAGE * PAGE, min(page_aligned(last), self.entry.size)
+
+    def read(self, position: int, target: memoryview) -> None:
+        """Fill `target` with bytes from `position` in the file on, unverified."""
         try:
-            self.store.read_into(self.entry.key, self.header.data_start + start, target)
+            self.store.read_into(self.entry.key, position, target)
         except NotFound as e:
             raise MissingObject(f"{self.entry.key}: the data file is gone") from e
 
@@ -46,8 +67,16 @@ class DataFile:
     def read_block(self, index: int) -> memoryview:
         """Return the bytes of block `index`, verified."""
         block = self.header.blocks[index]
-        data = memoryview(bytearray(block.end - block.start))
-        self.read(block.start, data)
+        first, end = self.pages_of(block.start, block.end)
+        return self.read_block_into(index, map_pages(end - first))
+
+    def read_block_into(self, index: int, memory: memoryview) -> memoryview:
+        """Return the bytes of block `index`, verified, in `memory`, which must be large enough for its pages."""
+        block = self.header.blocks[index]
+        first, end = self.pages_of(block.start, block.end)
+        self.read(first, memory[: end - first])
+        offset = self.header.data_start + block.start - first
+        data = memory[offset : offset + block.end - block.start]
         self.check(index, data)
         return data
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.errors import HoldfastError
+from holdfast.core.memory import map_pages
 from holdfast.core.names import name_in_file
 from holdfast.format.manifest import Manifest
 from holdfast.format.values import tensor_leaves
 from holdfast.stores import Store
 
 __all__ = ["Problem", "verify_manifest"]
+
+THREADS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +71,25 @@ def _missing_tensors(manifest: Manifest, held: dict[str, set[str]]) -> list[str]
 
 
 def _verify_blocks(file: DataFile, progress: Callable[[int], None]) -> Iterator[Problem]:
-    for index in range(len(file.header.blocks)):
+    """Yield what is wrong with a file's blocks, in their order; some are read while others are checked."""
+    spans = [file.pages_of(b.start, b.end) for b in file.header.blocks]
+    room = max((end - first for first, end in spans), default=0)
+    free: SimpleQueue[memoryview] = SimpleQueue()
+    for _ in range(min(THREADS, len(spans))):
+        free.put(map_pages(room))
+
+    def verify(index: int) -> int | Problem:
+        memory = free.get()
         try:
-            progress(len(file.read_block(index)))
+            return len(file.read_block_into(index, memory))
         except HoldfastError as e:  # a byte that cannot be read is as bad as one that is wrong
-            yield Problem(file.entry.key, str(e))
+            return Problem(file.entry.key, str(e))
+        finally:
+            free.put(memory)
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-verify") as pool:
+        for found in pool.map(verify, range(len(spans))):
+            if isinstance(found, Problem):
+                yield found
+            else:
+                progress(found)

@@ -1,6 +1,8 @@
-"""Large page-aligned memory: mapped, shared with another process, and touched before it is used.
+"""Page-aligned memory, touched in big strokes, and shared with another process.
 
-Copying into memory that was touched before is many times faster than into fresh pages.
+Where memory was never touched, the kernel provides it page by page in the middle of whatever touches it first, which
+costs more than the copy or the read itself. Huge pages, and asking for many pages in one call ahead of their use, take
+most of that away.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import mmap
 import os
 import weakref
 
-__all__ = ["PAGE", "Memory", "page_aligned"]
+__all__ = ["PAGE", "Memory", "address", "map_pages", "page_aligned", "touch"]
 
 PAGE = 4096
-STRETCH_BYTES = 64 << 20
+HUGE_PAGE = 2 << 20
+STRETCH_BYTES = 16 << 20
 _POPULATE_READ, _POPULATE_WRITE = (
     22,
     23,
@@ -26,11 +29,39 @@ def page_aligned(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
+def map_pages(size: int) -> memoryview:
+    """Return `size` writable bytes of new memory that begin at a page; it goes when nothing refers to it any more."""
+    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    whole = -(-size // HUGE_PAGE) * HUGE_PAGE if size >= HUGE_PAGE else max(size, 1)
+    made = mmap.mmap(-1, whole, flags=private) if private else mmap.mmap(-1, whole)
+    if whole >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        made.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(made)[:size]
+
+
+def address(view: memoryview) -> int:
+    """Return where the bytes of a writable view begin."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def touch(view: memoryview) -> None:
+    """Make the kernel provide the pages of writable memory that begins at a page, stretch by stretch, without holding
+    up other threads."""
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is None or not len(view):
+        return
+    start = address(view)
+    for offset in range(0, len(view), STRETCH_BYTES):
+        length = min(STRETCH_BYTES, len(view) - offset)
+        if madvise(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), _POPULATE_WRITE):
+            return
+
+
 class Memory:
     """A mapping of whole pages, and the file descriptor by which another process can map it too, -1 without."""
 
-    def __init__(self, mapping: mmap.mmap, fd: int = -1) -> None:
-        self.view = memoryview(mapping)
+    def __init__(self, view: memoryview, fd: int = -1) -> None:
+        self.view = view
         self.fd = fd
         if fd >= 0:
             weakref.finalize(self, os.close, fd)
@@ -41,20 +72,15 @@ class Memory:
     @classmethod
     def private(cls, size: int) -> Memory:
         """Map memory of this process alone."""
-        flags = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-        made = mmap.mmap(-1, page_aligned(size), flags=flags) if flags else mmap.mmap(-1, page_aligned(size))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):
-                made.madvise(mmap.MADV_HUGEPAGE)
-        return cls(made)
+        return cls(map_pages(size))
 
     @classmethod
     def shared(cls, size: int) -> Memory:
         """Map memory that another process can map as well, while either of the two lives (Linux)."""
         fd = os.memfd_create("holdfast-arena")
         try:
-            os.ftruncate(fd, page_aligned(size))
-            return cls(mmap.mmap(fd, page_aligned(size), flags=mmap.MAP_SHARED), fd)
+            os.ftruncate(fd, size)
+            return cls(memoryview(mmap.mmap(fd, size, flags=mmap.MAP_SHARED)), fd)
         except BaseException:
             os.close(fd)
             raise
@@ -63,18 +89,6 @@ class Memory:
     def of(cls, fd: int) -> Memory:
         """Map, to read, what another process shares."""
         made = mmap.mmap(fd, os.fstat(fd).st_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        if hasattr(mmap.mmap, "madvise"):
-            with contextlib.suppress(OSError):
-                made.madvise(_POPULATE_READ)
-        return cls(made, fd)
-
-    def touch(self) -> None:
-        """Make the kernel provide the pages, stretch by stretch, without holding up other threads."""
-        madvise = getattr(ctypes.CDLL(None), "madvise", None)
-        if madvise is None:
-            return
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self.view))
-        for offset in range(0, len(self.view), STRETCH_BYTES):
-            length = min(STRETCH_BYTES, len(self.view) - offset)
-            if madvise(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), _POPULATE_WRITE):
-                return
+        with contextlib.suppress(OSError):
+            made.madvise(_POPULATE_READ)
+        return cls(memoryview(made), fd)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from holdfast.catalog.history import History
+from holdfast.core.collector import collector_held
 from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError, StoreError
 from holdfast.core.names import matches
 from holdfast.format.manifest import Manifest
@@ -83,12 +84,14 @@ def _restore_one(
     parts = [p for p in manifest.parts if p != RNG_PART or with_rng]
     if manifest.demoted:
         _refuse_demoted(manifest, state, options)
-    reader = Reader(history.store, manifest, parts)
-    rng_tree = reader.tree.pop(RNG_PART, None)
-    plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
-    wanted = plan.needed | {n for n in reader.specs if with_rng and manifest.part_of(n) == RNG_PART}
+    with collector_held():
+        reader = Reader(history.store, manifest, parts)
+        rng_tree = reader.tree.pop(RNG_PART, None)
+        plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
+        wanted = plan.needed | {n for n in reader.specs if with_rng and manifest.part_of(n) == RNG_PART}
     tensors = reader.read(wanted)  # every byte is verified here, before anything live changes
-    plan.apply({n: t for n, t in tensors.items() if n in plan.needed})
+    with collector_held():
+        plan.apply(tensors)
     for note in differences(manifest.environment, fingerprint()):
         plan.report.notes.append(note)
     if not manifest.exact:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Mapping
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.errors import MissingObject
@@ -15,20 +11,18 @@ from holdfast.format.datafile import StoredTensor
 from holdfast.format.digest import OWN_BLOCK_BYTES
 from holdfast.format.manifest import Manifest
 from holdfast.format.values import tensor_leaves
+from holdfast.restoring.staging import Slab, read_slabs, slabs_of
 from holdfast.state.tensors import HostTensor, TensorSpec
 from holdfast.stores import Store
 
 __all__ = ["Reader"]
 
-T = TypeVar("T")
-
-THREADS = 4
-
 
 class Reader:
     """The values and tensors of one checkpoint, or of some of its parts; `trees` gives decoded (and cut) value trees.
 
-    Opening it reads headers only, and only of the files that hold a wanted tensor.
+    Opening it reads headers only, and only of the files that hold a wanted tensor. `specs` has every stored tensor by
+    its full name.
     """
 
     def __init__(
@@ -39,6 +33,7 @@ class Reader:
         trees: Mapping[str, object] | None = None,
     ) -> None:
         self.manifest = manifest
+        self.specs: dict[str, TensorSpec] = {}
         self._store = store
         self._places: dict[str, tuple[DataFile, int]] = {}
         self._opened: dict[str, DataFile] = {}
@@ -61,20 +56,17 @@ class Reader:
             if entry.key not in self._opened:
                 self._opened[entry.key] = open_file(self._store, entry)
             file = self._opened[entry.key]
-            if inside in file.by_name:
-                self._places[name] = (file, file.by_name[inside])
+            index = file.by_name.get(inside)
+            if index is not None:
+                t = file.header.tensors[index]
+                self._places[name] = (file, index)
+                self.specs[name] = TensorSpec(name, t.dtype, t.shape, t.stride)
                 return
         raise MissingObject(f"{name}: no data file of step {self.manifest.step} holds this tensor")
 
-    @property
-    def specs(self) -> dict[str, TensorSpec]:
-        """Every stored tensor by its full name."""
-        return {name: self.spec(name) for name in self._places}
-
     def spec(self, name: str) -> TensorSpec:
         """Return what a tensor is; a tied name stands for the tensor it is tied to."""
-        _, t = self.locate(name)
-        return TensorSpec(self.aliases.get(name, name), t.dtype, t.shape, t.stride)
+        return self.specs[self.aliases.get(name, name)]
 
     def place(self, name: str) -> tuple[str, int, int]:
         """Return (file key, first byte, end byte) of a tensor's bytes."""
@@ -92,17 +84,41 @@ class Reader:
         Raises:
             IntegrityError: bytes are not what was committed; names the file and the tensors.
         """
-        wanted: dict[str, list[tuple[int, str]]] = {}
-        opened: dict[str, DataFile] = {}
+        wanted: dict[str, dict[int, str]] = {}  # file -> which of its tensors -> name
         for name in names:
             file, index = self._places[name]
-            opened[file.entry.key] = file
-            wanted.setdefault(file.entry.key, []).append((index, name))
+            wanted.setdefault(file.entry.key, {})[index] = name
+        slabs: dict[str, list[Slab]] = {}
+        for key in sorted(wanted):
+            file = self._opened[key]
+            tensors = file.header.tensors
+            filled = [index for index in sorted(wanted[key]) if tensors[index].start < tensors[index].end]
+            slabs[key] = slabs_of(file, file.blocks_that_hold(filled))
+        read_slabs([slab for of_file in slabs.values() for slab in of_file])
         out: dict[str, HostTensor] = {}
         for key, found in wanted.items():
-            found.sort()
-            out |= _read_from(opened[key], found, self)
+            out.update(self._cut(self._opened[key], found, slabs[key]))
         return out
+
+    def _cut(
+        self, file: DataFile, found: Mapping[int, str], slabs: list[Slab]
+    ) -> Iterator[tuple[str, HostTensor]]:
+        """Yield some tensors of a file, in data order, from the slabs that hold them."""
+        tensors, blocks = file.header.tensors, file.header.blocks
+        rest = iter(slabs)
+        end, memory, shift = 0, memoryview(b""), 0
+        for index in sorted(found):
+            t, name = tensors[index], found[index]
+            if t.start == t.end:
+                yield name, HostTensor(self.specs[name], memoryview(b""))
+                continue
+            while t.end > end:
+                slab = next(rest)
+                end, memory, shift = blocks[slab.blocks[-1]].end, slab.memory, slab.place_of(0)
+            yield (
+                name,
+                HostTensor(self.specs[name], memory, t.end - t.start >= OWN_BLOCK_BYTES, t.start + shift),
+            )
 
     def read_rows(self, name: str, start: int, stop: int) -> HostTensor:
         """Return rows `start` to `stop` of a tensor, reading and verifying only the blocks they lie in."""
@@ -110,55 +126,10 @@ class Reader:
         row = t.nbytes // t.shape[0] if t.shape and t.shape[0] else 0
         first, end = t.start + start * row, t.start + stop * row
         spec = TensorSpec(name, t.dtype, (stop - start, *t.shape[1:]), None)
-        data = bytearray()
-        blocks = file.blocks_of(first, end)
-        for i in blocks:
-            data += file.read_block(i)
-        offset = first - file.header.blocks[blocks.start].start if blocks else 0
-        return HostTensor(spec, memoryview(data)[offset : offset + end - first])
-
-
-def _read_from(file: DataFile, found: Sequence[tuple[int, str]], reader: Reader) -> dict[str, HostTensor]:
-    """Read the blocks of some tensors of one file, each verified as soon as it is there.
-
-    A tensor with blocks of its own gets memory of its own, which whoever asked for it may keep.
-    """
-    header = file.header
-    held: dict[
-        int, tuple[int, memoryview]
-    ] = {}  # block -> (first byte of its memory in the data region, the memory)
-    for index, _ in found:
-        t = header.tensors[index]
-        for b in file.blocks_of(t.start, t.end):
-            block = header.blocks[b]
-            if block.first != block.last or block.start == t.start:
-                start, end = (t.start, t.end) if block.first == block.last else (block.start, block.end)
-                if b not in held:
-                    memory = (start, np.empty(end - start, np.uint8).data.cast("B"))
-                    held |= dict.fromkeys(file.blocks_of(start, end), memory)
-
-    def read(b: int) -> None:
-        block, (start, memory) = header.blocks[b], held[b]
-        piece = memory[block.start - start : block.end - start]
-        file.read(block.start, piece)
-        file.check(b, piece)
-
-    _in_parallel(read, sorted(held))
-    out: dict[str, HostTensor] = {}
-    for index, name in found:
-        t = header.tensors[index]
-        covering = file.blocks_of(t.start, t.end)
-        start, memory_of_it = held[covering.start] if covering else (t.start, memoryview(b""))
-        piece = memory_of_it[t.start - start : t.end - start]
-        out[name] = HostTensor(reader.spec(name), piece, owned=len(piece) >= OWN_BLOCK_BYTES)
-    return out
-
-
-def _in_parallel(act: Callable[[T], None], items: Sequence[T]) -> None:
-    if len(items) < 2:
-        for item in items:
-            act(item)
-        return
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-read") as pool:
-        for done in [pool.submit(act, item) for item in items]:
-            done.result()
+        slabs = slabs_of(file, file.blocks_of(first, end))
+        read_slabs(slabs)
+        return (
+            HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(first))
+            if slabs
+            else HostTensor(spec, memoryview(b""))
+        )

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from holdfast.core.machine import available_memory
-from holdfast.core.memory import Memory, page_aligned
+from holdfast.core.memory import Memory, page_aligned, touch
 
 __all__ = ["Arena", "Arenas"]
 
@@ -55,7 +55,9 @@ class Arena:
         total = sum(map(page_aligned, sizes))
         if total > _size(self._memory):
             self._memory = self._map(total)
-            self._warming = threading.Thread(target=self._memory.touch, name="holdfast-prewarm", daemon=True)
+            self._warming = threading.Thread(
+                target=touch, args=(self._memory.view,), name="holdfast-prewarm", daemon=True
+            )
             self._warming.start()
 
     def _join(self) -> None:

@@ -56,18 +56,16 @@ class RestorePlan:
 
     def _check(self, tensors: Mapping[str, HostTensor]) -> None:
         problems = []
-        for name in sorted(self.needed):
+        for name in self.needed:
             host, spec = tensors.get(name), self._work.specs[name]
             if host is None:
                 problems.append(f"{name}: its bytes are missing; expected {spec.nbytes} bytes")
-            elif (host.spec.dtype, host.spec.shape) != (
-                spec.dtype,
-                spec.shape,
-            ) or host.data.nbytes != spec.nbytes:
+            elif (host.spec.dtype, host.spec.shape) != (spec.dtype, spec.shape) or not host.whole:
                 problems.append(
                     f"{name}: expected {spec.describe()} of {spec.nbytes} bytes, "
                     f"found {host.spec.describe()} of {host.data.nbytes} bytes"
                 )
+        problems.sort()
         if not problems:
             for path, first, second in self._work.must_equal:
                 if not host_bytes_equal(tensors[first], tensors[second]):

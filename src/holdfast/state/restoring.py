@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from holdfast.core.names import matches
@@ -19,11 +20,13 @@ from holdfast.state.materialize import Materializer
 from holdfast.state.reports import RestoreOptions, RestoreReport
 from holdfast.state.tensors import HostTensor, TensorSpec
 
-__all__ = ["Act", "Build", "Restoring", "Stage", "find_class", "host_bytes_equal", "typed_nodes"]
+__all__ = ["Act", "Build", "Kept", "Restoring", "Stage", "find_class", "host_bytes_equal", "typed_nodes"]
 
 Build = Callable[[Materializer], object]
 Relaxation = Literal["missing", "unexpected", "cast"]
 Claim = Literal["new", "again", "taken"]
+
+_PLAIN = (str, int, float, bool, type(None))
 
 
 class Stage(IntEnum):
@@ -32,6 +35,15 @@ class Stage(IntEnum):
     OBJECTS = 0  # load_state_dict of objects we do not look into
     VALUES = 1  # containers, hyperparameters, generators (tensor bytes go first of these)
     HOOKS = 2  # set_extra_state and load hooks, which may look at the weights
+
+
+class Kept(msgspec.Struct, frozen=True, gc=False):
+    """The build of what stays the same object: its parent need not change for it."""
+
+    live: object
+
+    def __call__(self, m: Materializer) -> object:
+        return self.live
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,6 @@ class Restoring:
         self.specs = specs
         self.aliases = aliases
         self._claimed: dict[Hashable, str] = {}
-        self._filled: set[Hashable] = set()
         self._written: dict[str, str] = {}
         self._loose = False
 
@@ -81,7 +92,7 @@ class Restoring:
         """
         adapter = self.adapter(live)
         if self.options.only and not (adapter and adapter.divisible) and not self.selected(path):
-            return lambda m: live
+            return Kept(live)
         if adapter is None:
             return self.fresh(node, path)
         return adapter.plan(live, node, path, self)
@@ -93,9 +104,12 @@ class Restoring:
 
     def fresh(self, node: object, path: str) -> Build:
         """Return what builds a new value for `node`, registering the tensors it needs."""
-        for leaf in tensor_leaves(node):
-            self.need(leaf, path)
-        self._check_types(node, path)
+        if type(node) is TensorLeaf:
+            self.need(node, path)
+        elif type(node) not in _PLAIN:
+            for leaf in tensor_leaves(node):
+                self.need(leaf, path)
+            self.check_types(node, path)
         self.report.restored.append((path, ""))
         return lambda m: m.value(node)
 
@@ -121,18 +135,20 @@ class Restoring:
         This stored tensor ("new"), this one already ("again"), or another ("taken"); `memory` None: no ties.
         """
         if memory is not None:
-            holder = self._claimed.setdefault(memory, name)
-            if holder != name:
-                return "taken"
-            if memory in self._filled:
-                return "again"
-            self._filled.add(memory)
+            holder = self._claimed.get(memory)
+            if holder is not None:
+                return "again" if holder == name else "taken"
+            self._claimed[memory] = name
         first = self._written.setdefault(name, path)
         if first != path:
             self.report.notes.append(
                 f"{path}: untied; shares a stored tensor with {first}, both get its value"
             )
         return "new"
+
+    def is_given(self, name: str) -> bool:
+        """Return whether something live gets this stored tensor already."""
+        return name in self._written
 
     def copy(self, engine: Engine, live: object, name: str) -> None:
         """Register an in-place copy of the stored tensor `name` into `live`."""
@@ -246,7 +262,8 @@ class Restoring:
         """Return the class with this full name if the program has imported it; import and call nothing."""
         return find_class(name)
 
-    def _check_types(self, node: object, path: str) -> None:
+    def check_types(self, node: object, path: str) -> None:
+        """Report every type in `node` that this program cannot rebuild."""
         for typed in typed_nodes(node):
             if typed.kind in ("enum", "dataclass", "namedtuple") and isinstance(typed.value, dict):
                 name = str(typed.value.get("type"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import msgspec
 
@@ -53,16 +52,26 @@ class TensorSource(msgspec.Struct):
     volatile: bool
 
 
-@dataclass(frozen=True, slots=True)
-class HostTensor:
-    """A tensor in host memory: `data` holds exactly `spec.nbytes` bytes in C order.
+class HostTensor(msgspec.Struct, frozen=True, gc=False):
+    """A tensor in host memory: its bytes, in C order, lie in `memory` from byte `start` on.
 
-    `owned` memory belongs to this tensor alone: a new tensor may be made around it instead of a copy of it.
+    What is `owned` may be kept: a new tensor may be made around these bytes instead of a copy of them.
     """
 
     spec: TensorSpec
-    data: memoryview
+    memory: memoryview
     owned: bool = False
+    start: int = 0
+
+    @property
+    def data(self) -> memoryview:
+        """Return the bytes."""
+        return self.memory[self.start : self.start + self.spec.nbytes]
+
+    @property
+    def whole(self) -> bool:
+        """Return whether all of the bytes are there."""
+        return self.start + self.spec.nbytes <= len(self.memory)
 
 
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

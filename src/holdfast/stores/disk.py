@@ -5,7 +5,9 @@ They stand behind one small interface so that tests can stop, fail or kill at ea
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import mmap
 import os
 from collections.abc import Iterator
 from typing import Protocol
@@ -25,6 +27,7 @@ class Disk(Protocol):
     def seek(self, fd: int, position: int) -> None: ...
     def set_direct(self, fd: int, *, on: bool) -> bool: ...
     def pread_into(self, fd: int, target: memoryview, offset: int) -> int: ...
+    def is_cached(self, fd: int, offset: int, size: int) -> bool: ...
     def fsync(self, fd: int) -> None: ...
     def close(self, fd: int) -> None: ...
     def fsync_dir(self, path: str) -> None: ...
@@ -58,7 +61,7 @@ class OsDisk:
         os.lseek(fd, position, os.SEEK_SET)
 
     def set_direct(self, fd: int, *, on: bool) -> bool:
-        """Turn writing past the page cache on or off; return whether that was done."""
+        """Turn reading and writing past the page cache on or off; return whether that was done."""
         flag = getattr(os, "O_DIRECT", 0)
         if not flag:
             return False
@@ -71,6 +74,22 @@ class OsDisk:
 
     def pread_into(self, fd: int, target: memoryview, offset: int) -> int:
         return os.preadv(fd, [target], offset)
+
+    def is_cached(self, fd: int, offset: int, size: int) -> bool:
+        """Return whether the page cache holds most of `size` bytes; `offset` is a multiple of the page size."""
+        mincore = getattr(ctypes.CDLL(None), "mincore", None)
+        if mincore is None:
+            return False
+        try:
+            pages = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, offset=offset)
+        except (OSError, ValueError):  # a file system that maps nothing, or a file that ends before
+            return False
+        with pages:
+            found = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+            first = ctypes.c_ubyte.from_buffer(pages)
+            asked = mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), found)
+            del first  # it would keep the mapping from being closed
+        return asked == 0 and bytes(found).count(1) > len(found) // 2
 
     def fsync(self, fd: int) -> None:
         os.fsync(fd)

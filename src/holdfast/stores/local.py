@@ -25,6 +25,7 @@ from holdfast.core.names import check_key, is_key
 from holdfast.stores.base import MAX_WHOLE_BYTES, ObjectInfo, Stream
 from holdfast.stores.direct import FileWriter
 from holdfast.stores.disk import Disk, OsDisk
+from holdfast.stores.reading import read_buffer
 
 __all__ = ["LocalStore"]
 
@@ -212,12 +213,9 @@ class LocalStore:
                 self.disk.close(fd)
 
     def _fill(self, fd: int, key: str, start: int, target: memoryview) -> None:
-        done = 0
-        while done < len(target):
-            got = self.disk.pread_into(fd, target[done:], start + done)
-            if got == 0:
-                raise Truncated(f"{key}: ends after {start + done} bytes; expected {start + len(target)}")
-            done += got
+        done = read_buffer(self.disk, fd, start, target)
+        if done < len(target):
+            raise Truncated(f"{key}: ends after {start + done} bytes; expected {start + len(target)}")
 
     def info(self, key: str) -> ObjectInfo:
         path = self.path(key)

@@ -13,7 +13,7 @@ from holdfast.format.values import Typed
 from holdfast.state.adapter import NO_KINDS, Kinds, Outline
 from holdfast.state.capturing import PLAIN, Capturing
 from holdfast.state.materialize import Materializer
-from holdfast.state.restoring import Build, Restoring, Stage
+from holdfast.state.restoring import Build, Kept, Restoring, Stage
 
 __all__ = ["Atoms", "Mappings", "Sequences", "Sets"]
 
@@ -61,13 +61,17 @@ class Mappings:
         builds: list[Build] = []
         keymaker = Materializer({}, ctx.dispatch, resolve=ctx.resolve)
         for stored_key, child in stored.items():
-            ctx._check_types(stored_key, path)
-            key = keymaker.value(stored_key)
+            key = stored_key
+            if type(stored_key) is not str:
+                ctx.check_types(stored_key, path)
+                key = keymaker.value(stored_key)
             build = self._child(target, key, child, path=path, ctx=ctx)
             if build is not None:
                 keys.append(key)
                 builds.append(build)
         kept = self._kept(target, set(keys), path, ctx)
+        if not kept and keys == list(target) and all(type(b) is Kept for b in builds):
+            return Kept(live)
 
         def commit(values: object) -> None:
             # Item by item: Counter.update counts what it is given.

@@ -17,7 +17,7 @@ from holdfast.format.values import TensorLeaf, Typed
 from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.capturing import Capturing
 from holdfast.state.materialize import Materializer
-from holdfast.state.restoring import Build, Restoring
+from holdfast.state.restoring import Build, Kept, Restoring
 from holdfast.state.tensors import (
     JOIN_BYTES,
     HostTensor,
@@ -140,7 +140,7 @@ class NumpyEngine:
             return stored.reshape(-1)[0] if stored.size == 1 else stored.copy()
         layout = layout_to_recreate(host.spec)
         if layout is None:
-            return stored if host.owned and not host.data.readonly else stored.copy()
+            return stored if host.owned and not host.memory.readonly else stored.copy()
         strides, extent = layout
         size = stored.itemsize
         base = np.zeros(extent, stored.dtype)
@@ -213,7 +213,7 @@ class Arrays:
         if claim == "new":
             ctx.copy(self.engine, array, name)
         ctx.report.restored.append((path, ""))
-        return lambda m: live
+        return Kept(live)
 
 
 class Scalars:

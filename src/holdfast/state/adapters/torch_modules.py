@@ -18,15 +18,16 @@ from holdfast.core.errors import StateError
 from holdfast.core.names import join_path
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Kinds, Outline
+from holdfast.state.adapters.torch_meta import REMEDY, has_meta, home_of, is_slot, plan_meta, slot_of
 from holdfast.state.adapters.torch_names import (
     canonical_modules,
     has_own_state,
     modules_at_a_glance,
     unwrapped,
 )
+from holdfast.state.adapters.torch_placing import NAMES
 from holdfast.state.adapters.torch_tensors import (
     ENGINE,
-    NAMES,
     capture_tensor,
     memory_of,
     plan_tensor,
@@ -187,6 +188,10 @@ def _plan_module(
     module: nn.Module, prefix: str, path: str, *, stored: dict[str, object], ctx: Restoring
 ) -> None:
     buffers = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+    for name in module._non_persistent_buffers_set:
+        b = module._buffers.get(name)
+        if b is not None and b.is_meta:  # the model would look whole and be without values there
+            ctx.missing(join_path(path, prefix + name), "a buffer on the meta device that is never stored")
     for name, t in (*module._parameters.items(), *buffers.items()):
         if t is None:
             continue
@@ -216,11 +221,15 @@ def _plan_slot(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> None
     """Plan the restore of one parameter or buffer, which must stay the same object."""
     if not ctx.selected(path):
         return
-    refusal = why_not(t)
-    if refusal is not None:
-        ctx.problems.append(f"{path}: the live tensor cannot be filled: {refusal}")
-        return
-    if plan_tensor(t, node, path, ctx) is not None:
+    if is_slot(t):
+        placed = plan_meta(t, node, path, ctx)
+    else:
+        refusal = why_not(t)
+        if refusal is not None:
+            ctx.problems.append(f"{path}: the live tensor cannot be filled: {refusal}")
+            return
+        placed = plan_tensor(t, node, path, ctx) is not None
+    if placed:
         return
     live = TensorSpec(path, NAMES[t.dtype], tuple(t.shape))
     stored = ctx.spec(node) if isinstance(node, TensorLeaf) else None
@@ -237,7 +246,7 @@ def _plan_slot(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> None
 def _fill_shared(t: torch.Tensor, node: TensorLeaf, path: str, ctx: Restoring) -> None:
     """Handle a live tensor whose memory another stored tensor fills too, or whose elements overlap."""
     name = ctx.stored_name(node)
-    holder = ctx.holder(memory_of(t))
+    holder = ctx.holder(slot_of(t) if t.is_meta else memory_of(t))
     if holder not in (None, name):
         ctx.must_equal.append((path, holder, name))
         ctx.report.notes.append(
@@ -259,6 +268,8 @@ def _plan_own(
     where = join_path(path, prefix.rstrip("."))
     mine = [k for k in stored if k.startswith(prefix)]
     parts = {k[len(prefix) :]: stored.pop(k) for k in mine}
+    if has_meta(module) and ctx.selected(where):
+        ctx.problems.append(f"{where}: has tensors on the meta device and loads its state itself; {REMEDY}")
     wanted = _own_state(module, where)
     strict = True
     for name in wanted.keys() - parts.keys():
@@ -315,10 +326,10 @@ def _plan_gradient(parameter: nn.Parameter, node: TensorLeaf, where: str, ctx: R
         remedy = f"To convert it pass cast=({where!r},)" if castable else ""
         ctx.mismatch(where, wanted.describe(), spec.describe() if spec else "nothing", remedy=remedy)
         return
-    name = ctx.stored_name(node)
+    name, device = ctx.stored_name(node), home_of(parameter)
     ctx.report.restored.append((where, ""))
 
     def build(m: Materializer) -> object:
-        return ENGINE.make(m.tensors[name], "torch.Tensor").to(parameter.device, parameter.dtype)
+        return ENGINE.make(m.tensors[name], "torch.Tensor").to(device, parameter.dtype)
 
     ctx.act(Stage.VALUES, build, lambda v: setattr(parameter, "grad", v))

@@ -119,6 +119,11 @@ class Optimizers:
             groups = parameters_by_name(optimizer, ctx.parameters)
             plan_optimizer(optimizer, groups, node, path, ctx)
         elif ctx.selected(path):
+            if any(p.is_meta for group in optimizer.param_groups for p in group["params"]):
+                ctx.problems.append(
+                    f"{path}: its parameters are on the meta device and it loads its state itself; "
+                    "make it after the model was restored, or materialise the model first"
+                )
             new = ctx.fresh(node, path)
             ctx.report.notes.append(
                 f"{path}: restored by the optimizer's own load_state_dict, which may convert"

@@ -11,6 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from holdfast.core.names import join_path
 from holdfast.format.values import TensorLeaf
+from holdfast.state.adapters.torch_meta import home_of
 from holdfast.state.adapters.torch_tensors import ENGINE, plan_tensor
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring, Stage
@@ -224,7 +225,7 @@ def _plan_state(
 def _device(key: str, parameter: torch.Tensor, group: Mapping[str, Any]) -> torch.device:
     if key in _HOST_KEYS and not (group.get("capturable") or group.get("fused")):
         return torch.device("cpu")
-    return parameter.device
+    return home_of(parameter)
 
 
 def _plan_entry(live: object, node: object, path: str, *, ctx: Restoring, device: torch.device) -> Build:

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import attrgetter
 from typing import cast
 
-import numpy as np
 import torch
 
-from holdfast.core.dtypes import DTYPES
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Kinds
+from holdfast.state.adapters.torch_placing import (
+    NAMES,
+    TORCH_DTYPES,
+    copy_all,
+    copy_in,
+    new_tensor,
+    overlaps,
+    raw,
+)
 from holdfast.state.capturing import Capturing
-from holdfast.state.restoring import Build, Restoring
+from holdfast.state.restoring import Build, Kept, Restoring
 from holdfast.state.tensors import (
     JOIN_BYTES,
     HostTensor,
     TensorSource,
     TensorSpec,
     c_strides,
-    layout_to_recreate,
 )
 
 __all__ = ["Tensors", "TorchEngine", "capture_tensor", "kind_of", "memory_of", "plan_tensor", "tensor_spec"]
 
-TORCH_DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in DTYPES if hasattr(torch, n)}
-NAMES: dict[torch.dtype, str] = {t: n for n, t in TORCH_DTYPES.items()}
 _JOINED_AS_THEY_ARE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8)
 PRINTED_TOGETHER = 256
 _OURS = (torch.Tensor, torch.nn.Parameter)
@@ -96,54 +100,6 @@ def capture_tensor(t: torch.Tensor, path: str, into: Capturing, *, volatile: boo
 def _alias(t: torch.Tensor) -> torch.Tensor:
     alias = t.detach()
     return alias if type(alias) is torch.Tensor else alias.as_subclass(torch.Tensor)
-
-
-def _elements(data: memoryview, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a CPU tensor over the bytes of `data`, which are only read if they are read-only."""
-    kind = TORCH_DTYPES[dtype]
-    if data.nbytes == 0:
-        return _empty(shape, dtype, c_strides(shape))
-    if not data.readonly:
-        return torch.frombuffer(data, dtype=kind).view(shape)
-    return torch.from_numpy(np.asarray(_Shared(np.frombuffer(data, np.uint8)))).view(kind).view(shape)
-
-
-def _empty(shape: tuple[int, ...], dtype: str, stride: tuple[int, ...]) -> torch.Tensor:
-    kind = TORCH_DTYPES[dtype]
-    # torch warns about every tensor that is created as complex32, and not about a view.
-    carrier = torch.int32 if kind == torch.complex32 else kind
-    return torch.empty_strided(shape, stride, dtype=carrier, device="cpu").view(kind)
-
-
-class _Shared:
-    """Read-only bytes without the flag that makes torch warn. Nobody writes them."""
-
-    def __init__(self, array: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
-        self.keep = array
-        interface = array.__array_interface__
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
-
-
-def _raw(t: torch.Tensor) -> torch.Tensor:
-    # A bool copy would turn any byte but 0 into 1, and packed float4 has no strided kernel everywhere.
-    if t.dtype == torch.bool or t.dtype == torch.float4_e2m1fn_x2:
-        return t.view(torch.uint8)
-    return t
-
-
-def _without_broadcast(t: torch.Tensor) -> torch.Tensor:
-    """Return the part of a live tensor that holds each element in memory once."""
-    for dim, (size, step) in enumerate(zip(t.shape, t.stride(), strict=True)):
-        if step == 0 and size > 1:
-            t = t.narrow(dim, 0, 1)
-    return t
-
-
-def overlaps(t: torch.Tensor) -> bool:
-    """Return whether elements of `t` share memory with each other, as after expand."""
-    return 0 in t.stride() and any(
-        step == 0 and size > 1 for size, step in zip(t.shape, t.stride(), strict=True)
-    )
 
 
 def _flat(t: torch.Tensor) -> torch.Tensor:
@@ -220,7 +176,7 @@ class TorchEngine:
 
     def targets(self, specs: Sequence[TensorSpec], destinations: Sequence[memoryview]) -> list[object]:
         return [
-            _raw(torch.frombuffer(memory, dtype=TORCH_DTYPES[spec.dtype]).view(spec.shape))
+            raw(torch.frombuffer(memory, dtype=TORCH_DTYPES[spec.dtype]).view(spec.shape))
             if len(memory)
             else None
             for spec, memory in zip(specs, destinations, strict=True)
@@ -236,44 +192,17 @@ class TorchEngine:
         return [t._version for t in cast("Sequence[torch.Tensor]", values)]
 
     def copy_out(self, values: Sequence[object], targets: Sequence[object]) -> None:
-        _copy_all(
-            (cast("torch.Tensor", target), _raw(cast("torch.Tensor", value)))
+        copy_all(
+            (cast("torch.Tensor", target), raw(cast("torch.Tensor", value)))
             for value, target in zip(values, targets, strict=True)
             if target is not None
         )
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
-        plain: list[tuple[torch.Tensor, torch.Tensor]] = []
-        inference: list[tuple[torch.Tensor, torch.Tensor]] = []
-        lazy: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for live, host in pairs:
-            target = cast("torch.Tensor", live)
-            stored = _elements(host.data, host.spec.dtype, host.spec.shape)
-            if overlaps(target):
-                target = _without_broadcast(target.detach())
-                stored = stored[tuple(slice(0, n) for n in target.shape)]
-            if stored.dtype == target.dtype:
-                target, stored = _raw(target), _raw(stored)
-            if target.is_conj() or target.is_neg():
-                lazy.append((target, stored))
-                continue
-            (inference if target.is_inference() else plain).append((target, stored))
-        _copy_all(plain)
-        if inference:
-            with torch.inference_mode():
-                _copy_all(inference)
-        with torch.no_grad():
-            for target, stored in lazy:  # conjugate and negative views, which the batched copy does not write
-                target.copy_(stored)
+        copy_in(cast("Sequence[tuple[torch.Tensor, HostTensor]]", pairs))
 
     def make(self, host: HostTensor, kind: str) -> torch.Tensor:
-        spec = host.spec
-        layout = layout_to_recreate(spec)
-        if layout is None and host.owned:
-            return as_kind(_elements(host.data, spec.dtype, spec.shape), kind)
-        new = _empty(spec.shape, spec.dtype, c_strides(spec.shape) if layout is None else layout[0])
-        self.copy_in([(new, host)])
-        return as_kind(new, kind)
+        return as_kind(new_tensor(host), kind)
 
     def like(self, reference: Callable[[], object], value: object) -> object:
         if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
@@ -300,21 +229,6 @@ def _moved(value: object, like: object) -> object:
     return value
 
 
-def _copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Copy each second tensor into the first, then wait for the devices that took part."""
-    by_device: dict[tuple[torch.device, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for target, source in pairs:
-        targets, sources = by_device.setdefault((target.device, source.device), ([], []))
-        targets.append(target)
-        sources.append(source)
-    with torch.no_grad():
-        for (to, of), (targets, sources) in by_device.items():
-            on_host = to.type == "cpu" and of.type == "cpu"
-            torch._foreach_copy_(targets, sources, non_blocking=not on_host)  # pyright: ignore[reportPrivateImportUsage]
-            if not on_host:
-                torch.accelerator.synchronize(of if of.type != "cpu" else to)
-
-
 def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Build | None:
     """Plan an in-place copy of the stored tensor into `t`; return None if it does not fit there.
 
@@ -339,7 +253,7 @@ def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Bui
     if claim == "new":
         ctx.copy(ENGINE, t, name)
     ctx.report.restored.append((path, ""))
-    return lambda m: t
+    return Kept(t)
 
 
 def _same_broadcast(t: torch.Tensor, stored: TensorSpec) -> bool:

@@ -1,0 +1,159 @@
+"""Put stored bytes into torch tensors, live or new, in few calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+
+import numpy as np
+import torch
+
+from holdfast.core.dtypes import DTYPES
+from holdfast.state.tensors import HostTensor, c_strides, layout_to_recreate
+
+__all__ = ["NAMES", "TORCH_DTYPES", "copy_all", "copy_in", "new_tensor", "overlaps", "raw"]
+
+TORCH_DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in DTYPES if hasattr(torch, n)}
+NAMES: dict[torch.dtype, str] = {t: n for n, t in TORCH_DTYPES.items()}
+
+_RAW = (torch.bool, torch.float4_e2m1fn_x2)
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def copy_in(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
+    """Copy stored elements into live tensors of the same shape, converting element types that differ."""
+    whole: list[tuple[int, int, torch.Tensor, HostTensor]] = []
+    alone: list[Pair] = []
+    lazy: list[Pair] = []
+    for target, host in pairs:
+        same = TORCH_DTYPES[host.spec.dtype] == target.dtype
+        # Conjugate and negative views are not written by the batched copy.
+        if target.is_neg() or target.is_conj():
+            lazy.append((target, _elements(host)))
+        elif overlaps(target):
+            once = _without_broadcast(target.detach())
+            stored = _elements(host)[tuple(slice(0, n) for n in once.shape)]
+            alone.append((raw(once), raw(stored)) if same else (once, stored))
+        elif not same:
+            alone.append((target, _elements(host)))
+        elif len(host.memory):
+            whole.append((id(host.memory), host.start, target, host))
+    plain: list[Pair] = []
+    inference: list[Pair] = []
+    for pair in (*alone, *_joined(whole)):
+        (inference if pair[0].is_inference() else plain).append(pair)
+    copy_all(plain)
+    if inference:
+        with torch.inference_mode():
+            copy_all(inference)
+    with torch.no_grad():
+        for target, stored in lazy:
+            target.copy_(stored)
+
+
+def _joined(found: list[tuple[int, int, torch.Tensor, HostTensor]]) -> Iterator[Pair]:
+    """Pair live tensors with their elements: those that lie one behind the other are made of the memory in one call."""
+    found.sort(key=itemgetter(0, 1))
+    run: list[torch.Tensor] = []
+    first, end = None, 0
+    for memory, start, target, host in found:
+        if first is None or start != end or memory != id(first.memory) or target.dtype != run[0].dtype:
+            if first is not None:
+                yield from _split(first, run)
+            first, run = host, []
+        run.append(target)
+        end = start + target.nbytes
+    if first is not None:
+        yield from _split(first, run)
+
+
+def _split(first: HostTensor, live: list[torch.Tensor]) -> Iterator[Pair]:
+    targets = [raw(t) for t in live] if live[0].dtype in _RAW else live
+    size = sum(t.numel() for t in targets)
+    flat = _flat(first.memory, first.start, size, targets[0].dtype)
+    stored = torch._utils._unflatten_dense_tensors(flat, targets)  # type: ignore[no-untyped-call]
+    return zip(targets, stored, strict=True)
+
+
+def new_tensor(host: HostTensor) -> torch.Tensor:
+    """Return a new tensor with the stored elements and layout: around its bytes if they may be kept."""
+    spec = host.spec
+    layout = layout_to_recreate(spec)
+    if layout is None and (host.owned or 0 in spec.shape):
+        return _elements(host)
+    if layout is None:  # byte by byte, which no element type hinders
+        stored = _flat(host.memory, host.start, spec.nbytes, torch.uint8)
+        return stored.clone().view(TORCH_DTYPES[spec.dtype]).view(spec.shape)
+    new = _empty(spec.shape, spec.dtype, layout[0])
+    copy_in([(new, host)])
+    return new
+
+
+def _elements(host: HostTensor) -> torch.Tensor:
+    """Return a CPU tensor over stored bytes, which are only read if they are read-only."""
+    spec = host.spec
+    size = math.prod(spec.shape)
+    if size == 0:
+        return _empty(spec.shape, spec.dtype, c_strides(spec.shape))
+    return _flat(host.memory, host.start, size, TORCH_DTYPES[spec.dtype]).view(spec.shape)
+
+
+def _flat(memory: memoryview, start: int, size: int, kind: torch.dtype) -> torch.Tensor:
+    if not memory.readonly:
+        return torch.frombuffer(memory, dtype=kind, count=size, offset=start)
+    bytes_of_it = np.frombuffer(memory, np.uint8, size * kind.itemsize, start)
+    return torch.from_numpy(np.asarray(_Shared(bytes_of_it))).view(kind)
+
+
+def _empty(shape: tuple[int, ...], dtype: str, stride: tuple[int, ...]) -> torch.Tensor:
+    kind = TORCH_DTYPES[dtype]
+    # torch warns about every tensor that is created as complex32, and not about a view.
+    carrier = torch.int32 if kind == torch.complex32 else kind
+    return torch.empty_strided(shape, stride, dtype=carrier, device="cpu").view(kind)
+
+
+class _Shared:
+    """Read-only bytes without the flag that makes torch warn. Nobody writes them."""
+
+    def __init__(self, array: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
+        self.keep = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def raw(t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same bytes whose copies are exact."""
+    # A bool copy would turn any byte but 0 into 1, and packed float4 has no strided kernel everywhere.
+    return t.view(torch.uint8) if t.dtype in _RAW else t
+
+
+def _without_broadcast(t: torch.Tensor) -> torch.Tensor:
+    """Return the part of a live tensor that holds each element in memory once."""
+    for dim, (size, step) in enumerate(zip(t.shape, t.stride(), strict=True)):
+        if step == 0 and size > 1:
+            t = t.narrow(dim, 0, 1)
+    return t
+
+
+def overlaps(t: torch.Tensor) -> bool:
+    """Return whether elements of `t` share memory with each other, as after expand."""
+    return 0 in t.stride() and any(
+        step == 0 and size > 1 for size, step in zip(t.shape, t.stride(), strict=True)
+    )
+
+
+def copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy each second tensor into the first, then wait for the devices that took part."""
+    by_device: dict[tuple[torch.device, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for target, source in pairs:
+        targets, sources = by_device.setdefault((target.device, source.device), ([], []))
+        targets.append(target)
+        sources.append(source)
+    with torch.no_grad():
+        for (to, of), (targets, sources) in by_device.items():
+            on_host = to.type == "cpu" and of.type == "cpu"
+            torch._foreach_copy_(targets, sources, non_blocking=not on_host)  # pyright: ignore[reportPrivateImportUsage]
+            if not on_host:
+                torch.accelerator.synchronize(of if of.type != "cpu" else to)
