@@ -146,7 +146,7 @@ def test_the_history_reads_each_manifest_once_and_follows_changes(store: MemoryS
     put(store, manifest(2, "cc"))
     history.refresh()
     assert [history.manifests[s][1].attempt for s in history.steps] == ["aa", "cc"]
-    retire(store, entries(store)[0], "aa")
+    retire(store, [(entries(store)[0], "aa")])
     history.refresh()
     assert history.steps == [2]
 

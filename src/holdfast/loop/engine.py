@@ -22,7 +22,7 @@ from holdfast.loop.pending import PendingGradients
 from holdfast.loop.resume import Restored, restore_state
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
-from holdfast.policies import EarlyStopping, Rule, Verdict, best_of
+from holdfast.policies import EarlyStopping, Rule, Verdict
 from holdfast.saving.arena import Arena
 from holdfast.saving.snapshot import expected_sizes, take_snapshot
 from holdfast.saving.writer import Writer
@@ -218,8 +218,7 @@ class Engine:
 
         def job() -> None:
             self.session.persist(snapshot.image, order)
-            self._label_best()
-            self.session.retain(self._keep)
+            self.session.label_and_retain(self._best, self._keep)
 
         with _save_failures():
             self._writer.submit(job)
@@ -260,12 +259,6 @@ class Engine:
         """Raise PolicyError when the run was given up."""
         if self.closed:
             raise PolicyError(f"the checkpointer of {self.session.store.url} is closed; make a new one")
-
-    def _label_best(self) -> None:
-        if self._best is not None:
-            found = best_of(self.session.history.records(), self._best.metric, self._best.mode)
-            if found:
-                self.session.publish_best(found[0].step)
 
 
 @contextlib.contextmanager

@@ -67,6 +67,10 @@ class Store(Protocol):
         """Return size and age of an object. Raises NotFound."""
         ...
 
+    def names(self, prefix: str, after: str = "") -> list[str]:
+        """Return the keys that `list` would, those that sort behind `after`; where it can, for less than `list` costs."""
+        ...
+
     def list(self, prefix: str) -> list[ObjectInfo]:
         """Return every object whose key starts with `prefix` + "/", sorted by key; empty when there is none."""
         ...
