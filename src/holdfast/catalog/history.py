@@ -14,7 +14,7 @@ from holdfast.catalog.checkpoints import Entry, newest_states, read_entry, remov
 from holdfast.catalog.index import Index
 from holdfast.catalog.keys import CHECKPOINTS, TRASH, trash_key
 from holdfast.catalog.lease import Lease
-from holdfast.catalog.runlog import LogReader
+from holdfast.catalog.runlog import Facts, LogReader
 from holdfast.catalog.summary import Summaries, Summary, summarize
 from holdfast.catalog.tags import Tag, find_tag, read_tags
 from holdfast.core.errors import HoldfastError, LeaseLost, MissingObject, NoCheckpoint, StoreError
@@ -42,6 +42,7 @@ class History:
         self._entries: dict[int, Entry] = {}
         self._broken: dict[int, tuple[Entry, HoldfastError]] = {}
         self._loaded = False  # every entry is in `known` or in `_broken`
+        self._manifest_bytes = 0  # as of the last load
         self._opened: tuple[Entry, Manifest] | None = None
         self._records: dict[str, tuple[Summary, CheckpointRecord]] = {}
 
@@ -67,6 +68,7 @@ class History:
             with contextlib.suppress(HoldfastError):
                 self._open(entry)
         self._index.learn(listed, self.known.by_key)
+        self._manifest_bytes = sum(o.size for o in listed)
         self._loaded = True
 
     def _open(self, entry: Entry) -> Manifest:
@@ -89,7 +91,7 @@ class History:
 
     @property
     def broken(self) -> Mapping[int, tuple[Entry, HoldfastError]]:
-        """The steps whose manifest was read and does not verify. One that the index speaks of is read when it is opened."""
+        """The steps whose manifest was read and does not verify; what the index speaks of is read when it is opened."""
         self._load()
         return self._broken
 
@@ -143,29 +145,35 @@ class History:
     def records(self, tags: Mapping[str, Tag] | None = None) -> list[CheckpointRecord]:
         """Return every checkpoint as policies see it, in step order. `tags` saves reading them again."""
         self._load()
+        marks = self._marks(tags)
+        return [self._record(step, marks) for step in self._sound()]
+
+    def record(self, step: int) -> CheckpointRecord:
+        """Return one checkpoint as policies see it. Raises KeyError, IntegrityError."""
+        self.summary(step)
+        return self._record(step, self._marks(None))
+
+    def _marks(self, tags: Mapping[str, Tag] | None) -> tuple[dict[str, set[str]], Facts]:
+        """Return what may be said of checkpoints beside their manifests: tags by attempt, and what the log tells."""
         names: dict[str, set[str]] = {}
         for name, tag in (self.tags() if tags is None else tags).items():
             names.setdefault(tag.attempt, set()).add(name)
-        facts = self._log.facts()
-        found = []
-        for step in self._sound():
-            record = self._plain_record(self._entries[step].key)
-            attempt = record.attempt
-            if (
-                attempt in names
-                or attempt in facts.metrics
-                or attempt in facts.verified
-                or attempt == facts.resumed
-            ):
-                record = replace(
-                    record,
-                    metrics={**record.metrics, **facts.metrics.get(attempt, {})},
-                    tags=frozenset(names.get(attempt, ())),
-                    verified=attempt in facts.verified,
-                    resumed_from=attempt == facts.resumed,
-                )
-            found.append(record)
-        return found
+        return names, self._log.facts()
+
+    def _record(self, step: int, marks: tuple[dict[str, set[str]], Facts]) -> CheckpointRecord:
+        names, facts = marks
+        record = self._plain_record(self._entries[step].key)
+        attempt = record.attempt
+        marked = attempt in names or attempt in facts.metrics or attempt in facts.verified
+        if not marked and attempt != facts.resumed:
+            return record
+        return replace(
+            record,
+            metrics={**record.metrics, **facts.metrics.get(attempt, {})},
+            tags=frozenset(names.get(attempt, ())),
+            verified=attempt in facts.verified,
+            resumed_from=attempt == facts.resumed,
+        )
 
     def _plain_record(self, key: str) -> CheckpointRecord:
         summary = self.known.by_key[key]
@@ -174,12 +182,20 @@ class History:
             made = self._records[key] = (summary, summary.record())
         return made[1]
 
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of the checkpoints' manifests and of the data that they need; each file counts once."""
+        self._load()
+        return self._manifest_bytes + self._together(self._sound())
+
     def stored_together(self, records: Sequence[CheckpointRecord]) -> int:
         """Return the bytes that some checkpoints take together; a file that several refer to counts once."""
+        return self._together([r.step for r in records if r.step in self._entries])
+
+    def _together(self, steps: Sequence[int]) -> int:
         sizes: dict[str, int] = {}
-        for record in records:
-            if record.step in self._entries:
-                sizes |= self.summary(record.step).sizes()
+        for step in steps:
+            sizes.update(self.summary(step).sizes())
         return sum(sizes.values())
 
     # ---- finding one ----------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class Store(Protocol):
         ...
 
     def names(self, prefix: str, after: str = "") -> list[str]:
-        """Return the keys that `list` would, those that sort behind `after`; where it can, for less than `list` costs."""
+        """Return the keys that `list` would and that sort behind `after`; for less than `list` costs, where that can be."""
         ...
 
     def list(self, prefix: str) -> list[ObjectInfo]:
