@@ -42,7 +42,6 @@ class Run:
         self.identity = read_identity(self.store)
         self._time = time or SystemTime()
         self.history = History(self.store, self.identity.run)
-        self.history.refresh()
 
     def __repr__(self) -> str:
         return f"<Run {self.store.url}: {len(self)} checkpoints>"

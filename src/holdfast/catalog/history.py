@@ -1,7 +1,7 @@
 """The history of a run: its checkpoints as records that policies and people read.
 
-`refresh` looks at names alone. What else is asked for is read then: one manifest for one checkpoint; for the whole
-history the index, and those manifests that it cannot speak of. A manifest that it speaks of is read when it is opened.
+What is asked for is read then, and not before: for one checkpoint the names and its manifest; for the whole history the
+index, and those manifests that it cannot speak of. A manifest that it speaks of is read when it is opened.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from holdfast.stores import Store
 
 __all__ = ["History"]
 
-INDEX_FROM = 64  # manifests: fewer are read as quickly one by one
 FEW = 16  # manifests that are read rather than the index
+INDEX_FROM = 64  # manifests: fewer are read as quickly one by one
+BEHIND, BEHIND_AT_CLOSE = (
+    64,
+    8,
+)  # manifests that come and go before the index is stored anew; or more, in a long history
 
 
 class History:
@@ -34,12 +38,12 @@ class History:
 
     def __init__(self, store: Store, run: str = "") -> None:
         self.store = store
-        self.known = Summaries()
+        self._known = Summaries()
         self.manifests: Mapping[int, tuple[Entry, Manifest]] = _Manifests(self)
         self.broken_tags: list[str] = []
         self._log = LogReader(store)
         self._index = Index(store, run)
-        self._entries: dict[int, Entry] = {}
+        self._named: dict[int, Entry] | None = None  # None: to be listed
         self._broken: dict[int, tuple[Entry, HoldfastError]] = {}
         self._loaded = False  # every entry is in `known` or in `_broken`
         self._manifest_bytes = 0  # as of the last load
@@ -49,25 +53,32 @@ class History:
     # ---- looking --------------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Look at the store again: at the names of the checkpoints and nothing in them."""
-        self._entries = newest_states(self.store.names(CHECKPOINTS))
+        """Look at the store again, when something is next asked for."""
+        self._named = None
         self._forget()
 
+    @property
+    def _entries(self) -> dict[int, Entry]:
+        """The newest state of each step, by its name alone."""
+        if self._named is None:
+            self._named = newest_states(self.store.names(CHECKPOINTS))
+        return self._named
+
     def _forget(self) -> None:
-        self.known, self._broken, self._opened, self._loaded = Summaries(), {}, None, False
+        self._known, self._broken, self._opened, self._loaded = Summaries(), {}, None, False
 
     def _load(self) -> None:
         """Know what every checkpoint says: from the index where it can speak, else from its manifest."""
         if self._loaded:
             return
         listed = self.store.list(CHECKPOINTS)
-        self._entries = newest_states(o.key for o in listed)
+        self._named = newest_states(o.key for o in listed)
         self._forget()
-        self.known = Summaries(self._index.prove([*listed, *self.store.list(TRASH)]))
-        for entry in [e for e in self._entries.values() if e.key not in self.known.by_key]:
+        self._known = Summaries(self._index.prove([*listed, *self.store.list(TRASH)]))
+        for entry in [e for e in self._entries.values() if e.key not in self._known.by_key]:
             with contextlib.suppress(HoldfastError):
                 self._open(entry)
-        self._index.learn(listed, self.known.by_key)
+        self._index.learn(listed, self._known.by_key)
         self._manifest_bytes = sum(o.size for o in listed)
         self._loaded = True
 
@@ -85,9 +96,15 @@ class History:
             self._broken[entry.step] = (entry, e)
             raise
         self._opened = (entry, manifest)
-        if entry.key not in self.known.by_key:
-            self.known.add(entry.key, summary)
+        if entry.key not in self._known.by_key:
+            self._known.add(entry.key, summary)
         return manifest
+
+    @property
+    def known(self) -> Summaries:
+        """What is known of every manifest, for those who delete."""
+        self._load()
+        return self._known
 
     @property
     def broken(self) -> Mapping[int, tuple[Entry, HoldfastError]]:
@@ -118,9 +135,9 @@ class History:
         entry = self._entries[step]
         if step in self._broken:
             raise self._broken[step][1]
-        if entry.key not in self.known.by_key:
+        if entry.key not in self._known.by_key:
             self._open(entry)
-        return self.known.by_key[entry.key]
+        return self._known.by_key[entry.key]
 
     # ---- what belongs to it ---------------------------------------------------------------------------------------
 
@@ -176,7 +193,7 @@ class History:
         )
 
     def _plain_record(self, key: str) -> CheckpointRecord:
-        summary = self.known.by_key[key]
+        summary = self._known.by_key[key]
         made = self._records.get(key)
         if made is None or made[0] is not summary:
             made = self._records[key] = (summary, summary.record())
@@ -233,16 +250,16 @@ class History:
         before = None if entry.step in self._broken else self._entries.get(entry.step)
         self._entries[entry.step] = entry
         self._broken.pop(entry.step, None)
-        self.known.add(entry.key, summarize(manifest))
+        self._known.add(entry.key, summarize(manifest))
         self._opened = (entry, manifest)
         if before is not None and before != entry:
             self._load()
-            remove(self.store, [before], self.known)
+            remove(self.store, [before], self._known)
 
     def drop(self, steps: Sequence[int]) -> int:
         """Delete checkpoints, sound or broken, and the data that only they need; return the bytes freed."""
         self._load()
-        return remove(self.store, [self._leave(step) for step in steps], self.known)
+        return remove(self.store, [self._leave(step) for step in steps], self._known)
 
     def _leave(self, step: int) -> Entry:
         self._broken.pop(step, None)
@@ -257,18 +274,18 @@ class History:
         leaving = [(self._leave(step), attempt) for step, attempt in attempts.items()]
         retire(self.store, leaving)
         for entry, attempt in leaving:
-            summary = self.known.discard(entry.key)
+            summary = self._known.discard(entry.key)
             if summary is not None:
-                self.known.add(trash_key(entry.step, attempt), summary)
+                self._known.add(trash_key(entry.step, attempt), summary)
         return attempts
 
     def index(self, lease: Lease, *, closing: bool = False) -> None:
         """Store the index anew when it is far behind. It is a cache: that it cannot be stored is no failure."""
         if not self._loaded:
             return
-        said = self.known.by_key
+        said = self._known.by_key
         behind, many = self._index.behind(said), len(said)
-        due = max(8, many // 1024) if closing else max(INDEX_FROM, many // 128)
+        due = max(BEHIND_AT_CLOSE, many // 1024) if closing else max(BEHIND, many // 128)
         if behind >= due and max(many, behind) >= INDEX_FROM:
             with contextlib.suppress(StoreError, LeaseLost):  # the next commit will say so
                 self._index.rewrite(said, lease)

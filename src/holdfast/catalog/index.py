@@ -29,7 +29,7 @@ __all__ = ["Index", "check_index"]
 SETTLED_SECONDS = 3.0  # more than the coarsest clock of a store ticks in: 2 s on FAT, 1 s on object stores
 
 
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A manifest in the index: size and time of last change of the object, and what it says."""
 
     size: int

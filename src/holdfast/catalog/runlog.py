@@ -110,16 +110,11 @@ class Facts:
         self.resumed = self.resumed if later.resumed is None else later.resumed
 
 
-# How the lines begin that say nothing of a checkpoint; nearly all lines of a long log are of these kinds.
+# Lines that say nothing of a checkpoint, as `encode_event` writes them: nearly all of a long log. They are told by how
+# they begin, and what the loop observed by its attempt, in front of the digest. Lines written in another way are read.
 _OF_THE_LOOP = (b'{"event":"saved",', b'{"event":"started",', b'{"event":"verdict",', b'{"event":"removed",')
-_OBSERVED, _WITHOUT_ATTEMPT = b'{"event":"observed",', b',"attempt":null,"digest":"'
-
-
-def _speaks_of_a_checkpoint(line: bytes) -> bool:
-    """Return whether a line, not verified yet, may hold a fact. One that is written in another way than ours may."""
-    if line.startswith(_OBSERVED):
-        return not line.startswith(_WITHOUT_ATTEMPT, -len(_WITHOUT_ATTEMPT) - LINE_DIGEST_CHARS - 2)
-    return not line.startswith(_OF_THE_LOOP)
+_NO_ATTEMPT = b',"attempt":null,"digest":"'
+_NO_ATTEMPT_AT = -len(_NO_ATTEMPT) - LINE_DIGEST_CHARS - len('"}')
 
 
 class LogReader:
@@ -149,7 +144,11 @@ class LogReader:
             size, facts = self._told.get(info.key, (0, Facts()))
             whole = self._whole_lines(info, size)
             if whole:
-                telling = [line for line in whole.split(b"\n")[:-1] if _speaks_of_a_checkpoint(line)]
+                telling = [
+                    line
+                    for line in whole.split(b"\n")[:-1]
+                    if not line.startswith(_NO_ATTEMPT, _NO_ATTEMPT_AT) and not line.startswith(_OF_THE_LOOP)
+                ]
                 for event in _decode_sound(b"".join(line + b"\n" for line in telling), info.key):
                     facts.add(event)
                 self._told[info.key] = (size + len(whole), facts)

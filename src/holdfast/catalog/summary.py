@@ -17,7 +17,7 @@ from holdfast.stores import Store
 __all__ = ["Summaries", "Summary", "summarize"]
 
 
-class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A manifest without its trees. `files` is the JSON of its data files' sizes by key, kept as it is until asked for.
 
     The other members are those of the manifest; `stored_bytes` is the sum of the sizes.

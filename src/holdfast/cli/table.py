@@ -56,11 +56,11 @@ def _styled(cell: object) -> Text:
 
 
 def _unstyled(cell: object) -> str:
+    if isinstance(cell, tuple):
+        return plain(cell[0])
     if isinstance(cell, list):
         return "".join(map(_unstyled, cell))
-    if isinstance(cell, Text):
-        return cell.plain
-    return plain(cell[0] if isinstance(cell, tuple) else cell)
+    return cell.plain if isinstance(cell, Text) else plain(cell)
 
 
 def _without_terminal(columns: Sequence[Column], rows: Sequence[Sequence[object]], indent: str) -> str:

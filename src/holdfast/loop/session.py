@@ -69,7 +69,6 @@ class Session:
         self._known: KnownTensors | None = None
         self._closed = False
         try:
-            self.history.refresh()
             self._reclaim()
             for step, (_, error) in self.history.broken.items():
                 logger.warning(

@@ -70,9 +70,9 @@ def plan(
     """Decide for every checkpoint whether to keep, demote or drop it; one decision per record, in step order.
 
     `rule=None` keeps everything. `now` is wall time in seconds since the epoch. `stored_together` returns the
-    bytes that a set of checkpoints takes up, fewer never more; without it, a `limit` in bytes adds up `stored_bytes`, which
-    counts shared files more than once and so may drop more than it had to, never less. Raises PolicyError if
-    `rule` says nothing about what to keep, or if a `where` function fails.
+    bytes that a set of checkpoints takes up, of fewer checkpoints never more; without it, a `limit` in bytes adds
+    up `stored_bytes`, which counts shared files more than once and so may drop more than it had to, never less.
+    Raises PolicyError if `rule` says nothing about what to keep, or if a `where` function fails.
     """
     ordered = sorted(records, key=_age)
     terms = _terms(None if rule is None else require_retention(rule))

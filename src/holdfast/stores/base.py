@@ -68,7 +68,7 @@ class Store(Protocol):
         ...
 
     def names(self, prefix: str, after: str = "") -> list[str]:
-        """Return the keys that `list` would and that sort behind `after`; for less than `list` costs, where that can be."""
+        """Return the keys of what `list` returns that sort behind `after`; where possible for less than it costs."""
         ...
 
     def list(self, prefix: str) -> list[ObjectInfo]:
