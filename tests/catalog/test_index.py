@@ -27,7 +27,7 @@ from holdfast.catalog.lease import acquire
 from holdfast.catalog.summary import summarize
 from holdfast.core.buffers import Buffer
 from holdfast.core.clock import Clock
-from holdfast.core.errors import DigestMismatch, HoldfastError, StoreError
+from holdfast.core.errors import DigestMismatch, HoldfastError, LeaseLost, StoreError
 from holdfast.core.records import CheckpointRecord
 from holdfast.format.manifest import Manifest, decode_manifest
 from holdfast.format.sealed import seal
@@ -110,6 +110,7 @@ class Machine(RuleBasedStateMachine):
         self.clock = MockClock()
         self.seeds = dict.fromkeys(PARTS, 0)
         self.copies: list[bytes] = []
+        self.paused: Session | None = None
         self.kept = {
             name: getattr(history_module, name) for name in ("INDEX_FROM", "BEHIND", "BEHIND_AT_CLOSE")
         }
@@ -141,8 +142,9 @@ class Machine(RuleBasedStateMachine):
     def train(self, part: str, seed: int) -> None:
         self.seeds[part] = seed
 
-    @rule(ahead=st.integers(0, 2))
-    def save(self, ahead: int) -> None:
+    @rule(ahead=st.integers(0, 2), later=st.sampled_from([0.0, 0.4, 5.0, 6.0]))
+    def save(self, ahead: int, later: float = 0.0) -> None:
+        self.store.now += later
         state = {part: {"w": np.full(8192, seed, np.float64)} for part, seed in self.seeds.items()}
         step = max(self.steps, default=0) + ahead
         order = SaveOrder(Clock(step=step), {"loss": float(self.seeds["head"])}, ("test",))
@@ -177,16 +179,19 @@ class Machine(RuleBasedStateMachine):
         self.session.abandon_after(step, "test")
         self.session.parent = self.session.history.summary(step).attempt
 
-    @rule(how=st.sampled_from(["closed", "died", "zombie"]))
+    @rule(how=st.sampled_from(["closed", "died", "paused"]))
     def another_process_takes_over(self, how: str) -> None:
-        before = self.session
         if how == "closed":
-            before.close()
+            self.session.close()
         else:
-            before.lease.forget()
+            self.session.lease.forget()
+        self.paused = self.session if how == "paused" else self.paused
         self.session = Session(self.store, self.clock)
-        if how == "zombie":
-            before.history.index(before.lease)
+
+    @precondition(lambda self: self.paused)
+    @rule()
+    def the_paused_one_goes_on(self) -> None:
+        self.paused.history.index(self.paused.lease)
 
     @rule()
     def look_again(self) -> None:
@@ -291,6 +296,36 @@ def test_a_key_that_is_used_again_at_the_same_moment_is_not_mistaken(tick: float
     store.now += 100
     put(store, manifest(2, "cc"))
     assert [r.attempt for r in History(store, "r").records()] == ["bb", "cc"]
+
+
+def test_a_holder_that_lost_the_lease_writes_no_index_of_what_another_made() -> None:
+    store = Clocked()
+    put(store, manifest(1, "aa"))
+    paused = acquire(store, MockClock(), heartbeat=False)
+    known = {e.key: summarize(read_entry(store, e)) for e in entries(store)}
+    paused.forget()
+    store.delete(["checkpoints/000000000001.json"])
+    store.now += 10
+    put(store, manifest(1, "bb"))
+    store.now += 10
+    put(store, manifest(2, "cc"))
+    with pytest.raises(LeaseLost):
+        Index(store, "r").rewrite(known, paused)
+    assert [r.attempt for r in History(store, "r").records()] == ["bb", "cc"]
+
+
+def test_a_reader_that_looks_again_sees_who_took_a_key() -> None:
+    store = Clocked()
+    put(store, manifest(1, "aa"))
+    store.now += 10
+    put(store, manifest(2, "bb"))
+    history = History(store, "r")
+    assert [r.attempt for r in history.records()] == ["aa", "bb"]
+    store.delete(["checkpoints/000000000001.json"])
+    put(store, manifest(1, "cc"))
+    assert [r.attempt for r in history.records()] == ["aa", "bb"], "as of the last look"
+    history.refresh()
+    assert [r.attempt for r in history.records()] == ["cc", "bb"]
 
 
 def test_what_is_not_listed_is_not_believed() -> None:
@@ -408,6 +443,13 @@ def test_a_save_costs_what_changed(long: Clocked) -> None:
     assert len(session.history.steps) == 1001, "the tagged one and a thousand"
     assert reads[0] <= 1  # what it builds on
     assert reads[1:] == [0] * 5
+    session.close()
+
+
+def test_setting_aside_and_removing_cost_no_reading(long: Clocked) -> None:
+    session = Session(long, MockClock())
+    assert long.manifests_read(lambda: session.abandon_after(900, "test")) == 99  # each is copied to the trash
+    assert long.manifests_read(lambda: session.remove_steps([10, 20], {})) == 0
     session.close()
 
 
