@@ -40,6 +40,7 @@ from holdfast.stores import MemoryStore
 from holdfast.testing import MockClock
 
 PARTS = ("encoder", "head")
+SEAL = b',"digest":"' + b"0" * 64 + b'"}\n'
 
 
 class Clocked(MemoryStore):
@@ -150,6 +151,7 @@ class Machine(RuleBasedStateMachine):
         order = SaveOrder(Clock(step=step), {"loss": float(self.seeds["head"])}, ("test",))
         self.session.persist(take_snapshot(state, Arena(), rng=False).image, order)
         self.session.label_and_retain(Best("loss", "min"), None)
+        assert self.store.names("checkpoints") == [e.key for e in entries(self.store)], "no older state is left"
 
     @precondition(lambda self: len(self.steps) > 1)
     @rule(pick=st.randoms(use_true_random=False), again=st.booleans())
@@ -234,7 +236,7 @@ class Machine(RuleBasedStateMachine):
         elif not raw.startswith(b'{"format":1') or not raw.endswith(b'"}\n'):
             return None  # spoilt before
         else:  # what lies there says other things of objects of the same size and age
-            head = bytes(raw[:-77]).replace(b'"attempt":"', b'"attempt":"f')
+            head = bytes(raw[: -len(SEAL)]).replace(b'"attempt":"', b'"attempt":"f')
             raw = bytearray(seal(head.replace(self.session.identity.run.encode(), b"0" * 32) + b"}"))
         return self.store.put_index(bytes(raw))
 
@@ -267,7 +269,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, derandomize=True, deadline=None, database=None,
+    max_examples=60, stateful_step_count=40, derandomize=True, deadline=None, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 TestMachine = Machine.TestCase
@@ -376,6 +378,18 @@ def test_a_damaged_index_is_a_problem_that_verify_names_and_nothing_else(eager: 
     assert run.steps == [1, 2]
     holdfast.save(store, {"a": {"w": np.ones(3)}}, step=3)
     assert run.verify_beside() == []
+
+
+def test_an_index_of_another_run_is_not_believed() -> None:
+    store = Clocked(2.0)
+    put(store, manifest(1, "aa"))
+    store.now += 10
+    put(store, manifest(2, "bb"))
+    written(store)
+    raw = store.read(INDEX)
+    store.put_index(seal(raw[: -len(SEAL)].replace(b'"aa"', b'"zz"') + b"}"))
+    assert [r.attempt for r in History(store, "r").records()] == ["zz", "bb"], "a forged one would be"
+    assert [r.attempt for r in History(store, "other").records()] == ["aa", "bb"]
 
 
 def test_a_later_version_of_the_index_is_passed_over() -> None:
