@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
-from holdfast.catalog.keys import LOG, TAGS
+from holdfast.catalog.index import check_index
+from holdfast.catalog.keys import INDEX, LOG, TAGS
 from holdfast.catalog.lease import LeaseDoc, holder, is_held
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tags import Tag, delete_tag, read_tags, set_tag
@@ -40,8 +41,7 @@ class Run:
         self.store = open_store(url)
         self.identity = read_identity(self.store)
         self._time = time or SystemTime()
-        self.history = History(self.store)
-        self.history.refresh()
+        self.history = History(self.store, self.identity.run)
 
     def __repr__(self) -> str:
         return f"<Run {self.store.url}: {len(self)} checkpoints>"
@@ -155,12 +155,11 @@ class Run:
             except NoCheckpoint:
                 raise
             except HoldfastError as e:
-                entry, _ = self.history.broken.get(step) or self.history.manifests[step]
-                found[step] = [Problem(entry.key, str(e))]
+                found[step] = [Problem(self.history.entry(step).key, str(e))]
         return found
 
     def verify_beside(self) -> list[Problem]:
-        """Read the run's tags and its log and return what is wrong with them."""
+        """Read the run's tags, its log and its index and return what is wrong with them."""
         problems: list[Problem] = []
         read_tags(self.store, lambda e: problems.append(Problem(TAGS, str(e))))
         for found in self.store.list(LOG):
@@ -168,6 +167,10 @@ class Run:
                 decode_events(self.store.read(found.key), found.key)
             except IntegrityError as e:
                 problems.append(Problem(LOG, str(e)))
+        try:
+            check_index(self.store)
+        except IntegrityError as e:
+            problems.append(Problem(INDEX, str(e)))
         return problems
 
     def plan(self, keep: Rule) -> tuple[Decision, ...]:
@@ -199,9 +202,8 @@ class Run:
         self.check_removal(steps, force=force)
         session = Session(self.store, self._time)
         try:
-            broken = [session.history.broken.pop(s)[0] for s in steps if s in session.history.broken]
-            self.store.delete([e.key for e in broken])
-            return session.remove_steps([s for s in steps if s in session.history.manifests], {})
+            there = {*session.history.steps, *session.history.broken}
+            return session.remove_steps([s for s in steps if s in there], {})
         finally:
             session.close()
             self.refresh()

@@ -9,7 +9,7 @@ import pytest
 
 import holdfast
 from holdfast.analysis.outline import Node, outline
-from holdfast.analysis.runs import directions, find_runs, freed_bytes, store_bytes, summarize
+from holdfast.analysis.runs import directions, find_runs, freed_bytes, stored_bytes, summarize
 from holdfast.core.records import CheckpointRecord
 from holdfast.policies import best, last
 from holdfast.stores import MemoryStore
@@ -107,9 +107,9 @@ def test_freed_bytes_are_those_that_removal_frees(tmp_path: Path) -> None:
         holdfast.save(tmp_path / "r", state, step=step)
     run = holdfast.Run(tmp_path / "r")
     expected = freed_bytes(run, [1, 2])
-    before = store_bytes(run.store)
+    before = stored_bytes(run)
     assert run.remove([1, 2]) == expected
-    assert before - store_bytes(run.store) >= expected > 0
+    assert before - stored_bytes(run) >= expected > 0
 
 
 def test_find_runs_does_not_follow_links(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from holdfast.catalog.checkpoints import Entry, commit, entries, read_entry
 from holdfast.catalog.lease import acquire
+from holdfast.catalog.summary import Summaries, summarize
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import StoreError
 from holdfast.format.manifest import FORMAT_VERSION, FileEntry, Manifest, Part, decode_manifest
@@ -42,6 +43,10 @@ def put(store: Store, *manifests: Manifest) -> list[Entry]:
         made.append(commit(store, m, held))
     held.release()
     return made
+
+
+def known(*manifests: tuple[Entry, Manifest]) -> Summaries:
+    return Summaries({entry.key: summarize(m) for entry, m in manifests})
 
 
 def set_aside(store: Store) -> list[Manifest]:

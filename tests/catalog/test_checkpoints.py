@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from manifests import Interrupted, attempts, data_key, manifest, put, set_aside
+from manifests import Interrupted, attempts, data_key, known, manifest, put, set_aside
 
 from holdfast.catalog.checkpoints import (
+    Entry,
     entries,
     read_entry,
     reclaim,
@@ -70,8 +71,8 @@ def test_other_names_are_no_checkpoints(store: Interrupted, name: str) -> None:
 
 def test_what_is_set_aside_is_not_listed_and_keeps_its_bytes(store: Interrupted) -> None:
     one, _ = put(store, manifest(1, "aa"), manifest(2, "bb"))
-    retire(store, one, "aa")
-    retire(store, one, "aa")  # again, after a crash: nothing left to do
+    retire(store, [(one, "aa")])
+    retire(store, [(one, "aa")])  # again, after a crash: nothing left to do
     assert attempts(store) == [(2, "bb")]
     assert [(m.step, m.attempt) for m in set_aside(store)] == [(1, "aa")]
     assert reclaim(store) == 0
@@ -84,7 +85,7 @@ def test_what_is_set_aside_is_not_listed_and_keeps_its_bytes(store: Interrupted)
 def test_setting_aside_takes_older_states_of_the_step_along(store: Interrupted) -> None:
     put(store, manifest(1, "aa"), manifest(1, "bb"))
     (newest,) = entries(store)
-    retire(store, newest, "bb")
+    retire(store, [(newest, "bb")])
     assert entries(store) == [], "the older state does not rise again"
 
 
@@ -92,10 +93,10 @@ def test_removing_frees_what_nobody_else_needs(store: Interrupted) -> None:
     shared = data_key(1, "aa")
     one, two = manifest(1, "aa"), manifest(2, "bb", files=(data_key(2, "bb"), shared))
     first, second = put(store, one, two)
-    assert remove(store, [(first, one)], {second.key: two}) == 0
+    assert remove(store, [first], known((first, one), (second, two))) == 0
     assert data(store) == [shared, data_key(2, "bb")]
     assert attempts(store) == [(2, "bb")]
-    assert remove(store, [(second, two)], {}) == 8192
+    assert remove(store, [second], known((second, two))) == 8192
     assert data(store) == []
 
 
@@ -103,7 +104,7 @@ def test_removing_keeps_all_data_while_something_cannot_be_read(store: Interrupt
     one = manifest(1)
     (entry,) = put(store, one)
     store.create("trash/000000000009-aa.json", b"no manifest")
-    assert remove(store, [(entry, one)], {}) == 0
+    assert remove(store, [entry], known((entry, one))) == 0
     assert data(store) == [data_key(1, "aa")]
     assert entries(store) == []
 
@@ -115,7 +116,7 @@ def test_removing_spares_what_a_listed_checkpoint_needs_though_the_caller_forgot
     shared = data_key(1, "aa")
     one, forgotten = manifest(1, "aa"), manifest(2, "bb", files=(shared,))
     first, second = put(store, one, forgotten)
-    remove(store, [(first, one)], {})
+    remove(store, [first], known((first, one)))
     assert data(store) == [shared]
     assert entries(store) == [second]
 
@@ -124,7 +125,8 @@ def test_removing_goes_by_what_is_listed_and_not_by_how_many_are_known(store: In
     shared = data_key(1, "aa")
     one, forgotten = manifest(1, "aa"), manifest(2, "bb", files=(shared,))
     first, _ = put(store, one, forgotten)
-    remove(store, [(first, one)], {"checkpoints/000000000009.json": manifest(9, "gone")})
+    gone = Entry("checkpoints/000000000009.json", 9, 0)
+    remove(store, [first], known((first, one), (gone, manifest(9, "gone"))))
     assert data(store) == [shared]
 
 
@@ -132,14 +134,14 @@ def test_removing_takes_older_states_of_the_step_along(store: Interrupted) -> No
     old, new = manifest(1, "aa"), manifest(1, "bb")
     put(store, old, new)
     (newest,) = entries(store)
-    remove(store, [(newest, new)], {})
+    remove(store, [newest], known((newest, new)))
     assert entries(store) == [], "the older state does not rise again"
 
 
 def test_replacing_a_state_of_a_step_removes_the_one_before_only(store: Interrupted) -> None:
     old, new = manifest(1, "aa"), manifest(1, "bb")
     before, after = put(store, old, new)
-    remove(store, [(before, old)], {after.key: new})
+    remove(store, [before], known((before, old), (after, new)))
     assert entries(store) == [after]
     assert data(store) == [data_key(1, "bb")]
 

@@ -133,20 +133,25 @@ def test_a_broken_run_json_is_refused(store: MemoryStore, raw: bytes) -> None:
 # ---- the history ----------------------------------------------------------------------------------------------------
 
 
-def test_the_history_reads_each_manifest_once_and_follows_changes(store: MemoryStore) -> None:
+def test_the_history_reads_what_is_asked_for_and_follows_changes(store: MemoryStore) -> None:
     reads: list[str] = []
     read = store.read
     store.read = lambda key, *a: reads.append(key) or read(key, *a)  # type: ignore[method-assign, func-returns-value]
     put(store, manifest(1), manifest(2, "bb"))
     reads.clear()
     history = History(store)
-    for _ in range(3):
-        history.refresh()
-    assert len([r for r in reads if r.startswith("checkpoints/")]) == 2
+    history.refresh()
+    assert reads == []
+    assert history.resolve("latest")[1] is history.resolve(2)[1]
+    assert reads == ["checkpoints/000000000002.json"]
+    assert [r.attempt for r in history.records()] == ["aa", "bb"]
+    assert history.steps == [1, 2]
+    history.records()
+    assert len([r for r in reads if r.startswith("checkpoints/")]) == 3
     put(store, manifest(2, "cc"))
     history.refresh()
     assert [history.manifests[s][1].attempt for s in history.steps] == ["aa", "cc"]
-    retire(store, entries(store)[0], "aa")
+    retire(store, [(entries(store)[0], "aa")])
     history.refresh()
     assert history.steps == [2]
 

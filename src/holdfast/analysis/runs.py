@@ -18,9 +18,8 @@ from holdfast.core.records import CheckpointRecord
 from holdfast.policies import Mode, Rule
 from holdfast.policies.best import Best
 from holdfast.run import Run
-from holdfast.stores import Store
 
-__all__ = ["RunSummary", "data_bytes", "directions", "find_runs", "freed_bytes", "store_bytes", "summarize"]
+__all__ = ["RunSummary", "data_bytes", "directions", "find_runs", "freed_bytes", "stored_bytes", "summarize"]
 
 _NUMBER = r"([-+.\d]+(?:e[-+]?\d+)?)"
 _IMPROVED = re.compile(rf"(.+) improved to {_NUMBER} \(was {_NUMBER}\)", re.ASCII)
@@ -67,16 +66,19 @@ def summarize(path: str) -> RunSummary:
             broken=len(run.broken),
             newest_step=None if newest is None else newest.step,
             newest_time=None if newest is None else newest.time,
-            size_bytes=store_bytes(run.store),
+            size_bytes=stored_bytes(run),
             writer=run.writer,
         )
     except HoldfastError as e:
         return RunSummary(path, error=e)
 
 
-def store_bytes(store: Store) -> int:
-    """Return the size in bytes of everything that a run's store holds."""
-    return sum(found.size for found in store.list(""))
+def stored_bytes(run: Run) -> int:
+    """Return the size in bytes of a run's manifests and of the data that they need, each file once.
+
+    What a save that failed has left behind is not counted; the next writer frees it.
+    """
+    return run.history.stored_bytes
 
 
 def data_bytes(checkpoint: Checkpoint, part: str | None = None) -> int:
@@ -90,11 +92,12 @@ def freed_bytes(run: Run, steps: Collection[int]) -> int:
     """Return the bytes of the data files that only these checkpoints of a run refer to."""
     sizes: dict[str, int] = {}
     kept: set[str] = set()
-    for checkpoint in run:
-        if checkpoint.step in steps:
-            sizes |= {f.key: f.size for part in checkpoint.manifest.parts.values() for f in part.files}
+    for step in run.steps:
+        needed = run.history.summary(step).sizes()
+        if step in steps:
+            sizes |= needed
         else:
-            kept |= checkpoint.manifest.file_keys
+            kept |= needed.keys()
     return sum(size for key, size in sizes.items() if key not in kept)
 
 

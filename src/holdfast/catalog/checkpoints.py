@@ -6,9 +6,9 @@ nothing refers to, which `reclaim` frees.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from holdfast.catalog.keys import (
     CHECKPOINTS,
@@ -17,9 +17,11 @@ from holdfast.catalog.keys import (
     is_data_key,
     manifest_key,
     parse_manifest_key,
+    step_prefix,
     trash_key,
 )
 from holdfast.catalog.lease import Lease
+from holdfast.catalog.summary import Summaries, summarize
 from holdfast.core.errors import (
     CommitConflict,
     CommitUnknown,
@@ -32,7 +34,16 @@ from holdfast.core.errors import (
 from holdfast.format.manifest import Manifest, decode_manifest, encode_manifest
 from holdfast.stores import Store
 
-__all__ = ["Entry", "commit", "entries", "read_entry", "reclaim", "remove", "retire"]
+__all__ = [
+    "Entry",
+    "commit",
+    "entries",
+    "newest_states",
+    "read_entry",
+    "reclaim",
+    "remove",
+    "retire",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +57,19 @@ class Entry:
 
 def entries(store: Store) -> list[Entry]:
     """Return the committed checkpoints in step order; of a step that was committed again, the newest state only."""
+    return list(newest_states(store.names(CHECKPOINTS)).values())
+
+
+def newest_states(keys: Iterable[str]) -> dict[int, Entry]:
+    """Return, by step and in step order, the newest state of each step that some keys name."""
     newest: dict[int, Entry] = {}
-    for found in store.list(CHECKPOINTS):
-        parsed = parse_manifest_key(found.key)
+    for key in keys:
+        parsed = parse_manifest_key(key)
         if parsed is not None:
             step, ordinal = parsed
             if step not in newest or ordinal > newest[step].ordinal:  # "…-0001.json" sorts before "….json"
-                newest[step] = Entry(found.key, step, ordinal)
-    return [newest[s] for s in sorted(newest)]
+                newest[step] = Entry(key, step, ordinal)
+    return {step: newest[step] for step in sorted(newest)}
 
 
 def read_entry(store: Store, entry: Entry) -> Manifest:
@@ -84,8 +100,8 @@ def commit(store: Store, manifest: Manifest, lease: Lease) -> Entry:
         CommitUnknown: the store failed in a way that leaves the outcome open.
     """
     lease.check()
-    present = [e for e in entries(store) if e.step == manifest.step]
-    ordinal = present[0].ordinal + 1 if present else 0
+    present = newest_states(store.names(CHECKPOINTS, after=step_prefix(manifest.step))).get(manifest.step)
+    ordinal = present.ordinal + 1 if present is not None else 0
     key = manifest_key(manifest.step, ordinal)
     try:
         store.create(key, encode_manifest(manifest))  # durability: the commit
@@ -115,63 +131,46 @@ def _settle(store: Store, key: str, manifest: Manifest, cause: StoreError) -> No
     ) from cause
 
 
-def retire(store: Store, entry: Entry, attempt: str) -> None:
-    """Set a checkpoint aside: it is no longer listed, its bytes stay until `reclaim` frees the trash."""
-    try:
-        raw = store.read(entry.key)
-    except NotFound:
-        return
-    store.replace(trash_key(entry.step, attempt), raw)
-    _delete_names(store, [entry])
+def retire(store: Store, leaving: Sequence[tuple[Entry, str]]) -> None:
+    """Set checkpoints aside, each with its attempt: they are no longer listed, their bytes stay until `reclaim` frees
+    the trash."""
+    for entry, attempt in leaving:
+        with contextlib.suppress(NotFound):
+            store.replace(trash_key(entry.step, attempt), store.read(entry.key))
+    _delete_names(store, [entry for entry, _ in leaving])
 
 
 def _delete_names(store: Store, gone: Sequence[Entry]) -> None:
     """Delete manifests. Older states of the same steps go first: without the newer ones they would be listed again."""
     newest = {e.step: e.ordinal for e in gone}
-    found = [(parse_manifest_key(o.key), o.key) for o in store.list(CHECKPOINTS)]
+    found = [(parse_manifest_key(key), key) for key in store.names(CHECKPOINTS)]
     older = [key for parsed, key in found if parsed is not None and parsed[1] < newest.get(parsed[0], 0)]
     if older:
         store.delete(older)
     store.delete([e.key for e in gone])
 
 
-def remove(store: Store, victims: Sequence[tuple[Entry, Manifest]], known: Mapping[str, Manifest]) -> int:
+def remove(store: Store, victims: Sequence[Entry], known: Summaries) -> int:
     """Delete checkpoints, then every data file that only they referred to; return the bytes freed.
 
-    What must stay is what the store lists, not what the caller remembers: `known` saves reading manifests that were
-    read before, by key. While one of the others cannot be read all data stays, for a later `reclaim`.
+    What must stay is what the store lists, not what the caller remembers: `known` saves reading manifests whose
+    summaries are known. While one of the others cannot be read all data stays, for a later `reclaim`.
     """
-    _delete_names(store, [entry for entry, _ in victims])  # durability: no name before its bytes
-    needed = _needed(store, known)
-    if needed is None:
+    sizes: dict[str, int] = {}
+    for entry in victims:
+        with contextlib.suppress(HoldfastError):  # what a broken one needs is found by `reclaim`
+            sizes |= (known.by_key.get(entry.key) or summarize(read_entry(store, entry))).sizes()
+    _delete_names(store, victims)  # durability: no name before its bytes
+    if not known.complete(store):
         return 0
-    sizes = {f.key: f.size for _, m in victims for p in m.parts.values() for f in p.files}
-    unreferenced = sorted(set(sizes) - needed)
+    unreferenced = sorted(key for key in sizes if is_data_key(key) and not known.needs(key))
     store.delete(unreferenced)
     return sum(sizes[key] for key in unreferenced)
 
 
-def _needed(store: Store, known: Mapping[str, Manifest]) -> set[str] | None:
-    """Return the data that any manifest of the store needs, listed or set aside; None when one cannot be read."""
-    needed: set[str] = set()
-    for key in _manifest_keys(store):
-        try:
-            manifest = known[key] if key in known else decode_manifest(store.read(key), key)
-        except HoldfastError:
-            return None
-        needed |= manifest.file_keys
-    return needed
-
-
-def _manifest_keys(store: Store) -> list[str]:
-    """Return the key of every manifest, listed or set aside, older states of a step included."""
-    listed = [o.key for o in store.list(CHECKPOINTS) if parse_manifest_key(o.key) is not None]
-    return listed + [o.key for o in store.list(TRASH)]
-
-
 def reclaim(
     store: Store,
-    known: Mapping[str, Manifest] = MappingProxyType({}),
+    known: Summaries | None = None,
     *,
     trash_before: float = 0.0,
     half_made_before: float = 0.0,
@@ -184,13 +183,13 @@ def reclaim(
     """
     store.sweep(half_made_before)
     store.delete([o.key for o in store.list(TRASH) if o.modified < trash_before])
-    newest = {e.key for e in entries(store)}
-    manifests = [o.key for o in store.list(CHECKPOINTS) if parse_manifest_key(o.key) is not None]
+    manifests = [key for key in store.names(CHECKPOINTS) if parse_manifest_key(key) is not None]
+    newest = {e.key for e in newest_states(manifests).values()}
     store.delete([key for key in manifests if key not in newest])
     listed = store.list(DATA)
-    needed = _needed(store, known)
-    if needed is None:
+    known = Summaries() if known is None else known
+    if not known.complete(store):
         return 0
-    orphans = [o for o in listed if is_data_key(o.key) and o.key not in needed]
+    orphans = [o for o in listed if is_data_key(o.key) and not known.needs(o.key)]
     store.delete([o.key for o in orphans])
     return sum(o.size for o in orphans)

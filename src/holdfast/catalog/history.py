@@ -1,136 +1,314 @@
-"""The history of a run: its checkpoints as records that policies and people read."""
+"""The history of a run: its checkpoints as records that policies and people read.
+
+What is asked for is read then, and not before: for one checkpoint the names and its manifest; for the whole history the
+index, and those manifests that it cannot speak of. A manifest that it speaks of is read when it is opened.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from holdfast.catalog.checkpoints import Entry, entries, read_entry
-from holdfast.catalog.runlog import LogReader
-from holdfast.catalog.tags import Tag, read_tags
-from holdfast.core.errors import HoldfastError, MissingObject, NoCheckpoint
+from holdfast.catalog.checkpoints import Entry, newest_states, read_entry, remove, retire
+from holdfast.catalog.index import Index
+from holdfast.catalog.keys import CHECKPOINTS, TRASH, trash_key
+from holdfast.catalog.lease import Lease
+from holdfast.catalog.runlog import Facts, LogReader
+from holdfast.catalog.summary import Summaries, Summary, summarize
+from holdfast.catalog.tags import Tag, find_tag, read_tags
+from holdfast.core.errors import HoldfastError, LeaseLost, MissingObject, NoCheckpoint, StoreError
 from holdfast.core.records import CheckpointRecord
-from holdfast.format.events import Event, Observed, Resumed, Verified
-from holdfast.format.manifest import Manifest, clock_from_doc, floats_from_doc
+from holdfast.format.events import Event
+from holdfast.format.manifest import Manifest
 from holdfast.stores import Store
 
 __all__ = ["History"]
 
+FEW = 16  # manifests that are read rather than the index
+INDEX_FROM = 64  # manifests: fewer are read as quickly one by one
+BEHIND, BEHIND_AT_CLOSE = (
+    64,
+    8,
+)  # manifests that come and go before the index is stored anew; or more, in a long history
+
 
 class History:
-    """What a store holds of a run. `refresh` reads what is new; manifests never change, so each is read once."""
+    """What a store holds of a run, as of the last `refresh`, and what its owner has done to it since."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, run: str = "") -> None:
         self.store = store
-        self.manifests: dict[int, tuple[Entry, Manifest]] = {}
-        self.broken: dict[int, tuple[Entry, HoldfastError]] = {}
+        self._known = Summaries()
+        self.manifests: Mapping[int, tuple[Entry, Manifest]] = _Manifests(self)
         self.broken_tags: list[str] = []
         self._log = LogReader(store)
+        self._index = Index(store, run)
+        self._named: dict[int, Entry] | None = None  # None: to be listed
+        self._broken: dict[int, tuple[Entry, HoldfastError]] = {}
+        self._loaded = False  # every entry is in `known` or in `_broken`
+        self._manifest_bytes = 0  # as of the last load
+        self._opened: tuple[Entry, Manifest] | None = None
+        self._records: dict[str, tuple[Summary, CheckpointRecord]] = {}
+
+    # ---- looking --------------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Bring the history up to date with the store. A manifest that does not verify is kept under `broken`."""
-        found = entries(self.store)
-        present: dict[int, tuple[Entry, Manifest]] = {}
-        self.broken = {}
-        for entry in found:
-            known = self.manifests.get(entry.step)
-            if known is not None and known[0] == entry:
-                present[entry.step] = known
-                continue
-            try:
-                present[entry.step] = (entry, read_entry(self.store, entry))
-            except MissingObject:  # deleted while we read
-                continue
-            except HoldfastError as e:
-                self.broken[entry.step] = (entry, e)
-        self.manifests = present
+        """Look at the store again, when something is next asked for."""
+        self._named = None
+        self._forget()
 
     @property
-    def known(self) -> dict[str, Manifest]:
-        """The manifests that were read, by key."""
-        return {entry.key: manifest for entry, manifest in self.manifests.values()}
+    def _entries(self) -> dict[int, Entry]:
+        """The newest state of each step, by its name alone."""
+        if self._named is None:
+            self._named = newest_states(self.store.names(CHECKPOINTS))
+        return self._named
+
+    def _forget(self) -> None:
+        self._known, self._broken, self._opened, self._loaded = Summaries(), {}, None, False
+
+    def _load(self) -> None:
+        """Know what every checkpoint says: from the index where it can speak, else from its manifest."""
+        if self._loaded:
+            return
+        listed = self.store.list(CHECKPOINTS)
+        self._named = newest_states(o.key for o in listed)
+        self._forget()
+        self._known = Summaries(self._index.prove([*listed, *self.store.list(TRASH)]))
+        for entry in [e for e in self._entries.values() if e.key not in self._known.by_key]:
+            with contextlib.suppress(HoldfastError):
+                self._open(entry)
+        self._index.learn(listed, self._known.by_key)
+        self._manifest_bytes = sum(o.size for o in listed)
+        self._loaded = True
+
+    def _open(self, entry: Entry) -> Manifest:
+        """Read a manifest. One that does not verify is kept under `broken`, one that is gone is forgotten."""
+        if self._opened is not None and self._opened[0] == entry:
+            return self._opened[1]
+        try:
+            manifest = read_entry(self.store, entry)
+            summary = summarize(manifest)
+        except MissingObject:  # deleted while we read
+            self._entries.pop(entry.step, None)
+            raise
+        except HoldfastError as e:
+            self._broken[entry.step] = (entry, e)
+            raise
+        self._opened = (entry, manifest)
+        if entry.key not in self._known.by_key:
+            self._known.add(entry.key, summary)
+        return manifest
+
+    @property
+    def known(self) -> Summaries:
+        """What is known of every manifest, for those who delete."""
+        self._load()
+        return self._known
+
+    @property
+    def broken(self) -> Mapping[int, tuple[Entry, HoldfastError]]:
+        """The steps whose manifest was read and does not verify; what the index speaks of is read when it is opened."""
+        self._load()
+        return self._broken
 
     @property
     def steps(self) -> list[int]:
         """The steps that have a checkpoint whose manifest verifies, oldest first."""
-        return sorted(self.manifests)
+        self._load()
+        return self._sound()
+
+    def _sound(self) -> list[int]:
+        return [step for step in sorted(self._entries) if step not in self._broken]
+
+    @property
+    def newest_step(self) -> int | None:
+        """The highest step that has a manifest, read or not; None when there is none."""
+        return max(self._entries, default=None)
+
+    def entry(self, step: int) -> Entry:
+        """Return where the checkpoint of a step lies, sound or broken."""
+        return self._entries[step]
+
+    def summary(self, step: int) -> Summary:
+        """Return what the manifest of a step says but for its trees. Raises KeyError, IntegrityError."""
+        entry = self._entries[step]
+        if step in self._broken:
+            raise self._broken[step][1]
+        if entry.key not in self._known.by_key:
+            self._open(entry)
+        return self._known.by_key[entry.key]
+
+    # ---- what belongs to it ---------------------------------------------------------------------------------------
 
     def tags(self) -> dict[str, Tag]:
         """Return the tags that point to a checkpoint of this history; what does not verify goes to `broken_tags`."""
         self.broken_tags = []
-        return {
-            name: tag
-            for name, tag in read_tags(self.store, lambda e: self.broken_tags.append(str(e))).items()
-            if tag.step in self.manifests and self.manifests[tag.step][1].attempt == tag.attempt
-        }
+        found = read_tags(self.store, lambda e: self.broken_tags.append(str(e)))
+        if len(found) > FEW:
+            self._load()
+        return {name: tag for name, tag in found.items() if self._has(tag)}
+
+    def _has(self, tag: Tag) -> bool:
+        try:
+            return self.summary(tag.step).attempt == tag.attempt
+        except (KeyError, HoldfastError):
+            return False
 
     def events(self) -> list[Event]:
         """Return every event of the run log, oldest first."""
         return self._log.events()
 
-    def records(self, events: list[Event] | None = None) -> list[CheckpointRecord]:
-        """Return every checkpoint as policies see it, in step order."""
-        events = self.events() if events is None else events
-        tags: dict[str, set[str]] = {}
-        for name, tag in self.tags().items():
-            tags.setdefault(tag.attempt, set()).add(name)
-        observed = late_metrics(events)
-        verified = {e.attempt for e in events if isinstance(e, Verified)}
-        resumed = [e.attempt for e in events if isinstance(e, Resumed)]
-        return [
-            CheckpointRecord(
-                step=m.step,
-                attempt=m.attempt,
-                time=m.time,
-                clock=clock_from_doc(m.clock),
-                metrics=floats_from_doc(m.metrics) | observed.get(m.attempt, {}),
-                tags=frozenset(tags.get(m.attempt, ())),
-                reasons=tuple(m.reasons),
-                stored_bytes=m.stored_bytes,
-                new_bytes=m.new_bytes,
-                verified=m.attempt in verified,
-                resumed_from=bool(resumed) and m.attempt == resumed[-1],
-                demoted=m.demoted,
-            )
-            for _, m in (self.manifests[s] for s in self.steps)
-        ]
+    def records(self, tags: Mapping[str, Tag] | None = None) -> list[CheckpointRecord]:
+        """Return every checkpoint as policies see it, in step order. `tags` saves reading them again."""
+        self._load()
+        marks = self._marks(tags)
+        return [self._record(step, marks) for step in self._sound()]
+
+    def record(self, step: int) -> CheckpointRecord:
+        """Return one checkpoint as policies see it. Raises KeyError, IntegrityError."""
+        self.summary(step)
+        return self._record(step, self._marks(None))
+
+    def _marks(self, tags: Mapping[str, Tag] | None) -> tuple[dict[str, set[str]], Facts]:
+        """Return what may be said of checkpoints beside their manifests: tags by attempt, and what the log tells."""
+        names: dict[str, set[str]] = {}
+        for name, tag in (self.tags() if tags is None else tags).items():
+            names.setdefault(tag.attempt, set()).add(name)
+        return names, self._log.facts()
+
+    def _record(self, step: int, marks: tuple[dict[str, set[str]], Facts]) -> CheckpointRecord:
+        names, facts = marks
+        record = self._plain_record(self._entries[step].key)
+        attempt = record.attempt
+        marked = attempt in names or attempt in facts.metrics or attempt in facts.verified
+        if not marked and attempt != facts.resumed:
+            return record
+        return replace(
+            record,
+            metrics={**record.metrics, **facts.metrics.get(attempt, {})},
+            tags=frozenset(names.get(attempt, ())),
+            verified=attempt in facts.verified,
+            resumed_from=attempt == facts.resumed,
+        )
+
+    def _plain_record(self, key: str) -> CheckpointRecord:
+        summary = self._known.by_key[key]
+        made = self._records.get(key)
+        if made is None or made[0] is not summary:
+            made = self._records[key] = (summary, summary.record())
+        return made[1]
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of the checkpoints' manifests and of the data that they need; each file counts once."""
+        self._load()
+        return self._manifest_bytes + self._together(self._sound())
 
     def stored_together(self, records: Sequence[CheckpointRecord]) -> int:
         """Return the bytes that some checkpoints take together; a file that several refer to counts once."""
-        manifests = [self.manifests[r.step][1] for r in records if r.step in self.manifests]
-        return sum({f.key: f.size for m in manifests for p in m.parts.values() for f in p.files}.values())
+        return self._together([r.step for r in records if r.step in self._entries])
+
+    def _together(self, steps: Sequence[int]) -> int:
+        sizes: dict[str, int] = {}
+        for step in steps:
+            sizes.update(self.summary(step).sizes())
+        return sum(sizes.values())
+
+    # ---- finding one ----------------------------------------------------------------------------------------------
 
     def resolve(self, which: int | str) -> tuple[Entry, Manifest]:
-        """Return the checkpoint of a step, "latest", or a tag.
+        """Return the checkpoint of a step, "latest", or a tag. Only its manifest is read.
 
         Raises:
             NoCheckpoint: there is none; the message lists what there is.
         """
         if isinstance(which, str) and which.isdigit():
             which = int(which)
-        step = self._step_of(which)
-        if step in self.manifests:
-            return self.manifests[step]
-        if step in self.broken:
-            raise self.broken[step][1]
-        have = ", ".join(map(str, self.steps[-8:])) or "none"
+        if which == "latest":
+            for step in sorted(self._entries, reverse=True):
+                with contextlib.suppress(HoldfastError):
+                    return self.manifests[step]
+        else:
+            step = which if isinstance(which, int) else self._step_of(which)
+            with contextlib.suppress(KeyError, MissingObject):
+                return self.manifests[step]
+        have = ", ".join(map(str, self._sound()[-8:])) or "none"
         raise NoCheckpoint(f"{self.store.url} has no checkpoint {which!r}; its newest steps are: {have}")
 
-    def _step_of(self, which: int | str) -> int:
-        if isinstance(which, int):
-            return which
-        if which == "latest":
-            return self.steps[-1] if self.steps else -1
-        tags = self.tags()
-        if which in tags:
-            return tags[which].step
-        have = ", ".join(sorted(tags)) or "none"
-        raise NoCheckpoint(f"{self.store.url} has no tag {which!r}; its tags are: {have}")
+    def _step_of(self, name: str) -> int:
+        tag = find_tag(self.store, name)
+        if tag is not None and self._has(tag):
+            return tag.step
+        have = ", ".join(sorted(self.tags())) or "none"
+        raise NoCheckpoint(f"{self.store.url} has no tag {name!r}; its tags are: {have}")
+
+    # ---- acts of the owner ----------------------------------------------------------------------------------------
+
+    def take(self, entry: Entry, manifest: Manifest) -> None:
+        """Take a committed checkpoint in; the state of the same step before it is removed."""
+        before = None if entry.step in self._broken else self._entries.get(entry.step)
+        self._entries[entry.step] = entry
+        self._broken.pop(entry.step, None)
+        self._known.add(entry.key, summarize(manifest))
+        self._opened = (entry, manifest)
+        if before is not None and before != entry:
+            self._load()
+            remove(self.store, [before], self._known)
+
+    def drop(self, steps: Sequence[int]) -> int:
+        """Delete checkpoints, sound or broken, and the data that only they need; return the bytes freed."""
+        self._load()
+        return remove(self.store, [self._leave(step) for step in steps], self._known)
+
+    def _leave(self, step: int) -> Entry:
+        self._broken.pop(step, None)
+        entry = self._entries.pop(step)
+        self._records.pop(entry.key, None)
+        return entry
+
+    def set_aside(self, steps: Sequence[int]) -> dict[int, str]:
+        """Put checkpoints, sound or broken, into the trash; return their attempts ("broken" for a broken one)."""
+        self._load()
+        attempts = {s: "broken" if s in self._broken else self.summary(s).attempt for s in steps}
+        leaving = [(self._leave(step), attempt) for step, attempt in attempts.items()]
+        retire(self.store, leaving)
+        for entry, attempt in leaving:
+            summary = self._known.discard(entry.key)
+            if summary is not None:
+                self._known.add(trash_key(entry.step, attempt), summary)
+        return attempts
+
+    def index(self, lease: Lease, *, closing: bool = False) -> None:
+        """Store the index anew when it is far behind. It is a cache: that it cannot be stored is no failure."""
+        if not self._loaded:
+            return
+        said = self._known.by_key
+        behind, many = self._index.behind(said), len(said)
+        due = max(BEHIND_AT_CLOSE, many // 1024) if closing else max(BEHIND, many // 128)
+        if behind >= due and max(many, behind) >= INDEX_FROM:
+            with contextlib.suppress(StoreError, LeaseLost):  # the next commit will say so
+                self._index.rewrite(said, lease)
 
 
-def late_metrics(events: list[Event]) -> Mapping[str, dict[str, float]]:
-    """Return, by attempt, the metrics attached to checkpoints after their commit."""
-    found: dict[str, dict[str, float]] = {}
-    for event in events:
-        if isinstance(event, Observed) and event.attempt is not None:
-            found.setdefault(event.attempt, {}).update(floats_from_doc(event.metrics))
-    return found
+class _Manifests(Mapping[int, tuple[Entry, Manifest]]):
+    """The checkpoints of a history by step; each manifest is read when it is taken out."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def __getitem__(self, step: int) -> tuple[Entry, Manifest]:
+        history = self._history
+        entry = history._entries[step]
+        if step in history._broken:
+            raise history._broken[step][1]
+        return entry, history._open(entry)
+
+    def __contains__(self, step: object) -> bool:
+        return step in self._history.steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._history.steps)
+
+    def __len__(self) -> int:
+        return len(self._history.steps)

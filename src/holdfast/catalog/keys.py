@@ -9,6 +9,7 @@ from holdfast.core.names import check_tag, step_name
 __all__ = [
     "CHECKPOINTS",
     "DATA",
+    "INDEX",
     "LEASES",
     "LOG",
     "RUN",
@@ -20,11 +21,13 @@ __all__ = [
     "log_key",
     "manifest_key",
     "parse_manifest_key",
+    "step_prefix",
     "tag_key",
     "trash_key",
 ]
 
 RUN = "run.json"
+INDEX = "index.json"
 CHECKPOINTS = "checkpoints"
 DATA = "data"
 TAGS = "tags"
@@ -38,7 +41,12 @@ _MANIFEST = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
 
 def manifest_key(step: int, ordinal: int = 0) -> str:
     """Return the key of a step's manifest; `ordinal` counts later states of the same step (an epoch's end, say)."""
-    return f"{CHECKPOINTS}/{step_name(step)}{f'-{ordinal:04d}' if ordinal else ''}.json"
+    return f"{step_prefix(step)}{f'-{ordinal:04d}' if ordinal else ''}.json"
+
+
+def step_prefix(step: int) -> str:
+    """Return what the keys of a step's manifests start with. It sorts before them and behind those of earlier steps."""
+    return f"{CHECKPOINTS}/{step_name(step)}"
 
 
 def parse_manifest_key(key: str) -> tuple[int, int] | None:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from dataclasses import dataclass, field
 
 from holdfast.catalog.keys import LOG, log_key
 from holdfast.core.errors import IntegrityError
-from holdfast.format.events import Event, Observed, Resumed, Verdicted, decode_events, encode_event
-from holdfast.stores import Store
+from holdfast.format.events import (
+    Event,
+    Observed,
+    Resumed,
+    Verdicted,
+    Verified,
+    decode_events,
+    encode_event,
+)
+from holdfast.format.manifest import floats_from_doc
+from holdfast.format.sealed import LINE_DIGEST_CHARS
+from holdfast.stores import ObjectInfo, Store
 
-__all__ = ["LogReader", "LogWriter", "timeline", "write_segment"]
+__all__ = ["Facts", "LogReader", "LogWriter", "timeline", "write_segment"]
 
 
 logger = logging.getLogger("holdfast")
@@ -82,25 +93,83 @@ def _decode_sound(raw: bytes, key: str) -> list[Event]:
     return found
 
 
+@dataclass(slots=True)
+class Facts:
+    """What the log says of checkpoints: metrics attached after a commit and what was verified, by attempt; and the
+    attempt that training last went on from."""
+
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    verified: set[str] = field(default_factory=set)
+    resumed: str | None = None
+
+    def add(self, event: Event) -> None:
+        """Take an event in."""
+        if isinstance(event, Observed) and event.attempt is not None:
+            self.metrics.setdefault(event.attempt, {}).update(floats_from_doc(event.metrics))
+        elif isinstance(event, Verified):
+            self.verified.add(event.attempt)
+        elif isinstance(event, Resumed):
+            self.resumed = event.attempt
+
+    def join(self, later: Facts) -> None:
+        """Take in what a later segment says."""
+        for attempt, metrics in later.metrics.items():
+            self.metrics.setdefault(attempt, {}).update(metrics)
+        self.verified |= later.verified
+        self.resumed = self.resumed if later.resumed is None else later.resumed
+
+
+# Lines that say nothing of a checkpoint, as `encode_event` writes them: nearly all of a long log. They are told by how
+# they begin, and what the loop observed by its attempt, in front of the digest. Lines written in another way are read.
+_OF_THE_LOOP = (b'{"event":"saved",', b'{"event":"started",', b'{"event":"verdict",', b'{"event":"removed",')
+_NO_ATTEMPT = b',"attempt":null,"digest":"'
+_NO_ATTEMPT_AT = -len(_NO_ATTEMPT) - LINE_DIGEST_CHARS - len('"}')
+
+
 class LogReader:
     """Reads a run's log; what it has read already it does not read again."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._segments: dict[str, tuple[int, list[Event]]] = {}
+        self._told: dict[str, tuple[int, Facts]] = {}
 
     def events(self) -> list[Event]:
         """Return every event of the run, writer by writer in the order they took the run up."""
         found: list[Event] = []
         for info in self._store.list(LOG):
             size, events = self._segments.get(info.key, (0, []))
-            if info.size > size:
-                raw = self._store.read(info.key, size, info.size)
-                whole = raw[: raw.rfind(b"\n") + 1]
+            whole = self._whole_lines(info, size)
+            if whole:
                 events = events + _decode_sound(whole, info.key)
                 self._segments[info.key] = (size + len(whole), events)
             found += events
         return found
+
+    def facts(self) -> Facts:
+        """Return what the log says of checkpoints. Lines about the loop alone are passed over unread."""
+        found = Facts()
+        for info in self._store.list(LOG):
+            size, facts = self._told.get(info.key, (0, Facts()))
+            whole = self._whole_lines(info, size)
+            if whole:
+                telling = [
+                    line
+                    for line in whole.split(b"\n")[:-1]
+                    if not line.startswith(_NO_ATTEMPT, _NO_ATTEMPT_AT) and not line.startswith(_OF_THE_LOOP)
+                ]
+                for event in _decode_sound(b"".join(line + b"\n" for line in telling), info.key):
+                    facts.add(event)
+                self._told[info.key] = (size + len(whole), facts)
+            found.join(facts)
+        return found
+
+    def _whole_lines(self, info: ObjectInfo, start: int) -> bytes:
+        """Return the whole lines that a segment has from `start` on."""
+        if info.size <= start:
+            return b""
+        raw = self._store.read(info.key, start, info.size)
+        return raw[: raw.rfind(b"\n") + 1]
 
 
 def timeline(events: list[Event]) -> list[Event]:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import msgspec
 
 from holdfast.catalog.keys import TAGS, tag_key
-from holdfast.core.errors import IntegrityError, InvalidFormat, NotFound
+from holdfast.core.errors import IntegrityError, InvalidFormat, NotFound, PolicyError
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
-__all__ = ["Tag", "delete_tag", "read_tags", "set_tag"]
+__all__ = ["Tag", "delete_tag", "find_tag", "read_tags", "set_tag"]
 
 
 class Tag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +39,14 @@ def read_tags(store: Store, broken: Callable[[IntegrityError], None] | None = No
             continue
         tags[tag.tag] = tag
     return tags
+
+
+def find_tag(store: Store, name: str) -> Tag | None:
+    """Return a tag, or None when there is none of this name that verifies."""
+    try:
+        return _read_tag(store, tag_key(name))
+    except (NotFound, IntegrityError, PolicyError):
+        return None
 
 
 def _read_tag(store: Store, key: str) -> Tag:

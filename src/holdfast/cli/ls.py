@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from holdfast.analysis.runs import RunSummary, directions, find_runs, store_bytes, summarize
+from holdfast.analysis.runs import RunSummary, directions, find_runs, stored_bytes, summarize
 from holdfast.catalog.lease import LeaseDoc
 from holdfast.cli.options import Json
-from holdfast.cli.output import emit, line, plain, text
+from holdfast.cli.output import emit, line, plain, stdout, text
 from holdfast.cli.table import Column, show_table
 from holdfast.cli.words import age, bytes_, clock_document, count, number
 from holdfast.core.errors import NotARun
@@ -26,6 +25,7 @@ from holdfast.run import Run
 __all__ = ["ls"]
 
 METRICS_SHOWN = 4
+NEWEST_SHOWN = 50
 ACTION_STYLES = {"keep": "green", "drop": "red", "demote": "yellow"}
 
 
@@ -43,6 +43,9 @@ def ls(
     depth: Annotated[
         int, typer.Option(min=0, help="How many levels below a directory to look for runs.")
     ] = 4,
+    all_: Annotated[
+        bool, typer.Option("--all", help="On a terminal, show old checkpoints too, however many there are.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the checkpoints of a run, or the runs below a directory.
@@ -66,10 +69,13 @@ def ls(
     best = {name: winners[0].step for name, mode in ways.items() if (winners := best_of(records, name, mode))}
     _print_head(run, path)
     chosen = metric or _relevant_metrics(records, list(ways))
-    columns, rows = _table(records, chosen, best, plan)
+    shown = records if all_ or not stdout().is_terminal else _of_interest(records, best.values())
+    columns, rows = _table(shown, chosen, best, plan)
     if rows:
         line()
         hidden = show_table(columns, rows)
+        if len(shown) < len(records):
+            line((f"and {count(len(records) - len(shown), 'older one')}; --all shows them", "dim"))
         if hidden:
             line((f"not shown for want of width: {', '.join(hidden)}", "dim"))
     for step, error in run.broken.items():
@@ -82,9 +88,17 @@ def _print_head(run: Run, path: str) -> None:
         (path, "bold"),
         f"  {count(len(run), 'checkpoint')}",
         (f", {len(run.broken)} broken", "bold red") if run.broken else "",
-        f"  {bytes_(store_bytes(run.store))} on disk",
+        f"  {bytes_(stored_bytes(run))} on disk",
         ("  written now by " + writer.owner, "yellow") if writer else "",
     )
+
+
+def _of_interest(records: Sequence[CheckpointRecord], best: Collection[int]) -> Sequence[CheckpointRecord]:
+    """Return what a person looks for in a long list: the newest, and of the older ones the tagged and the best."""
+    if len(records) <= 2 * NEWEST_SHOWN:
+        return records
+    older = [r for r in records[:-NEWEST_SHOWN] if r.tags or r.step in best]
+    return [*older, *records[-NEWEST_SHOWN:]]
 
 
 def _table(
@@ -117,24 +131,24 @@ def _row(
     record: CheckpointRecord, metrics: Sequence[str], best: Mapping[str, int], decision: Decision | None
 ) -> list[object]:
     return [
-        text((record.step, "bold")),
+        (record.step, "bold"),
         record.clock.epoch or "",
-        text((age(record.time), "dim")),
+        (age(record.time), "dim"),
         *(_value(record.metrics.get(m), is_best=best.get(m) == record.step) for m in metrics),
         bytes_(record.stored_bytes),
-        text((bytes_(record.new_bytes) if record.new_bytes != record.stored_bytes else "", "dim")),
-        text((", ".join(sorted(record.tags)), "cyan"), (" weights only" if record.demoted else "", "yellow")),
-        text((decision.action, ACTION_STYLES[decision.action])) if decision else "",
+        (bytes_(record.new_bytes) if record.new_bytes != record.stored_bytes else "", "dim"),
+        [(", ".join(sorted(record.tags)), "cyan"), (" weights only" if record.demoted else "", "yellow")],
+        (decision.action, ACTION_STYLES[decision.action]) if decision else "",
         "; ".join(record.reasons),
         "; ".join(decision.reasons) if decision else "",
     ]
 
 
-def _value(value: float | None, *, is_best: bool) -> Text:
+def _value(value: float | None, *, is_best: bool) -> tuple[str, str]:
     if value is None:
-        return text("")
+        return "", ""
     style = "bold green" if is_best else "" if math.isfinite(value) else "red"
-    return text((number(value) + ("*" if is_best else ""), style))
+    return number(value) + ("*" if is_best else ""), style
 
 
 def _relevant_metrics(records: Sequence[CheckpointRecord], directed: list[str]) -> list[str]:
@@ -154,7 +168,7 @@ def _document(
     return {
         "run": run.store.url,
         "id": run.id,
-        "size_bytes": store_bytes(run.store),
+        "size_bytes": stored_bytes(run),
         "writer": _writer(run.writer),
         "tags": run.tags,
         "checkpoints": [_record(r, plan.get(r.step)) for r in records],

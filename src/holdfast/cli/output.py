@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+import msgspec
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,7 +28,7 @@ from rich.text import Text
 
 from holdfast.cli.exits import BROKEN_PIPE
 
-__all__ = ["confirm", "emit", "fail", "line", "note", "plain", "progress", "stdout", "text"]
+__all__ = ["confirm", "emit", "fail", "line", "note", "plain", "progress", "stdout", "text", "write"]
 
 
 class _Quiet(Console):
@@ -109,7 +110,21 @@ def _print(console: Console, printed: Text) -> None:
 
 def emit(document: Mapping[str, object]) -> None:
     """Print a result as JSON in ASCII: floats that JSON lacks as "nan", "inf", "-inf"."""
-    stdout().out(json.dumps(_jsonable(document), indent=2, allow_nan=False), highlight=False)
+    try:
+        told = json.dumps(document, allow_nan=False, default=_jsonable)
+    except (TypeError, ValueError):  # a key that is no text, or a float that JSON lacks
+        told = json.dumps(_jsonable(document), allow_nan=False)
+    write(msgspec.json.format(told, indent=2) + "\n")
+
+
+def write(shown: str) -> None:
+    """Print text for programs as it is: all at once, however long."""
+    console = stdout()
+    try:
+        console.file.write(shown)
+        console.file.flush()
+    except BrokenPipeError:
+        console.on_broken_pipe()
 
 
 def _jsonable(value: object) -> object:

@@ -52,7 +52,7 @@ def show(
         raise NoCheckpoint(
             f"step {checkpoint.step} has no part {part!r}; its parts are: {', '.join(checkpoint.parts)}"
         )
-    record = next(r for r in run.records() if r.attempt == checkpoint.manifest.attempt)
+    record = run.history.record(checkpoint.step)
     parts = checkpoint.parts if part is None else [part]
     if json:
         emit(_document(run, checkpoint, record, parts))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-from holdfast.cli.output import line, stdout, text
+from holdfast.cli.output import line, plain, stdout, text, write
 
 __all__ = ["Column", "show_facts", "show_table"]
 
@@ -34,13 +34,15 @@ class Column:
 def show_table(columns: Sequence[Column], rows: Sequence[Sequence[object]], indent: str = "") -> list[str]:
     """Print rows under their titles. Columns without content are left out.
 
-    Returns the titles of the columns that the terminal had no room for.
+    A cell is a value, a pair of value and style, or a list of both. Returns the titles of the columns that the terminal
+    had no room for.
     """
-    cells = [[c if isinstance(c, Text) else text(c) for c in row] for row in rows]
+    if not stdout().is_terminal:
+        write(_without_terminal(columns, rows, indent))
+        return []
+    cells = [[_styled(cell) for cell in row] for row in rows]
     filled = [i for i in range(len(columns)) if any(row[i].plain for row in cells)]
-    console = stdout()
-    room = console.width - cell_len(indent) if console.is_terminal else None
-    shown, widths = _fit(columns, cells, filled, room)
+    shown, widths = _fit(columns, cells, filled, stdout().width - cell_len(indent))
     head = [text((columns[i].title, "dim")) for i in shown]
     if any(columns[i].title for i in shown):
         line(indent, _joined(head, shown, columns, widths))
@@ -49,8 +51,39 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[object]], inde
     return [columns[i].title for i in filled if i not in shown]
 
 
+def _styled(cell: object) -> Text:
+    return text(*cell) if isinstance(cell, list) else text(cell)
+
+
+def _unstyled(cell: object) -> str:
+    if isinstance(cell, tuple):
+        return plain(cell[0])
+    if isinstance(cell, list):
+        return "".join(map(_unstyled, cell))
+    return cell.plain if isinstance(cell, Text) else plain(cell)
+
+
+def _without_terminal(columns: Sequence[Column], rows: Sequence[Sequence[object]], indent: str) -> str:
+    """Return the whole table as text with nothing cut."""
+    cells = [[_unstyled(cell) for cell in row] for row in rows]
+    filled = [i for i in range(len(columns)) if any(row[i] for row in cells)]
+    if any(columns[i].title for i in filled):
+        cells.insert(0, [column.title for column in columns])
+    aligned = [_aligned([row[i] for row in cells], right=columns[i].right) for i in filled]
+    return "".join(f"{indent}{(GAP * ' ').join(row)}".rstrip() + "\n" for row in zip(*aligned, strict=True))
+
+
+def _aligned(column: list[str], *, right: bool) -> list[str]:
+    if all(map(str.isascii, column)):
+        width = max(map(len, column))
+        return [cell.rjust(width) if right else cell.ljust(width) for cell in column]
+    widths = [cell_len(cell) for cell in column]
+    padding = [" " * (max(widths) - width) for width in widths]
+    return [pad + cell if right else cell + pad for cell, pad in zip(column, padding, strict=True)]
+
+
 def _fit(
-    columns: Sequence[Column], cells: Sequence[Sequence[Text]], filled: list[int], room: int | None
+    columns: Sequence[Column], cells: Sequence[Sequence[Text]], filled: list[int], room: int
 ) -> tuple[list[int], dict[int, int]]:
     """Return the columns to show and their widths."""
     shown = list(filled)
@@ -59,7 +92,7 @@ def _fit(
     }
     while True:
         widths = {i: natural[i] for i in shown}
-        excess = 0 if room is None else sum(widths.values()) + GAP * (len(shown) - 1) - room
+        excess = sum(widths.values()) + GAP * (len(shown) - 1) - room
         for i in (i for i in reversed(shown) if columns[i].elastic and excess > 0):
             cut = min(excess, max(0, widths[i] - SHORTEST))
             widths[i] -= cut

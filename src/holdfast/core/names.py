@@ -30,6 +30,7 @@ STEP_DIGITS = 12
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MADE_STEM = re.compile(r"part-\d+$", re.IGNORECASE)
 _KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,254}")
+_KEY = re.compile(rf"{_KEY_PART.pattern}(?:/{_KEY_PART.pattern})*")
 
 
 def step_name(step: int) -> str:
@@ -105,7 +106,7 @@ def check_key(key: str) -> str:
 
 def is_key(text: str) -> bool:
     """Return whether `text` may name an object of a store."""
-    return all(_KEY_PART.fullmatch(part) for part in text.split("/"))
+    return _KEY.fullmatch(text) is not None
 
 
 def name_in_file(part: str, path: str) -> str:

@@ -107,14 +107,19 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return part
 
     @property
+    def file_sizes(self) -> dict[str, int]:
+        """The sizes of all data files this checkpoint needs, by key."""
+        return {f.key: f.size for part in self.parts.values() for f in part.files}
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of all data files this checkpoint refers to."""
-        return sum({f.key: f.size for part in self.parts.values() for f in part.files}.values())
+        return sum(self.file_sizes.values())
 
     @property
     def file_keys(self) -> frozenset[str]:
         """Keys of all data files this checkpoint needs."""
-        return frozenset(f.key for part in self.parts.values() for f in part.files)
+        return frozenset(self.file_sizes)
 
 
 def _is_as_written(tree: object, raw: msgspec.Raw) -> bool:

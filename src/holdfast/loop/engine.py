@@ -23,7 +23,7 @@ from holdfast.loop.resume import Restored, restore_state
 from holdfast.loop.saver import Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
-from holdfast.policies import EarlyStopping, Rule, Verdict, best_of
+from holdfast.policies import EarlyStopping, Rule, Verdict
 from holdfast.saving.remote import WriterProcess, can_have_process
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store
@@ -221,8 +221,7 @@ class Engine:
         self._saved_clock = self.clock
 
     def _after_commit(self) -> None:
-        self._label_best()
-        self.session.retain(self._keep)
+        self.session.label_and_retain(self._best, self._keep)
 
     def save_after(self, error: Exception) -> None:
         """Save after an exception in the loop, if the save rule asks for it; never hide the exception."""
@@ -260,9 +259,3 @@ class Engine:
         """Raise PolicyError when the run was given up."""
         if self.closed:
             raise PolicyError(f"the checkpointer of {self.session.store.url} is closed; make a new one")
-
-    def _label_best(self) -> None:
-        if self._best is not None:
-            found = best_of(self.session.history.records(), self._best.metric, self._best.mode)
-            if found:
-                self.session.publish_best(found[0].step)

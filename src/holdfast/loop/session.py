@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from holdfast.catalog.checkpoints import Entry, commit, reclaim, remove, retire
+from holdfast.catalog.checkpoints import commit, reclaim
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import create_run
 from holdfast.catalog.lease import acquire
@@ -20,7 +20,8 @@ from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import CommitUnknown
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
-from holdfast.policies import Decision, Rule, plan
+from holdfast.policies import Decision, Rule, best_of, plan
+from holdfast.policies.best import Best
 from holdfast.saving.environment import fingerprint
 from holdfast.saving.image import Image
 from holdfast.saving.job import Base, Here, Host, Job, entry_of, with_files
@@ -78,11 +79,10 @@ class Session:
         except BaseException:
             self._host.close()
             raise
-        self.history = History(store)
+        self.history = History(store, self.identity.run)
         self.log = LogWriter(store, f"g{self.lease.generation:012d}")
         try:
             self._host.start(store, self.lease)
-            self.history.refresh()
             self._reclaim()
         except BaseException:
             self._host.close()
@@ -111,8 +111,8 @@ class Session:
 
     def newest(self) -> str:
         """Return a few words on the newest checkpoint, from what this session knows."""
-        steps = self.history.steps
-        return f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+        step = self.history.newest_step
+        return f"the newest checkpoint is step {step}" if step is not None else "there is no checkpoint yet"
 
     def begin(self, image: Image, order: SaveOrder) -> Begun:
         """Hand an image, which may still be being copied, to the host: it becomes a checkpoint even if we die."""
@@ -151,7 +151,7 @@ class Session:
             raise
         manifest = with_files(job, image, done.files, done.new_bytes)
         self.parent = manifest.attempt
-        self._replace(entry_of(job, done), manifest)
+        self.history.take(entry_of(job, done), manifest)
         return manifest
 
     def persist(self, image: Image, order: SaveOrder) -> Manifest:
@@ -161,51 +161,69 @@ class Session:
     def _base(self) -> Base | None:
         """Return the checkpoint that the next one is built on: by default the newest."""
         for step in reversed(self.history.steps):
-            entry, manifest = self.history.manifests[step]
-            if self.parent in (None, manifest.attempt):
-                return Base(entry.key, manifest.attempt)
+            attempt = self.history.summary(step).attempt
+            if self.parent in (None, attempt):
+                return Base(self.history.entry(step).key, attempt)
         return None
 
     def note_verified(self, manifest: Manifest) -> None:
         """Record that every byte of a checkpoint was read and was right."""
         self.log.record(Verified(self.time.now(), manifest.step, manifest.attempt))
 
-    def publish_best(self, step: int) -> None:
-        """Point the tag "best" at a checkpoint, unless it points there already."""
-        _, manifest = self.history.manifests[step]
-        tag = self.history.tags().get("best")
-        if tag is None or tag.attempt != manifest.attempt:
-            set_tag(self.store, Tag("best", step, manifest.attempt, self.time.now(), automatic=True))
+    def label_and_retain(self, best: Best | None, keep: Rule | None) -> None:
+        """Point the tag "best" at the best checkpoint, then delete and demote what the retention rule lets go."""
+        if best is not None or keep is not None:
+            self.log.flush()
+            tags = self.history.tags()
+            if best is not None:
+                self._publish_best(best, tags)
+            if keep is not None:
+                self._retain(keep, tags)
+        self.history.index(self.lease)
 
-    def retain(self, keep: Rule | None) -> tuple[Decision, ...]:
+    def _publish_best(self, best: Best, tags: dict[str, Tag]) -> None:
+        """Move the tag "best", in the store and in `tags`, unless it points there already."""
+        found = best_of(self.history.records(tags), best.metric, best.mode)
+        if found and ("best" not in tags or tags["best"].attempt != found[0].attempt):
+            tags["best"] = Tag("best", found[0].step, found[0].attempt, self.time.now(), automatic=True)
+            set_tag(self.store, tags["best"])
+
+    def retain(self, keep: Rule) -> tuple[Decision, ...]:
         """Delete and demote what the retention rule lets go; return what was decided."""
-        if keep is None:
-            return ()
-        records = self.history.records(self.events())
+        self.log.flush()
+        return self._retain(keep, self.history.tags())
+
+    def _retain(self, keep: Rule, tags: dict[str, Tag]) -> tuple[Decision, ...]:
+        records = self.history.records(tags)
         decisions = plan(records, keep, now=self.time.now(), stored_together=self.history.stored_together)
         if self.history.broken_tags:  # what they protect is unknown
             broken = "; ".join(self.history.broken_tags)
             logger.warning("nothing is deleted: %s. Remove that tag or set it again", broken)
             return ()
         drops = [d for d in decisions if d.action == "drop"]
-        self.remove_steps([d.step for d in drops], {d.step: list(d.reasons) for d in drops})
+        self._remove_steps([d.step for d in drops], {d.step: list(d.reasons) for d in drops}, tags)
         for d in decisions:
-            if d.action == "demote" and not self.history.manifests[d.step][1].demoted:
+            if d.action == "demote" and not self.history.summary(d.step).demoted:
                 self._demote(d)
         return decisions
 
     def remove_steps(self, steps: Sequence[int], why: dict[int, list[str]]) -> int:
-        """Delete checkpoints and the bytes only they needed; return the bytes freed."""
+        """Delete checkpoints, their tags, and the bytes only they needed; return the bytes freed."""
+        return self._remove_steps(steps, why, self.history.tags()) if steps else 0
+
+    def _remove_steps(self, steps: Sequence[int], why: dict[int, list[str]], tags: Mapping[str, Tag]) -> int:
         if not steps:
             return 0
         self.lease.check()
-        for name, tag in self.history.tags().items():
+        for name, tag in tags.items():
             if tag.step in steps:
                 delete_tag(self.store, name)
-        victims = [self.history.manifests.pop(s) for s in steps]
-        freed = remove(self.store, victims, self.history.known)
-        for _, m in victims:
-            self.log.record(Removed(self.time.now(), m.step, m.attempt, "removed", why.get(m.step, [])))
+        attempts = {
+            s: "broken" if s in self.history.broken else self.history.summary(s).attempt for s in steps
+        }
+        freed = self.history.drop(steps)
+        for s, attempt in attempts.items():
+            self.log.record(Removed(self.time.now(), s, attempt, "removed", why.get(s, [])))
         self.log.flush()
         return freed
 
@@ -214,15 +232,10 @@ class Session:
 
         A broken one before `step` stays where it is, to be repaired or removed by its owner.
         """
-        later = {s: (e, m.attempt) for s, (e, m) in self.history.manifests.items() if s > step}
-        later |= {s: (e, "broken") for s, (e, _) in self.history.broken.items() if s > step}
-        for s in sorted(later):
-            entry, attempt = later[s]
-            retire(self.store, entry, attempt)
-            self.history.manifests.pop(s, None)
-            self.history.broken.pop(s, None)
+        later = sorted(s for s in {*self.history.steps, *self.history.broken} if s > step)
+        for s, attempt in self.history.set_aside(later).items():
             self.log.record(Removed(self.time.now(), s, attempt, "set aside", [why]))
-        return sorted(later)
+        return later
 
     def close(self) -> None:
         """Make the log durable and give the run up."""
@@ -232,6 +245,7 @@ class Session:
         try:
             self._host.close()
             self.log.flush()
+            self.history.index(self.lease, closing=True)
         finally:
             self.lease.release()
 
@@ -247,13 +261,6 @@ class Session:
         if freed:
             logger.info("freed %d bytes that dead writers had left in %s", freed, self.store.url)
 
-    def _replace(self, entry: Entry, manifest: Manifest) -> None:
-        """Take a committed manifest into the history; the state of the same step before it is removed."""
-        before = self.history.manifests.pop(manifest.step, None)
-        self.history.manifests[manifest.step] = (entry, manifest)
-        if before is not None:
-            remove(self.store, [before], self.history.known)
-
     def _demote(self, decision: Decision) -> None:
         """Replace a checkpoint by one that holds its weights alone."""
         _, manifest = self.history.manifests[decision.step]
@@ -261,7 +268,7 @@ class Session:
         if not weights:
             return
         lighter = msgspec.structs.replace(manifest, parts=weights, demoted=True)
-        self._replace(commit(self.store, lighter, self.lease), lighter)
+        self.history.take(commit(self.store, lighter, self.lease), lighter)
         self.log.record(
             Removed(self.time.now(), manifest.step, manifest.attempt, "demoted", list(decision.reasons))
         )

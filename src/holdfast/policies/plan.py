@@ -7,8 +7,10 @@ not matter; a plan of what was kept keeps it all; and joining a rule with `|` ne
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 from holdfast.core.errors import PolicyError
@@ -68,9 +70,9 @@ def plan(
     """Decide for every checkpoint whether to keep, demote or drop it; one decision per record, in step order.
 
     `rule=None` keeps everything. `now` is wall time in seconds since the epoch. `stored_together` returns the
-    bytes that a set of checkpoints takes up; without it, a `limit` in bytes adds up `stored_bytes`, which
-    counts shared files more than once and so may drop more than it had to, never less. Raises PolicyError if
-    `rule` says nothing about what to keep, or if a `where` function fails.
+    bytes that a set of checkpoints takes up, of fewer checkpoints never more; without it, a `limit` in bytes adds
+    up `stored_bytes`, which counts shared files more than once and so may drop more than it had to, never less.
+    Raises PolicyError if `rule` says nothing about what to keep, or if a `where` function fails.
     """
     ordered = sorted(records, key=_age)
     terms = _terms(None if rule is None else require_retention(rule))
@@ -140,14 +142,19 @@ def _enforce(
     kept = [record for record in draft.ordered if draft.reasons(identity(record))]
     free = [record for record in kept if identity(record) not in draft.guarded]
     free.sort(key=lambda record: (identity(record) in draft.whole, identity(record) in prized, _age(record)))
-    dropped: dict[Key, str] = {}
-    for record in free:
-        left = [one for one in kept if identity(one) not in dropped]
-        over = [cap for cap in caps if cap.exceeded(stored_together(left), len(left))]
-        if not over:
-            break
-        dropped[identity(record)] = f"over {over[0]!r}"
-    return dropped
+    goes = [identity(record) for record in free]
+
+    def fits(cap: Limit, drops: int) -> bool:
+        gone = set(goes[:drops])
+        left = [record for record in kept if identity(record) not in gone]
+        return not cap.exceeded(stored_together(left), len(left))
+
+    # What is left only shrinks as more goes, so how many must go for a cap is found by halving.
+    least = [bisect_left(range(len(goes)), x=True, key=partial(fits, cap)) for cap in caps]
+    return {
+        key: f"over {next(cap for cap, drops in zip(caps, least, strict=True) if place < drops)!r}"
+        for place, key in enumerate(goes[: max(least)])
+    }
 
 
 def _added_up(records: Sequence[CheckpointRecord]) -> int:

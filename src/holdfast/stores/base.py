@@ -100,6 +100,10 @@ class Store(Protocol):
         """Return size and age of an object. Raises NotFound."""
         ...
 
+    def names(self, prefix: str, after: str = "") -> list[str]:
+        """Return the keys of what `list` returns that sort behind `after`; where possible for less than it costs."""
+        ...
+
     def list(self, prefix: str) -> list[ObjectInfo]:
         """Return every object whose key starts with `prefix` + "/", sorted by key; empty when there is none."""
         ...

@@ -225,20 +225,29 @@ class LocalStore:
                 raise FileNotFoundError(errno.ENOENT, "not a file")
         return ObjectInfo(key, found.st_size, found.st_mtime)
 
+    def names(self, prefix: str, after: str = "") -> list[str]:
+        with _translated("list", self._below(prefix)):
+            return sorted(key for key, _ in self._walk(prefix) if key > after)
+
     def list(self, prefix: str) -> list[ObjectInfo]:
-        start = self.path(prefix) if prefix else self.root
         out: list[ObjectInfo] = []
-        with _translated("list", start):
-            for path in self.disk.walk(start):
-                key = os.path.relpath(path, self.root).replace(os.sep, "/")
-                if not is_key(
-                    key
-                ):  # a temporary file, or one that we did not write: .DS_Store, .nfs0001, "copy (2)"
-                    continue
+        with _translated("list", self._below(prefix)):
+            for key, path in self._walk(prefix):
                 with contextlib.suppress(FileNotFoundError):  # deleted while we walked
                     found = self.disk.stat(path)
                     out.append(ObjectInfo(key, found.st_size, found.st_mtime))
         return sorted(out, key=lambda o: o.key)
+
+    def _below(self, prefix: str) -> str:
+        return self.path(prefix) if prefix else self.root
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yield key and path of every object; what is no key was not written by us: .DS_Store, .nfs0001, "copy (2)"."""
+        skipped = len(os.path.join(self.root, ""))
+        for path in self.disk.walk(self._below(prefix)):
+            key = path[skipped:].replace(os.sep, "/")
+            if is_key(key):
+                yield key, path
 
     def sweep(self, before: float) -> None:
         with _translated("tidy", self.root):

@@ -62,6 +62,11 @@ class MemoryStore:
             data, modified = self._objects[key]
             return ObjectInfo(key, len(data), modified)
 
+    def names(self, prefix: str, after: str = "") -> list[str]:
+        start = f"{check_key(prefix)}/" if prefix else ""
+        with self._lock:
+            return sorted(key for key in self._objects if key.startswith(start) and key > after)
+
     def list(self, prefix: str) -> list[ObjectInfo]:
         start = f"{check_key(prefix)}/" if prefix else ""
         with self._lock:

@@ -279,6 +279,16 @@ class StoreTests:
             (len(o.key), o) for o in store.list("b")
         ]
 
+    def test_names_are_the_keys_of_the_list(self, store: Store) -> None:
+        keys = ["a", "b/1", "b/1-0001", "b/1.json", "b/2/deep", "b/3", "b-/x", "c"]
+        for key in keys:
+            store.create(key, b"x")
+        for prefix in ("", "b", "b/2", "nothing"):
+            listed = [o.key for o in store.list(prefix)]
+            assert store.names(prefix) == listed
+            for after in ("", "a", "b/1", "b/1-", "b/2", "b/3", "zz"):
+                assert store.names(prefix, after) == [key for key in listed if key > after]
+
     def test_list_of_nothing_is_empty(self, store: Store) -> None:
         assert store.list("") == store.list("nothing/here") == []
         store.create("a/k", b"x")
@@ -344,7 +354,7 @@ class StoreTests:
         if store.appendable:
             acts.append(lambda: store.append(key, b"x"))
         if key:
-            acts.append(lambda: store.list(key))
+            acts += [lambda: store.list(key), lambda: store.names(key)]
         for act in acts:
             with pytest.raises(InvalidFormat):
                 act()
