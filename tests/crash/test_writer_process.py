@@ -69,6 +69,7 @@ def test_a_writer_that_dies_between_saves_is_replaced(tmp_path: pathlib.Path) ->
         ckpt.wait()
         before = writer_of(ckpt).pid
         os.kill(before, signal.SIGKILL)
+        gone_at_last(before)
         held["model"]["b"][:] = 5
         ckpt.save(tag="after")
         ckpt.wait()

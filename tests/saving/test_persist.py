@@ -23,6 +23,7 @@ from holdfast.saving import known as known_module
 from holdfast.saving.arena import Arena
 from holdfast.saving.image import Image, PartImage
 from holdfast.saving.persist import KnownTensors, new_attempt, persist_parts
+from holdfast.saving.progress import Progress
 from holdfast.saving.snapshot import take_snapshot
 from holdfast.stores import LocalStore, MemoryStore, Store, Stream
 from holdfast.testing import FaultyDisk
@@ -45,7 +46,7 @@ def stored(store: Store, parts: dict[str, Part]) -> dict[str, bytes]:
                 for index in file.blocks_of(t.start, t.end):
                     file.read_block(index)
                 data = bytearray(t.nbytes)
-                file.read(t.start, memoryview(data))
+                file.read(file.header.data_start + t.start, memoryview(data))
                 found[f"{name}/{t.name}"] = bytes(data)
     return found
 
@@ -74,6 +75,14 @@ def state() -> State:
     }  # fmt: skip
 
 
+class Told(Progress):
+    """A progress that does what it is told to when it is waited for."""
+
+    def __init__(self, wait: Callable[[int], None]) -> None:
+        super().__init__(0)
+        self.wait = wait  # type: ignore[method-assign]
+
+
 class OnTheWay:
     """An image whose memory holds rubbish until it is waited for."""
 
@@ -85,7 +94,7 @@ class OnTheWay:
             parts[name] = PartImage(part.tree, part.kind, part.aliases, part.tensors, memory, part.offset)
             self._from.append(part)
             self._to.append(memory)
-        self.image = Image(parts, self.wait)
+        self.image = Image(parts, Told(self.wait))
 
     def wait(self, end: int) -> None:
         self.waits.append(end)
@@ -127,7 +136,7 @@ def test_what_is_there_is_written_while_the_rest_is_waited_for(monkeypatch: pyte
         assert end <= 1 << 16 or taken.wait(60), "the first stretch is not written before the second has come"
 
     store, now = Watched(), state()
-    parts, _, _ = persist_parts(store, 1, new_attempt(), replace(image_of(now), wait=wait), KnownTensors())
+    parts, _, _ = persist_parts(store, 1, new_attempt(), replace(image_of(now), progress=Told(wait)), KnownTensors())
     assert stored(store, parts) == expected(now)
 
 
@@ -149,7 +158,7 @@ def test_when_the_copy_fails_nothing_is_left(
                 raise Lost
 
         with pytest.raises(Lost):
-            persist_parts(store, 1, new_attempt(), replace(image, wait=wait), KnownTensors())
+            persist_parts(store, 1, new_attempt(), replace(image, progress=Told(wait)), KnownTensors())
         assert store.list("") == []
         assert no_thread()
     assert not make or not (tmp_path / "data").exists()
@@ -162,7 +171,7 @@ def no_thread() -> bool:
 def test_when_the_disk_fails_the_rest_is_not_waited_for(tmp_path: pathlib.Path) -> None:
     waits: list[int] = []
     disk = FaultyDisk(4, errno.ENOSPC, sticky=True)
-    image = replace(image_of(state()), wait=waits.append)
+    image = replace(image_of(state()), progress=Told(waits.append))
     with pytest.raises(OutOfSpace):
         persist_parts(LocalStore(tmp_path / "run", disk), 1, new_attempt(), image, KnownTensors())
     assert disk.fired
@@ -264,7 +273,7 @@ def test_it_works_where_no_thread_starts_any_more(monkeypatch: pytest.MonkeyPatc
 def test_a_state_without_tensors_writes_no_file(tmp_path: pathlib.Path) -> None:
     waits: list[int] = []
     image = take_snapshot({"a": {"n": 1}, "b": [2.0]}, Arena(), rng=False).image
-    image = replace(image, wait=waits.append)
+    image = replace(image, progress=Told(waits.append))
     parts, _, size = persist_parts(LocalStore(tmp_path), 1, new_attempt(), image, KnownTensors())
     assert (list(parts), size, waits) == (["a", "b"], 0, [0])
     assert parts["a"].values("a") == {"n": 1}

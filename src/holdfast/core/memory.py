@@ -64,7 +64,7 @@ class Memory:
         self.view = view
         self.fd = fd
         if fd >= 0:
-            weakref.finalize(self, os.close, fd)
+            weakref.finalize(self, os.close, fd).atexit = False  # it may still be sent then
 
     def __len__(self) -> int:
         return len(self.view)

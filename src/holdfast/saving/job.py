@@ -92,7 +92,7 @@ class Committer:
     store: Store
     lease: Lease
     _known: KnownTensors | None = None
-    _attempt: str = ""
+    _held_by: Base | None = None  # which checkpoint `_known` is of
 
     def carry_out(self, job: Job, image: Image) -> Committed:
         """Make an image a committed checkpoint: data, log, manifest, tags, in this order."""
@@ -108,7 +108,7 @@ class Committer:
             raise
         files = {name: part.files for name, part in parts.items()}
         entry = commit(self.store, with_files(job, image, files, written), self.lease)
-        self._known, self._attempt = known, attempt
+        self._known, self._held_by = known, Base(entry.key, attempt)
         for tag in job.tags:
             set_tag(self.store, Tag(tag, step, attempt, job.manifest.time))
         return Committed(entry.key, entry.ordinal, files, written)
@@ -116,7 +116,7 @@ class Committer:
     def _known_of(self, base: Base | None) -> KnownTensors:
         if base is None:
             return KnownTensors()
-        if self._known is not None and self._attempt == base.attempt:
+        if self._known is not None and self._held_by == base:
             return self._known
         try:
             return KnownTensors.of(self.store, decode_manifest(self.store.read(base.key), base.key))

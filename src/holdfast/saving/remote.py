@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 
 from holdfast.catalog.checkpoints import entries, read_entry
@@ -79,6 +80,7 @@ class WriterProcess:
                 start_new_session=True,  # Ctrl-C in a terminal is for the trainer
             )
         self._inbox = Inbox(ours)
+        self._heard: deque[Message] = deque()
         self._socket = ours
         self._layouts = Layouts()
         self._memory: Memory | None = None
@@ -119,7 +121,7 @@ class WriterProcess:
             self._say(Copied(progress.end))
 
     def _say(self, message: Message, fds: Sequence[int] = ()) -> None:
-        with self._sending, contextlib.suppress(OSError):  # a dead writer is found out by `finish`
+        with self._sending, contextlib.suppress(ConnectionError):  # a dead writer is found out by `finish`
             send(self._socket, message, fds)
 
     def finish(self, job: Job, image: Image) -> Committed:
@@ -142,17 +144,19 @@ class WriterProcess:
         """Return the writer's next message; None when it is gone."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        while True:
+        while not self._heard:
             gone = self._process.poll() is not None
             if poll.poll(LOOK_MILLISECONDS):
                 try:
                     found = self._inbox.receive()
                 except OSError:
                     return None
-                if found is None or found:
-                    return found[0] if found else None
+                if found is None:
+                    return None
+                self._heard.extend(found)
             elif gone:
                 return None
+        return self._heard.popleft()
 
     def _settle(self, job: Job) -> None:
         """Free what a dead writer has left of a job, unless it committed it."""

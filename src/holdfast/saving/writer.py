@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 
 __all__ = ["Writer"]
@@ -11,7 +12,7 @@ Job = Callable[[], None]
 
 
 class Writer:
-    """Runs jobs one after the other on a background thread: one is under way, one more may wait for it.
+    """Runs jobs one after the other on a background thread.
 
     A job's exception is kept and raised by the next `wait` or `raise_failure`, once; the job behind it still runs.
     """
@@ -20,7 +21,7 @@ class Writer:
         self._background = background
         self._changed = threading.Condition()
         self._running = False
-        self._next: Job | None = None
+        self._waiting: deque[Job] = deque()
         self._failure: BaseException | None = None
 
     @property
@@ -29,12 +30,12 @@ class Writer:
         return self._running
 
     def submit(self, job: Job) -> None:
-        """Run a job after the one under way, of which none may wait yet."""
+        """Run a job after those before it."""
         if not self._background:
             job()
             return
         with self._changed:
-            self._next = job
+            self._waiting.append(job)
             if self._running:
                 return
             self._running = True
@@ -42,10 +43,12 @@ class Writer:
         threading.Thread(target=self._run, name="holdfast-writer", daemon=True).start()
 
     def withdraw(self) -> bool:
-        """Take back the job that waits, if it has not begun; return whether there was one."""
+        """Take back the job that was submitted last, if it has not begun; return whether that was so."""
         with self._changed:
-            found, self._next = self._next, None
-            return found is not None
+            if not self._waiting:
+                return False
+            self._waiting.pop()
+            return True
 
     def wait(self) -> None:
         """Wait for every job. Raises a job's failure."""
@@ -63,7 +66,7 @@ class Writer:
     def _run(self) -> None:
         while True:
             with self._changed:
-                job, self._next = self._next, None
+                job = self._waiting.popleft() if self._waiting else None
                 if job is None:
                     self._running = False
                 self._changed.notify_all()
