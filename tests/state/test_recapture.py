@@ -8,6 +8,7 @@ import datetime
 import decimal
 import enum
 import gc
+import pathlib
 import random
 import re
 import weakref
@@ -79,8 +80,14 @@ def build() -> State:
     step(model, optimizer)
     next(iter(optimizer.state.values()))["tail"] = 5
     shared = torch.arange(6.0)
+    early, inner = Counter(), nn.Linear(2, 2)
+    early.held["tied"] = shared
+    early.held["twins"] = [torch.zeros(3)] * 2
+    early.held["many"] = [torch.full((2,), float(i)) for i in range(6)]
     return {
-        "early": Counter(),
+        "early": early,
+        "held": Settings(weights=inner),
+        "of_held": torch.optim.SGD(inner.parameters(), 0.1),
         "model": model,
         "optimizer": optimizer,
         "scheduler": scheduler,
@@ -91,7 +98,7 @@ def build() -> State:
             "series": list(range(20)), "short": [1, 2, [3.5, "x"]], "pair": (1, torch.ones(2)), "set": {1, 2},
             "range": range(3), "colour": Colour.RED, "settings": Settings(), "size": torch.Size([2]),
             "queue": collections.deque([1, 2], maxlen=4), "counter": collections.Counter(a=2),
-            "default": collections.defaultdict(list, {"k": [1]}), 5: "five",
+            "default": collections.defaultdict(list, {"k": [1]}), 5: "five", "place": pathlib.Path("a"),
             "ordered": collections.OrderedDict(a=torch.zeros(2), b=2),
         },
         "tensors": {
@@ -265,6 +272,7 @@ lines(
     v['text'] = r'"\\u0041' + '3"'
     v['text'] = 'A0'
     v['none'] = {}
+    v['none'] = pathlib.Path('x')
     v['none'] = torch.ones(2)
     v['raw'] = b'"\\\\u00411"'
     v['exact'] = decimal.Decimal('1.00')
@@ -330,6 +338,10 @@ lines(
     e.held['memory'] = torch.arange(6.0)
     e.held['memory'] = torch.zeros(5)
     e.held['memory'] = t['small4'].detach()
+    e.held['tied'] = e.held['tied'].clone()
+    e.held['twins'][0] = e.held['twins'][0].clone()
+    e.held['many'] = [x + 1 for x in e.held['many']]
+    s['held'].weights.weight = nn.Parameter(s['held'].weights.weight.data)
     e.held['again'] = e.held['memory']
     e.held['lines'].append(2)
     e.held = {}
@@ -365,8 +377,8 @@ def test_changes_upon_changes_are_noticed(rounds: list[list[str]]) -> None:
                 continue  # what it changes is no longer there
         try:
             take_snapshot(state, Arena())
-        except UnsupportedValue:
-            with pytest.raises(UnsupportedValue):
+        except (UnsupportedValue, KeyError) as e:  # torch knows no state_dict with orphans
+            with pytest.raises(type(e)):
                 snapshotter.take()
             return
         agree(snapshotter, state)
@@ -385,7 +397,7 @@ STEADY = (
     "step(m, o)", "s['scheduler'].step()", "v['count'] = 2", "v['loss'] = float('nan')", "t['a'].add_(1)",
     "t['part'].add_(1)", "a['x'] += 1", "g[0].manual_seed(5)", "g[1].random()", "g[2].random()", "e.held['n'] = 2",
     "e.held['memory'] = torch.zeros(5)", "e.held['lines'].append(2)", "o.param_groups[0]['lr'] = 0.25", "m[2].note = b'longer'",
-    "v['settings'].depth = 4", "v['series'].append(1)", "m[1].num_batches_tracked += 1", "v['colour'] = Colour.BLUE",
+    "v['settings'].depth = 4", "v['series'].append(1)", "e.held['many'] = [x + 1 for x in e.held['many']]", "m[1].num_batches_tracked += 1", "v['colour'] = Colour.BLUE",
     "s['tensors'] = dict(t)", "random.random(); np.random.rand(); torch.rand(1)", "v[5] = 'six'",
     "t['a'] = t['a'].detach()", "v['short'] = list(v['short'])",
 )  # fmt: skip
@@ -457,14 +469,8 @@ def test_what_is_refused_is_refused_with_its_path_and_forgiven() -> None:
 
 
 def test_a_codec_registered_later_is_used() -> None:
-    class Point:
+    class Point(nn.Module):
         x = 1
-
-        def state_dict(self) -> dict[str, object]:
-            return {"x": self.x}
-
-        def load_state_dict(self, state: object) -> None:
-            raise AssertionError
 
     state: State = {"p": Point(), "t": torch.ones(2)}
     snapshotter = Snapshotter(state, Arena())
