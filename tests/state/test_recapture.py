@@ -8,6 +8,7 @@ import datetime
 import decimal
 import enum
 import gc
+import pathlib
 import random
 import re
 import weakref
@@ -90,34 +91,44 @@ def build() -> State:
     )
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
     step(model, optimizer)
+    next(iter(optimizer.state.values()))["tail"] = 5
     shared = torch.arange(6.0)
+    early, inner = Counter(), nn.Linear(2, 2)
+    early.held["tied"] = shared
+    early.held["twins"] = [torch.zeros(3)] * 2
+    early.held["many"] = [torch.full((2,), float(i)) for i in range(6)]
     return {
-        "early": Counter(),
+        "early": early,
+        "held": Settings(weights=inner),
+        "of_held": torch.optim.SGD(inner.parameters(), 0.1),
         "model": model,
         "optimizer": optimizer,
         "scheduler": scheduler,
+        "stateless": torch.optim.SGD(model.parameters(), 0.1),
         "values": {
             "none": None, "flag": True, "count": 1, "loss": 0.5, "text": "ab", "raw": b"xy", "z": 1 + 2j,
             "when": datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC), "exact": decimal.Decimal("1.0"),
             "series": list(range(20)), "short": [1, 2, [3.5, "x"]], "pair": (1, torch.ones(2)), "set": {1, 2},
             "range": range(3), "colour": Colour.RED, "settings": Settings(), "size": torch.Size([2]),
             "queue": collections.deque([1, 2], maxlen=4), "counter": collections.Counter(a=2),
-            "default": collections.defaultdict(list, {"k": [1]}), 5: "five", (1, 2): {"deep": 7},
+            "default": collections.defaultdict(list, {"k": [1]}), 5: "five", "place": pathlib.Path("a"),
             "ordered": collections.OrderedDict(a=torch.zeros(2), b=2),
         },
         "tensors": {
             "a": torch.randn(4), "b": torch.randn(2, 3), "flag": torch.tensor([True, False]), "empty": torch.empty(0),
             "half": torch.randn(3).bfloat16(), "tied": shared, "again": shared, "turned": torch.randn(3, 5).t(),
             "complex": torch.randn(3, dtype=torch.complex64), "part": torch.arange(9000.0)[5:9], "nan": torch.tensor(float("nan")),
-            "wide": torch.randn(50, 200), "learns": torch.ones(2, requires_grad=True), "f8": torch.ones(9).to(torch.float8_e5m2),
+            "wide": torch.randn(50, 200), "learns": torch.ones(2, requires_grad=True),
+            "derived": torch.ones(2, requires_grad=True) * 2, "f8": torch.ones(9).to(torch.float8_e5m2),
             **{f"small{i}": torch.full((i + 1,), float(i)) for i in range(8)},
         },
         "arrays": {
-            "x": np.arange(6.0), "y": np.arange(6).reshape(2, 3), "swapped": np.arange(3, dtype=">f4"), "one": np.float32(2),
+            "x": np.arange(6.0), "x2": np.arange(6.0), "y": np.arange(6).reshape(2, 3), "swapped": np.arange(3, dtype=">f4"), "one": np.float32(2),
             "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "flags": np.array([True, False]),
-            "big": np.zeros(9000), "none": np.zeros((0, 3)),
+            "big": np.zeros(9000), "square": np.arange(4.0).reshape(2, 2), "none": np.zeros((0, 3)),
         },
         "generators": [torch.Generator(), np.random.default_rng(0), random.Random(0)],
+        "odd": {(1, 2): {"deep": 7}},
         "step": 3,
     }  # fmt: skip
 
@@ -175,6 +186,7 @@ lines(
     t['learns'].requires_grad_(False)
     t['learns'].detach_().requires_grad_()
     t['learns'] = (t['learns'].detach().requires_grad_() * 1)
+    t['derived'].detach_().requires_grad_()
     t['a'] = nn.Parameter(t['a'].detach())
     t['a'] = t['a'].detach()
     t['a'].untyped_storage().resize_(0); t['a'].resize_(0)
@@ -188,6 +200,8 @@ lines(
     t['small2'].data = t['small2'].data.double()
     t['small2'].set_(t['wide'])
     t['new'] = torch.ones(3)
+    s['tensors'] = {('b' * 2 if k == 'b' else k): w for k, w in t.items()}
+    s['tensors'] = {(''.join(list(k)) if isinstance(k, str) else k): w for k, w in t.items()}
     t.pop('a', None)
     t['a'] = 4
     t['a'] = {'inner': torch.ones(2)}
@@ -213,6 +227,10 @@ lines(
     m[4] = nn.Linear(4, 3)
     m[4] = nn.Identity()
     m.append(nn.Linear(1, 1))
+    m._modules = {('last' if k == '4' else k): x for k, x in m._modules.items()}
+    m[0]._parameters = {k.upper(): x for k, x in m[0]._parameters.items()}
+    m[1]._buffers = {k.upper(): x for k, x in m[1]._buffers.items()}
+    o.param_groups[0] = {(k.upper() if k == 'lr' else k): x for k, x in o.param_groups[0].items()}
     m[1].register_buffer('running_mean', m[1].running_mean, persistent=False)
     m[1].register_buffer('extra', torch.ones(2))
     m[1].register_buffer('unsaved', torch.ones(2), persistent=False)
@@ -250,6 +268,10 @@ lines(
     s['scheduler'].step()
     o.register_state_dict_post_hook(lambda opt, state: state)
     s['optimizer'] = torch.optim.SGD(m.parameters(), 0.1, momentum=0.9)
+    x, y = list(o.state.values())[:2]; z = dict(y); y.clear(); y.update({'tail': x.pop('tail')}, **z)
+    s['stateless'].param_groups[0]['params'].reverse()
+    s['stateless'].param_groups[0]['params'][0] = nn.Parameter(torch.ones(1))
+    s['stateless'].param_groups[0]['params'].pop()
     v['count'] = 2
     v['count'] = True
     v['count'] = 1.0
@@ -263,6 +285,7 @@ lines(
     v['text'] = r'"\\u0041' + '3"'
     v['text'] = 'A0'
     v['none'] = {}
+    v['none'] = pathlib.Path('x')
     v['none'] = torch.ones(2)
     v['raw'] = b'"\\\\u00411"'
     v['exact'] = decimal.Decimal('1.00')
@@ -295,15 +318,25 @@ lines(
     v[5] = 'six'
     x = v.pop(5, 0); v[5.0] = x
     x = v.pop(5, 0); v['5'] = x
-    v[(1, 2)]['deep'] = 8
+    s['odd'][(1, 2)]['deep'] = 8
+    s['odd'][(1, 3)] = 8
+    s['odd'] = {1: 2}
+    s['values'] = {(5.0 if k == 5 else k): w for k, w in v.items()}
+    s['values'] = {('5' if k == 5 else k): w for k, w in v.items()}
+    s['values'] = {(Words(k) if k == 'text' else k): w for k, w in v.items()}; s['values'] = v
+    s['values'] = {(k + 'x' if k == 'text' else k): w for k, w in v.items()}
     v['ordered'].move_to_end('a')
     v[True] = 1
     a['x'] = np.arange(6.0)
     a['x'] += 1
     a['x'].shape = (3, 2)
+    a['x'] = a['x'][:2]
+    a['square'] = a['square'].T
+    a['x'] = a['x'].view('i8')
     a['x'] = a['x'].astype('f4')
     a['x'].resize(12, refcheck=False)
     a['x'] = a['y']
+    a['x'] = a['x2']
     a['x'] = a['big'][2:4]
     a['one'] = np.float64(3)
     a['one'] = 3
@@ -318,6 +351,10 @@ lines(
     e.held['memory'] = torch.arange(6.0)
     e.held['memory'] = torch.zeros(5)
     e.held['memory'] = t['small4'].detach()
+    e.held['tied'] = e.held['tied'].clone()
+    e.held['twins'][0] = e.held['twins'][0].clone()
+    e.held['many'] = [x + 1 for x in e.held['many']]
+    s['held'].weights.weight = nn.Parameter(s['held'].weights.weight.data)
     e.held['again'] = e.held['memory']
     e.held['lines'].append(2)
     e.held = {}
@@ -353,8 +390,8 @@ def test_changes_upon_changes_are_noticed(rounds: list[list[str]]) -> None:
                 continue  # what it changes is no longer there
         try:
             take_snapshot(state, Arena())
-        except UnsupportedValue:
-            with pytest.raises(UnsupportedValue):
+        except (UnsupportedValue, KeyError) as e:  # torch knows no state_dict with orphans
+            with pytest.raises(type(e)):
                 snapshotter.take()
             return
         agree(snapshotter, state)
@@ -373,7 +410,7 @@ STEADY = (
     "step(m, o)", "s['scheduler'].step()", "v['count'] = 2", "v['loss'] = float('nan')", "t['a'].add_(1)",
     "t['part'].add_(1)", "a['x'] += 1", "g[0].manual_seed(5)", "g[1].random()", "g[2].random()", "e.held['n'] = 2",
     "e.held['memory'] = torch.zeros(5)", "e.held['lines'].append(2)", "o.param_groups[0]['lr'] = 0.25", "m[2].note = b'longer'",
-    "v['settings'].depth = 4", "v['series'].append(1)", "m[1].num_batches_tracked += 1", "v['colour'] = Colour.BLUE",
+    "v['settings'].depth = 4", "v['series'].append(1)", "e.held['many'] = [x + 1 for x in e.held['many']]", "m[1].num_batches_tracked += 1", "v['colour'] = Colour.BLUE",
     "s['tensors'] = dict(t)", "random.random(); np.random.rand(); torch.rand(1)", "v[5] = 'six'",
     "t['a'] = t['a'].detach()", "v['short'] = list(v['short'])",
 )  # fmt: skip
@@ -445,14 +482,8 @@ def test_what_is_refused_is_refused_with_its_path_and_forgiven() -> None:
 
 
 def test_a_codec_registered_later_is_used() -> None:
-    class Point:
+    class Point(nn.Module):
         x = 1
-
-        def state_dict(self) -> dict[str, object]:
-            return {"x": self.x}
-
-        def load_state_dict(self, state: object) -> None:
-            raise AssertionError
 
     state: State = {"p": Point(), "t": torch.ones(2)}
     snapshotter = Taking(state, Arena())

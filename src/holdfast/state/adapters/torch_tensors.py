@@ -121,7 +121,7 @@ def _columns(tensors: Sequence[torch.Tensor]) -> Iterator[Sequence[object]]:
             yield list(map(torch.Tensor.is_conj, tensors))
         learning = list(map(attrgetter("requires_grad"), tensors))
         yield learning
-        if True in learning:
+        if True in learning and set(map(type, tensors)) != {torch.nn.Parameter}:
             yield list(map(attrgetter("is_leaf"), tensors))
 
 
