@@ -151,7 +151,9 @@ class Machine(RuleBasedStateMachine):
         order = SaveOrder(Clock(step=step), {"loss": float(self.seeds["head"])}, ("test",))
         self.session.persist(take_snapshot(state, Arena(), rng=False).image, order)
         self.session.label_and_retain(Best("loss", "min"), None)
-        assert self.store.names("checkpoints") == [e.key for e in entries(self.store)], "no older state is left"
+        assert self.store.names("checkpoints") == [e.key for e in entries(self.store)], (
+            "no older state is left"
+        )
 
     @precondition(lambda self: len(self.steps) > 1)
     @rule(pick=st.randoms(use_true_random=False), again=st.booleans())
@@ -462,7 +464,9 @@ def test_a_save_costs_what_changed(long: Clocked) -> None:
 
 def test_setting_aside_and_removing_cost_no_reading(long: Clocked) -> None:
     session = Session(long, MockClock())
-    assert long.manifests_read(lambda: session.abandon_after(900, "test")) == 99  # each is copied to the trash
+    assert (
+        long.manifests_read(lambda: session.abandon_after(900, "test")) == 99
+    )  # each is copied to the trash
     assert long.manifests_read(lambda: session.remove_steps([10, 20], {})) == 0
     session.close()
 
