@@ -83,8 +83,12 @@ def plan(
         whole = {identity(record): (everything,) for record in ordered}
     draft = _Draft(ordered, guards(ordered), whole, weights)
     caps = sorted((term for term in terms if isinstance(term, Limit)), key=repr)
-    prized = _merge(term.keeps(ordered, now) for term in terms if any(leaf.prized for leaf in term.leaves()))
-    over = _enforce(draft, caps, prized, stored_together or _added_up) if caps else {}
+    over: dict[Key, str] = {}
+    if caps:
+        prized = _merge(
+            term.keeps(ordered, now) for term in terms if any(leaf.prized for leaf in term.leaves())
+        )
+        over = _enforce(draft, caps, prized, stored_together or _added_up)
     return tuple(draft.decision(record, over.get(identity(record))) for record in ordered)
 
 
