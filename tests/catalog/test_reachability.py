@@ -7,6 +7,8 @@ give back its own values; once everything is reclaimed no data file may be left 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,12 +19,12 @@ from manifests import Interrupted, fail, set_aside
 import holdfast
 from holdfast.catalog.checkpoints import reclaim
 from holdfast.catalog.verify import verify_manifest
-from holdfast.core.buffers import Buffer
 from holdfast.core.clock import Clock
 from holdfast.core.errors import CommitUnknown, HoldfastError, StoreError
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.saving.arena import Arena
 from holdfast.saving.snapshot import take_snapshot
+from holdfast.stores import Stream
 from holdfast.testing import MockClock
 
 LARGE = 8192  # float64: 64 KiB, the size from which a tensor has blocks of its own
@@ -36,13 +38,16 @@ class Store(Interrupted):
         super().__init__()
         self.fail_data_in: int | None = None
 
-    def write(self, key: str, data: list[Buffer]) -> None:  # type: ignore[override]
+    def write_streams(self, streams: Iterable[Stream]) -> None:
+        super().write_streams(map(self._unless_full, streams))
+
+    def _unless_full(self, stream: Stream) -> Stream:
         if self.fail_data_in is not None:
             self.fail_data_in -= 1
             if self.fail_data_in < 0:
                 self.fail_data_in = None
-                raise StoreError(28, f"could not write {key}: No space left on device")
-        super().write(key, data)
+                raise StoreError(28, f"could not write {stream.key}: No space left on device")
+        return stream
 
 
 def large(seed: int) -> np.ndarray:
