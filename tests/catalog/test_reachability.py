@@ -39,13 +39,15 @@ class Store(Interrupted):
         self.fail_data_in: int | None = None
 
     def write_streams(self, streams: Iterable[Stream]) -> None:
-        for stream in streams:
-            if self.fail_data_in is not None:
-                self.fail_data_in -= 1
-                if self.fail_data_in < 0:
-                    self.fail_data_in = None
-                    raise StoreError(28, f"could not write {stream.key}: No space left on device")
-            super().write_streams([stream])
+        super().write_streams(map(self._unless_full, streams))
+
+    def _unless_full(self, stream: Stream) -> Stream:
+        if self.fail_data_in is not None:
+            self.fail_data_in -= 1
+            if self.fail_data_in < 0:
+                self.fail_data_in = None
+                raise StoreError(28, f"could not write {stream.key}: No space left on device")
+        return stream
 
 
 def large(seed: int) -> np.ndarray:

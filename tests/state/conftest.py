@@ -43,7 +43,7 @@ def save_state(state: Mapping[str, object], *, gradients: bool = False) -> Saved
     buffers = [memoryview(bytearray(b"\xcc" * s.spec.nbytes)) for s in captured.tensors]
     copy_tensors(captured.tensors, buffers)
     text = json.dumps({k: encode_value(v, k) for k, v in captured.tree.items()}, allow_nan=False)
-    tree = {k: decode_value(v) for k, v in json.loads(text).items()}
+    tree = {k: decode_value(v, k) for k, v in json.loads(text).items()}
     tensors = {
         s.spec.name: HostTensor(s.spec, b.toreadonly())
         for s, b in zip(captured.tensors, buffers, strict=True)
