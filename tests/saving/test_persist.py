@@ -136,7 +136,9 @@ def test_what_is_there_is_written_while_the_rest_is_waited_for(monkeypatch: pyte
         assert end <= 1 << 16 or taken.wait(60), "the first stretch is not written before the second has come"
 
     store, now = Watched(), state()
-    parts, _, _ = persist_parts(store, 1, new_attempt(), replace(image_of(now), progress=Told(wait)), KnownTensors())
+    parts, _, _ = persist_parts(
+        store, 1, new_attempt(), replace(image_of(now), progress=Told(wait)), KnownTensors()
+    )
     assert stored(store, parts) == expected(now)
 
 

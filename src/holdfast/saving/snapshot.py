@@ -36,7 +36,6 @@ __all__ = ["RNG_PART", "Snapshot", "Snapshotter", "take_snapshot"]
 
 RNG_PART = "rng"
 MEMORIES = 2  # for how many pieces of memory, used in turn, the copy is kept ready
-STEP_BYTES = 128 << 20  # after so many the writer hears of what is there
 WORTH_BYTES = 1 << 20  # less than this is copied at once
 
 
@@ -82,14 +81,10 @@ class Snapshot:
     def copy(self) -> None:
         """Copy the state as it is now."""
         with _garbage_collection_paused(), self._failing():
-            step: list[Lot] = []
-            for lot in self._transfer.lots:
-                step.append(lot)
-                if lot.end - step[0].start_byte >= STEP_BYTES:
-                    self._copy_lots(step)
-                    step = []
-            self._copy_lots(step)
-            self.progress.advance(self.progress.total)
+            self._transfer.copy(self._sources)
+            self.progress.advance(
+                self.progress.total
+            )  # not before: a writer at work would slow the copy down
 
     def copy_behind(self, *, check: bool = False) -> Overlap | None:
         """Copy at once what a forward or backward pass may change, and start to copy the rest behind them; return what
@@ -126,11 +121,6 @@ class Snapshot:
             pieces.append(Piece(source.spec.name, a, b, source.spec.nbytes, at))
             at += source.spec.nbytes
         return pieces
-
-    def _copy_lots(self, lots: list[Lot]) -> None:
-        if lots:
-            self._transfer.copy(self._sources, lots)
-            self.progress.advance(lots[-1].end)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
