@@ -87,8 +87,8 @@ class Memory:
 
     @classmethod
     def of(cls, fd: int) -> Memory:
-        """Map, to read, what another process shares."""
-        made = mmap.mmap(fd, os.fstat(fd).st_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        """Map what another process shares. Writable only because Python tells the address of no other memory."""
+        made = mmap.mmap(fd, os.fstat(fd).st_size, flags=mmap.MAP_SHARED)
         with contextlib.suppress(OSError):
             made.madvise(_POPULATE_READ)
         return cls(memoryview(made), fd)
