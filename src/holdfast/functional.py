@@ -15,7 +15,8 @@ from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import metric_number
 from holdfast.run import Run
 from holdfast.saving.arena import Arena
-from holdfast.saving.snapshot import RNG_PART, take_snapshot
+from holdfast.saving.plan import RNG_PART
+from holdfast.saving.snapshot import take_snapshot
 from holdfast.state.reports import RestoreOptions, RestoreReport
 from holdfast.stores import Store, open_store
 
@@ -30,10 +31,12 @@ def save(
     metrics: Mapping[str, float] | None = None,
     tag: str | None = None,
     rng: bool = False,
+    self_contained: bool = False,
 ) -> Checkpoint:
     """Save a state as a checkpoint of the run at `url`, and return it when it is durable.
 
-    `step` is by default one after the newest. With `rng` the random generators are saved too.
+    `step` is by default one after the newest. With `rng` the random generators are saved too; with
+    `self_contained` nothing is referred to that an earlier checkpoint holds.
 
     Raises:
         UnsupportedValue: something cannot be stored without running code at load; nothing was written.
@@ -51,6 +54,7 @@ def save(
             {k: metric_number(k, v) for k, v in (metrics or {}).items()},
             ("asked for",),
             (tag,) if tag else (),
+            self_contained=self_contained,
         )
         return Checkpoint(session.store, session.persist(snapshot.image, order))
     finally:

@@ -23,7 +23,7 @@ from torch import nn
 
 import holdfast
 from holdfast.core.errors import UnsupportedValue
-from holdfast.saving import snapshot
+from holdfast.saving import plan as planning
 from holdfast.saving.arena import Arena
 from holdfast.saving.snapshot import Snapshot, Snapshotter, take_snapshot
 
@@ -36,7 +36,7 @@ class Taking(Snapshotter):
         self.arena = arena
 
     def take(self, *, gradients: bool = False) -> Snapshot:
-        found = self.prepare(self.arena, gradients=gradients)
+        found = self.prepare(self.plan(gradients=gradients), self.arena)
         found.copy()
         return found
 
@@ -400,9 +400,9 @@ def test_changes_upon_changes_are_noticed(rounds: list[list[str]]) -> None:
 @pytest.fixture
 def full_captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
-    recapture, plan = snapshot.Recapture, snapshot.plan_from_start
-    monkeypatch.setattr(snapshot, "Recapture", lambda *a, **k: made.append("traced") or recapture(*a, **k))
-    monkeypatch.setattr(snapshot, "plan_from_start", lambda *a, **k: made.append("plain") or plan(*a, **k))
+    recapture, plan = planning.Recapture, planning.plan_from_start
+    monkeypatch.setattr(planning, "Recapture", lambda *a, **k: made.append("traced") or recapture(*a, **k))
+    monkeypatch.setattr(planning, "plan_from_start", lambda *a, **k: made.append("plain") or plan(*a, **k))
     return made
 
 
@@ -430,7 +430,7 @@ def test_in_the_steady_state_nothing_is_captured_in_full(full_captures: list[str
 def test_memory_made_ready_before_is_no_second_capture(full_captures: list[str]) -> None:
     state = build()
     snapshotter = Taking(state, Arena())
-    snapshotter.prewarm(snapshotter.arena)
+    snapshotter.prewarm(snapshotter.plan(), snapshotter.arena)
     memory = snapshotter.arena.memory
     snapshotter.take()
     assert snapshotter.arena.memory is memory is not None

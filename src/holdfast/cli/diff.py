@@ -18,7 +18,7 @@ from holdfast.cli.output import emit, line, progress, text
 from holdfast.cli.table import Column, show_table
 from holdfast.cli.targets import checkpoint_of, split_target
 from holdfast.cli.words import bytes_, count, number, spec_document, tensor
-from holdfast.saving.snapshot import RNG_PART
+from holdfast.saving.plan import RNG_PART
 
 __all__ = ["diff"]
 

@@ -67,6 +67,7 @@ class Engine:
         self.started = False
         self.closed = False
         self._best = self.tracker.best_rule(keep)
+        self._self_contained = settings.self_contained
         self._saver = Saver(self.session, state, settings, self._after_commit)
         with contextlib.suppress(HoldfastError):  # a state that is not complete yet
             self._saver.prewarm()
@@ -215,7 +216,9 @@ class Engine:
         self.refuse_closed()
         started = self._time.monotonic()
         loop = {"batch": self.source.batch} if self.source is not None else {}
-        order = SaveOrder(self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact)
+        order = SaveOrder(
+            self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact, self._self_contained
+        )
         self.capture_report = self._saver.save(order, gradients=self.gradients.found(), overlap=overlap)
         self.tracker.saved(self._time.monotonic() - started)
         self._saved_clock = self.clock

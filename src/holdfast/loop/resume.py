@@ -13,7 +13,7 @@ from holdfast.core.names import matches
 from holdfast.format.manifest import Manifest
 from holdfast.restoring.reader import Reader
 from holdfast.saving.environment import differences, fingerprint
-from holdfast.saving.snapshot import RNG_PART
+from holdfast.saving.plan import RNG_PART
 from holdfast.state.place import RestorePlan, materialize, plan_restore
 from holdfast.state.reports import RestoreOptions, RestoreReport
 from holdfast.state.rng import restore_rng

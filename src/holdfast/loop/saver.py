@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from holdfast.core.errors import LeaseLost, SaveFailed
+from holdfast.core.units import format_bytes
 from holdfast.loop.session import Begun, SaveOrder, Session
 from holdfast.saving.arena import Arena, Arenas
 from holdfast.saving.overlap import Fence
+from holdfast.saving.persist import new_attempt
+from holdfast.saving.plan import Plan
 from holdfast.saving.snapshot import Snapshot, Snapshotter
+from holdfast.saving.waves import in_waves
 from holdfast.saving.writer import Writer
 from holdfast.state.registry import before_each_step
 from holdfast.state.reports import CaptureReport
@@ -37,6 +41,15 @@ class SaveSettings:
     self_contained: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A snapshot of the whole state, or of what of it comes in the last of several waves."""
+
+    snapshot: Snapshot
+    attempt: str = ""
+    wave: int = 0
+
+
 class Saver:
     """Takes snapshots and sees them through: one under way, at most one waiting behind it."""
 
@@ -50,6 +63,7 @@ class Saver:
         self._snapshotter = Snapshotter(state)
         self._writer = Writer(background=settings.writer != "inline")
         self._waiting: Arena | None = None  # what the save lies in that has not begun
+        self._told = False  # of a state that is larger than the memory for it
         self._fence = Fence()
         overlaps = settings.overlap and settings.writer != "inline"
         self._unguard = before_each_step(self._fence.wait) if overlaps else None
@@ -66,8 +80,9 @@ class Saver:
 
     def prewarm(self) -> None:
         """Have memory ready for the state as it is."""
-        if not self._writer.busy:
-            self._snapshotter.prewarm(self._arenas.first)
+        plan = self._snapshotter.plan()
+        if not self._writer.busy and self._arenas.allow(plan.nbytes):
+            self._snapshotter.prewarm(plan, self._arenas.first)
 
     def save(self, order: SaveOrder, *, gradients: bool, overlap: bool) -> CaptureReport:
         """Take a snapshot of the state and see to it that it becomes a checkpoint.
@@ -76,17 +91,41 @@ class Saver:
         """
         arena = self._room()
         try:
-            snapshot = self._snapshotter.prepare(arena, gradients=gradients)
+            plan = self._snapshotter.plan(gradients=gradients)
+            whole = self._arenas.allow(plan.nbytes)
+            part = Part(self._snapshotter.prepare(plan, arena)) if whole else self._ahead(plan, order, arena)
             # What the host has been told of becomes a checkpoint even if this process is killed.
-            begun = None if self._writer.busy else self._session.begin(snapshot.image, order)
+            begun = None if self._writer.busy else self._begin(part, order)
         except BaseException:
             self._arenas.give_back(arena)
             raise
         try:
-            self._copy(snapshot, overlap=overlap and self._unguard is not None)
+            self._copy(part.snapshot, overlap=overlap and self._unguard is not None)
         finally:  # a copy that broke fails the save that was begun
-            self._hand_over(snapshot, order, arena, begun)
-        return snapshot.report
+            self._hand_over(part, order, arena, begun)
+        return plan.report
+
+    def _ahead(self, plan: Plan, order: SaveOrder, arena: Arena) -> Part:
+        """Write a state that is larger than the memory for it piece by piece; return the last piece, not yet copied."""
+        self.wait()
+        budget = self._arenas.budget_bytes or 0
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "the state takes %s and snapshots may take %s of memory: it is written piece by piece while training "
+                "waits; give more with memory=", format_bytes(plan.nbytes), format_bytes(budget),
+            )  # fmt: skip
+        attempt = new_attempt()
+        for number, (snapshot, last) in enumerate(in_waves(plan, arena, budget)):
+            if last:
+                return Part(snapshot, attempt, number)
+            snapshot.copy()
+            with _save_failures():
+                self._session.ahead(snapshot.image, order, attempt=attempt, wave=number)
+        raise AssertionError("the last wave is always there")
+
+    def _begin(self, part: Part, order: SaveOrder) -> Begun:
+        return self._session.begin(part.snapshot.image, order, attempt=part.attempt, wave=part.wave)
 
     def _room(self) -> Arena:
         """Return an arena for the next snapshot, when there is one."""
@@ -112,12 +151,12 @@ class Saver:
             self._fence.guard(copying)
             copying.start()
 
-    def _hand_over(self, snapshot: Snapshot, order: SaveOrder, arena: Arena, begun: Begun | None) -> None:
+    def _hand_over(self, part: Part, order: SaveOrder, arena: Arena, begun: Begun | None) -> None:
         def job() -> None:
             if self._waiting is arena:
                 self._waiting = None
             try:
-                self._session.complete(begun or self._session.begin(snapshot.image, order))
+                self._session.complete(begun or self._begin(part, order))
                 self._then()
             finally:
                 self._arenas.give_back(arena)

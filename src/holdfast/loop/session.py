@@ -47,6 +47,7 @@ class SaveOrder:
     tags: tuple[str, ...] = ()
     loop: dict[str, int] | None = None
     exact: bool = True
+    self_contained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +115,34 @@ class Session:
         step = self.history.newest_step
         return f"the newest checkpoint is step {step}" if step is not None else "there is no checkpoint yet"
 
-    def begin(self, image: Image, order: SaveOrder) -> Begun:
-        """Hand an image, which may still be being copied, to the host: it becomes a checkpoint even if we die."""
-        attempt, now = new_attempt(), self.time.now()
-        self.log.record(Saved(now, clock_to_doc(order.clock), attempt, list(order.reasons)))
+    def begin(self, image: Image, order: SaveOrder, *, attempt: str = "", wave: int = 0) -> Begun:
+        """Hand an image, which may still be being copied, to the host: it becomes a checkpoint even if we die.
+
+        `attempt` and `wave` are those of `ahead`, when this is the last of several waves.
+        """
+        job = self._job(order, attempt or new_attempt(), wave)
+        self.log.record(
+            Saved(job.manifest.time, job.manifest.clock, job.manifest.attempt, list(order.reasons))
+        )
+        key, lines = self.log.take()
+        job = msgspec.structs.replace(job, log_key=key, log_lines=lines, tags=list(order.tags))
+        self._host.begin(job, image)
+        return Begun(job, image)
+
+    def ahead(self, image: Image, order: SaveOrder, *, attempt: str, wave: int) -> None:
+        """Make a wave durable, and return then: a part of a state that does not fit into memory as a whole."""
+        job = msgspec.structs.replace(self._job(order, attempt, wave), more=True)
+        self._host.begin(job, image)
+        self._host.finish(job, image)
+
+    def _job(self, order: SaveOrder, attempt: str, wave: int) -> Job:
         manifest = Manifest(
             format=FORMAT_VERSION,
             run=self.identity.run,
             step=order.clock.step,
             attempt=attempt,
             generation=self.lease.generation,
-            time=now,
+            time=self.time.now(),
             clock=clock_to_doc(order.clock),
             parts={},
             metrics=floats_to_doc(order.metrics),
@@ -134,10 +152,7 @@ class Session:
             environment=fingerprint(),
             loop=order.loop or {},
         )
-        key, lines = self.log.take()
-        job = Job(manifest, key, lines, list(order.tags), self._base())
-        self._host.begin(job, image)
-        return Begun(job, image)
+        return Job(manifest, "", b"", [], self._base(), order.self_contained, wave)
 
     def complete(self, begun: Begun) -> Manifest:
         """Return the manifest of a save that was begun, once it is committed. Raises what it failed with."""

@@ -106,6 +106,10 @@ class Arenas:
             self._free.appendleft(arena) if arena is self.first else self._free.append(arena)
             self._changed.notify_all()
 
+    def allow(self, nbytes: int) -> bool:
+        """Return whether a snapshot may take so much."""
+        return nbytes <= _size(self.first.memory) or self._fits(nbytes)
+
     def _fits(self, total: int) -> bool:
         budget = self.budget_bytes
         return budget is None or total <= budget

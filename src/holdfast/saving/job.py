@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -34,17 +34,26 @@ class Base(msgspec.Struct, frozen=True):
 
 class Job(msgspec.Struct, frozen=True):
     """What is to become of an image: a manifest without parts yet, the log lines that must be durable before it, and
-    the tags to set after it."""
+    the tags to set after it.
+
+    A state that comes in waves is one job for each; all but the last say that there is `more`, and commit nothing.
+    """
 
     manifest: Manifest
     log_key: str
     log_lines: bytes
     tags: list[str]
     base: Base | None
+    self_contained: bool = False
+    wave: int = 0
+    more: bool = False
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """A committed checkpoint: its manifest's key and ordinal, each part's files, and the bytes that were written."""
+    """A committed checkpoint: its manifest's key and ordinal, each part's files, and the bytes that were written.
+
+    A wave of one that is not committed yet has no key.
+    """
 
     key: str
     ordinal: int
@@ -86,6 +95,24 @@ def with_files(job: Job, image: Image, files: dict[str, list[FileEntry]], new_by
 
 
 @dataclass(slots=True)
+class Ahead:
+    """What the waves of an attempt have written so far."""
+
+    attempt: str = ""
+    known: KnownTensors = field(default_factory=KnownTensors)
+    written: int = 0
+
+    def add(self, wave: KnownTensors, written: int, before: KnownTensors) -> None:
+        """Take in what one more wave has written. What is referred to stays behind it, in the order it had `before`."""
+        self.written += written
+        for name, entries in wave.files.items():
+            both = {f.key: f for f in (*self.known.files.get(name, []), *entries)}
+            older = [f for f in before.files.get(name, []) if both.pop(f.key, None) is not None]
+            self.known.files[name] = [*both.values(), *older]
+            self.known.parts.setdefault(name, {}).update(wave.parts[name])
+
+
+@dataclass(slots=True)
 class Committer:
     """Carries jobs out, one after the other, and remembers what the newest checkpoint holds."""
 
@@ -93,22 +120,31 @@ class Committer:
     lease: Lease
     _known: KnownTensors | None = None
     _held_by: Base | None = None  # which checkpoint `_known` is of
+    _ahead: Ahead = field(default_factory=Ahead)  # what earlier waves of the present attempt have written
 
     def carry_out(self, job: Job, image: Image) -> Committed:
         """Make an image a committed checkpoint: data, log, manifest, tags, in this order."""
         known = self._known_of(job.base)
-        self._known = None
         step, attempt = job.manifest.step, job.manifest.attempt
+        if self._ahead.attempt != attempt:
+            self._ahead = Ahead(attempt)
+        ahead = self._ahead
         try:
-            parts, known, written = persist_parts(self.store, step, attempt, image, known)
+            _, found, written = persist_parts(
+                self.store, step, attempt, image, known, self_contained=job.self_contained, wave=job.wave
+            )
             image.wait(image.end)
+            ahead.add(found, written, known)
+            if job.more:
+                return Committed("", 0, {}, written)
             write_segment(self.store, job.log_key, job.log_lines)
         except BaseException:
             discard(self.store, step, attempt)
             raise
-        files = {name: part.files for name, part in parts.items()}
+        self._known, self._ahead = None, Ahead()
+        files, written = ahead.known.files, ahead.written
         entry = commit(self.store, with_files(job, image, files, written), self.lease)
-        self._known, self._held_by = known, Base(entry.key, attempt)
+        self._known, self._held_by = ahead.known, Base(entry.key, attempt)
         for tag in job.tags:
             set_tag(self.store, Tag(tag, step, attempt, job.manifest.time))
         return Committed(entry.key, entry.ordinal, files, written)
@@ -119,7 +155,9 @@ class Committer:
         if self._known is not None and self._held_by == base:
             return self._known
         try:
-            return KnownTensors.of(self.store, decode_manifest(self.store.read(base.key), base.key))
+            found = KnownTensors.of(self.store, decode_manifest(self.store.read(base.key), base.key))
+            self._known, self._held_by = found, base
+            return found
         except (IntegrityError, StoreError) as e:
             logger.warning("%s cannot be built on, so everything is written anew: %s", base.key, e)
             return KnownTensors()
