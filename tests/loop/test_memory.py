@@ -178,6 +178,23 @@ def test_replace_keeps_the_newest_of_those_that_wait(tmp_path: pathlib.Path) -> 
     assert load(tmp_path, step=4)["model"]["w1"][0] == 3
 
 
+def test_replace_never_gives_up_what_was_asked_for(tmp_path: pathlib.Path) -> None:
+    store = Slow(tmp_path)
+    ckpt = Checkpointer(store, state(), save=every(steps=1), when_busy="replace")
+    for step in ckpt.steps(4):
+        if step == 1:
+            ckpt.save(tag="asked")
+            threading.Timer(0.3, store.go.set).start()
+    ckpt.close()
+    assert {1, 2, 4} <= set(Run(tmp_path).steps)
+    assert Run(tmp_path).tags["asked"] == 2
+
+
+def test_a_process_that_cannot_reach_the_store_is_refused() -> None:
+    with pytest.raises(PolicyError, match=r'writer="process".*use writer="thread"'):
+        Checkpointer("memory://nobody-else", state(), writer="process")
+
+
 def test_without_memory_for_two_the_second_save_waits() -> None:
     arenas = Arenas(shared=False, budget_bytes=100_000)
     first = arenas.take()

@@ -20,7 +20,7 @@ from holdfast.loop.batches import BatchSource
 from holdfast.loop.interrupts import Interrupts
 from holdfast.loop.pending import PendingGradients
 from holdfast.loop.resume import Restored, restore_state
-from holdfast.loop.saver import Saver, SaveSettings
+from holdfast.loop.saver import SaveHow, Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict
@@ -56,7 +56,13 @@ class Engine:
         self._options = options
         self._time = time
         self.tracker = Tracker(save, stop, time)
-        in_process = settings.writer == "process" or (settings.writer == "auto" and can_have_process(store))
+        able = can_have_process(store)
+        if settings.writer == "process" and not able:
+            raise PolicyError(
+                f'writer="process": no other process can write to {store.url} for this one: that takes Linux and a '
+                'store that can be opened by URL; use writer="thread"'
+            )
+        in_process = able and settings.writer in ("process", "auto")
         self.session = Session(store, time, wait=True, host=WriterProcess() if in_process else None)
         self.gradients = PendingGradients(state)
         self.interrupts = Interrupts(deadline_seconds, self.session.newest)
@@ -164,9 +170,11 @@ class Engine:
             self.session.log.record(observed)
         if observed is not None and self.stopped is not None:
             self.session.log.record(Verdicted(self.clock.step, "stop", self.stopped.reason))
-        reasons = (() if self._saver.skips else self.tracker.reasons(moment)) + self._asked()
+        asked = self._asked()
+        reasons = (() if self._saver.skips else self.tracker.reasons(moment)) + asked
         if reasons:
-            self.save(reasons, tags=self._take_tags(), overlap=self.interrupts.stop_signal is None)
+            overlap = self.interrupts.stop_signal is None
+            self.save(reasons, tags=self._take_tags(), overlap=overlap, by_rule=not asked)
         elif not self._warm:  # the first step is over: now the optimizer's state exists too
             self._saver.prewarm()
         self._warm = True
@@ -211,15 +219,17 @@ class Engine:
         tags: tuple[str, ...] = (),
         exact: bool = True,
         overlap: bool = False,
+        by_rule: bool = False,
     ) -> None:
-        """Take a snapshot now and hand it to the writer."""
+        """Take a snapshot now and hand it to the writer. One `by_rule` alone may give way to a later one."""
         self.refuse_closed()
         started = self._time.monotonic()
         loop = {"batch": self.source.batch} if self.source is not None else {}
         order = SaveOrder(
             self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact, self._self_contained
         )
-        self.capture_report = self._saver.save(order, gradients=self.gradients.found(), overlap=overlap)
+        how = SaveHow(gradients=self.gradients.found(), overlap=overlap, by_rule=by_rule)
+        self.capture_report = self._saver.save(order, how)
         self.tracker.saved(self._time.monotonic() - started)
         self._saved_clock = self.clock
 

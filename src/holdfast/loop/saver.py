@@ -21,7 +21,7 @@ from holdfast.saving.writer import Writer
 from holdfast.state.registry import before_each_step
 from holdfast.state.reports import CaptureReport
 
-__all__ = ["Overlapping", "SaveSettings", "Saver", "WhenBusy", "WriterKind"]
+__all__ = ["Overlapping", "SaveHow", "SaveSettings", "Saver", "WhenBusy", "WriterKind"]
 
 logger = logging.getLogger("holdfast")
 
@@ -39,6 +39,16 @@ class SaveSettings:
     when_busy: WhenBusy = "wait"
     memory_bytes: int | None = None
     self_contained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SaveHow:
+    """One save: with gradients; with what only an optimizer changes copied behind the next forward and backward pass;
+    asked for by a rule alone."""
+
+    gradients: bool = False
+    overlap: bool = False
+    by_rule: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ class Saver:
         self._arenas = Arenas(shared=session.shares_memory, budget_bytes=settings.memory_bytes)
         self._snapshotter = Snapshotter(state)
         self._writer = Writer(background=settings.writer != "inline")
-        self._waiting: Arena | None = None  # what the save lies in that has not begun
+        self._waiting: Arena | None = None  # of the save that may still give way to a newer one
         self._told = False  # of a state that is larger than the memory for it
         self._fence = Fence()
         overlaps = settings.overlap and settings.writer != "inline"
@@ -84,14 +94,11 @@ class Saver:
         if not self._writer.busy and self._arenas.allow(plan.nbytes):
             self._snapshotter.prewarm(plan, self._arenas.first)
 
-    def save(self, order: SaveOrder, *, gradients: bool, overlap: bool) -> CaptureReport:
-        """Take a snapshot of the state and see to it that it becomes a checkpoint.
-
-        With `overlap` what only an optimizer changes is copied behind the next forward and backward pass.
-        """
+    def save(self, order: SaveOrder, how: SaveHow) -> CaptureReport:
+        """Take a snapshot of the state and see to it that it becomes a checkpoint."""
         arena = self._room()
         try:
-            plan = self._snapshotter.plan(gradients=gradients)
+            plan = self._snapshotter.plan(gradients=how.gradients)
             whole = self._arenas.allow(plan.nbytes)
             part = Part(self._snapshotter.prepare(plan, arena)) if whole else self._ahead(plan, order, arena)
             # What the host has been told of becomes a checkpoint even if this process is killed.
@@ -100,8 +107,9 @@ class Saver:
             self._arenas.give_back(arena)
             raise
         try:
-            self._copy(part.snapshot, overlap=overlap and self._unguard is not None)
+            self._copy(part.snapshot, overlap=how.overlap and self._unguard is not None)
         finally:  # a copy that broke fails the save that was begun
+            self._waiting = arena if begun is None and how.by_rule else None
             self._hand_over(part, order, arena, begun)
         return plan.report
 
@@ -161,8 +169,6 @@ class Saver:
             finally:
                 self._arenas.give_back(arena)
 
-        if self._writer.busy:
-            self._waiting = arena
         with _save_failures():  # of a job that runs at once
             self._writer.submit(job)
 

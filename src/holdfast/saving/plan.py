@@ -28,7 +28,8 @@ RNG_PART = "rng"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the tensors of each part stand in its file, and the tied names. `order` puts captured tensors so.
+    """Where the tensors of each part stand in its file, and the tied names. `order` puts captured tensors so; it is
+    empty when they stand so already.
 
     `lasting` says of each tensor, in that order, whether all snapshots of this layout copy the same alias.
     """
@@ -37,6 +38,10 @@ class Layout:
     aliases: dict[str, dict[str, str]]
     order: list[int]
     lasting: list[bool]
+
+    def put_in_order(self, captured: list[TensorSource]) -> list[TensorSource]:
+        """Return captured tensors in the order of their files."""
+        return [captured[i] for i in self.order] if self.order else list(captured)
 
     @property
     def sizes(self) -> list[int]:
@@ -102,8 +107,7 @@ class Planner:
             sources = known.first()
             layout = _laid_out(state, sources, known.aliases, known.lasting)
             self._known, self._layout = known, layout
-        ordered = [sources[i] for i in layout.order]
-        return Plan(layout, _kinds(state), dict(known.trees), ordered, known.report)
+        return Plan(layout, _kinds(state), dict(known.trees), layout.put_in_order(sources), known.report)
 
 
 def plan_once(state: Mapping[str, object], *, gradients: bool = False, rng: bool = True) -> Plan:
@@ -134,8 +138,7 @@ def plan_from_start(state: Mapping[str, object], *, gradients: bool = False) -> 
     trees = {
         part: msgspec.Raw(msgspec.json.encode(encode_value(v, part))) for part, v in captured.tree.items()
     }
-    ordered = [captured.tensors[i] for i in layout.order]
-    return Plan(layout, _kinds(state), trees, ordered, captured.report)
+    return Plan(layout, _kinds(state), trees, layout.put_in_order(captured.tensors), captured.report)
 
 
 def _laid_out(
@@ -159,4 +162,4 @@ def _laid_out(
     for alias, stored in aliases.items():
         tied[alias.partition("/")[0]][alias] = stored
     order = [numbers[part][t.name] for part, found in tensors.items() for t in found]
-    return Layout(tensors, tied, order, [lasting[i] for i in order])
+    return Layout(tensors, tied, [] if order == sorted(order) else order, [lasting[i] for i in order])

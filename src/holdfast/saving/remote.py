@@ -29,9 +29,9 @@ from holdfast.saving.wire import (
     Done,
     Failed,
     Inbox,
-    Layouts,
     Message,
     Open,
+    Told,
     send,
 )
 from holdfast.stores import Store, is_reopenable
@@ -82,7 +82,7 @@ class WriterProcess:
         self._inbox = Inbox(ours)
         self._heard: deque[Message] = deque()
         self._socket = ours
-        self._layouts = Layouts()
+        self._told = Told()
         self._memory: Memory | None = None
         self._letting_go = weakref.finalize(self, _let_go, ours, self._process, self._stderr)
         self._letting_go.atexit = False  # saves are still waited for then
@@ -107,7 +107,7 @@ class WriterProcess:
             self.start(self._store, self._lease)
         fds = [image.memory.fd] if image.memory is not None and image.memory is not self._memory else []
         self._memory = image.memory
-        self._say(Begin(job, self._layouts.shorten(image), bool(fds)), fds)
+        self._say(Begin(job, *self._told.shorten(image), bool(fds)), fds)
         if image.progress is None:
             self._say(Copied(image.end))
         else:

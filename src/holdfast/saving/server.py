@@ -30,9 +30,9 @@ from holdfast.saving.wire import (
     Done,
     Failed,
     Inbox,
-    Layouts,
     Message,
     Open,
+    Told,
     send,
 )
 from holdfast.stores import open_store
@@ -59,13 +59,13 @@ class Server:
     def run(self) -> None:
         """Serve until the trainer says goodbye, or is gone and its last snapshot is durable."""
         threading.Thread(target=self._listen, name="holdfast-listen", daemon=True).start()
-        layouts = Layouts()
+        told = Told()
         while (order := self._orders.get()) is not None:
             begin, memory, progress = order
             view = memory.view if memory is not None else memoryview(b"")
             answer: Message
             try:
-                image = Image(layouts.expand(begin.parts, view), progress)
+                image = Image(told.expand(begin, view), progress)
                 assert self._committer is not None
                 answer = Done(self._committer.carry_out(begin.job, image))
             except Exception as e:  # noqa: BLE001 - told to the trainer, who raises it

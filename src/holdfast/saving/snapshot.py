@@ -15,7 +15,7 @@ from holdfast.core.memory import page_aligned
 from holdfast.saving.arena import Arena
 from holdfast.saving.image import Image, PartImage
 from holdfast.saving.overlap import Overlap, Piece
-from holdfast.saving.plan import Plan, Planner, plan_once
+from holdfast.saving.plan import Layout, Plan, Planner, plan_once
 from holdfast.saving.progress import Progress
 from holdfast.state.adapter import Engine
 from holdfast.state.capture import CaptureReport
@@ -98,6 +98,7 @@ class Snapshotter:
 
     def __init__(self, state: Mapping[str, object], *, rng: bool = True) -> None:
         self._planner = Planner(state, rng=rng)
+        self._layout: Layout | None = None  # that the transfers are of
         self._transfers: dict[tuple[int, ...], Transfer] = {}
 
     def plan(self, *, gradients: bool = False) -> Plan:
@@ -114,8 +115,9 @@ class Snapshotter:
     def prepare(self, plan: Plan, arena: Arena) -> Snapshot:
         """Give what was planned its place in the arena; `Snapshot.copy` is still to come."""
         with collector_held():
-            if not self._planner.lasts(plan) or not arena.fits(plan.layout.sizes):
+            if plan.layout is not self._layout or not arena.fits(plan.layout.sizes):
                 self._transfers.clear()  # they hold on to the memory that the arena gives up
+            self._layout = plan.layout
             pieces = arena.reserve(plan.layout.sizes)
             return place(plan, arena, pieces, self._way(plan, pieces))
 

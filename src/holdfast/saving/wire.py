@@ -29,9 +29,9 @@ __all__ = [
     "Done",
     "Failed",
     "Inbox",
-    "Layouts",
     "Open",
     "PartMessage",
+    "Told",
     "send",
 ]
 
@@ -50,7 +50,6 @@ class PartMessage(msgspec.Struct):
     """A part of an image; `tensors` is left out while they are laid out as in the part of this name before."""
 
     kind: str
-    tree: msgspec.Raw
     aliases: dict[str, str]
     tensors: list[StoredTensor] | None
     offset: int
@@ -58,10 +57,12 @@ class PartMessage(msgspec.Struct):
 
 
 class Begin(msgspec.Struct, tag=True):
-    """Carry this job out. The image lies in the memory of the job before, or in one whose descriptor comes along."""
+    """Carry this job out. The image lies in the memory of the job before, or in one whose descriptor comes along.
+    `trees` are the values of those parts that have others than before."""
 
     job: Job
     parts: dict[str, PartMessage]
+    trees: dict[str, msgspec.Raw]
     new_memory: bool
 
 
@@ -156,29 +157,31 @@ class Inbox:
 
 
 @dataclass(slots=True)
-class Layouts:
-    """The tensors of each part as they were told last, so that a layout that stays is not told again."""
+class Told:
+    """The values and tensors of each part as they were told last: what stays is not told again."""
 
-    told: dict[str, list[StoredTensor]] = field(default_factory=dict)
+    trees: dict[str, msgspec.Raw] = field(default_factory=dict)
+    tensors: dict[str, list[StoredTensor]] = field(default_factory=dict)
 
-    def shorten(self, image: Image) -> dict[str, PartMessage]:
-        """Return an image's parts as messages."""
-        out: dict[str, PartMessage] = {}
+    def shorten(self, image: Image) -> tuple[dict[str, PartMessage], dict[str, msgspec.Raw]]:
+        """Return an image's parts as messages, and the values that are new."""
+        parts: dict[str, PartMessage] = {}
         for name, part in image.parts.items():
-            same = self.told.get(name) is part.tensors
-            tensors = None if same else part.tensors
-            out[name] = PartMessage(part.kind, part.tree, part.aliases, tensors, part.offset, len(part.data))
-        self.told = {name: part.tensors for name, part in image.parts.items()}
-        return out
+            tensors = None if self.tensors.get(name) is part.tensors else part.tensors
+            parts[name] = PartMessage(part.kind, part.aliases, tensors, part.offset, len(part.data))
+        trees = {n: p.tree for n, p in image.parts.items() if self.trees.get(n) is not p.tree}
+        self.trees = {name: part.tree for name, part in image.parts.items()}
+        self.tensors = {name: part.tensors for name, part in image.parts.items()}
+        return parts, trees
 
-    def expand(self, parts: dict[str, PartMessage], memory: memoryview) -> dict[str, PartImage]:
-        """Return the parts that messages describe, over this memory."""
-        self.told = {
-            name: self.told[name] if part.tensors is None else part.tensors for name, part in parts.items()
-        }
+    def expand(self, begin: Begin, memory: memoryview) -> dict[str, PartImage]:
+        """Return the parts that a message describes, over this memory."""
+        parts = begin.parts
+        self.trees = {n: begin.trees[n] if n in begin.trees else self.trees[n] for n in parts}
+        self.tensors = {n: self.tensors[n] if p.tensors is None else p.tensors for n, p in parts.items()}
         return {
             name: PartImage(
-                part.tree, part.kind, part.aliases, self.told[name],
+                self.trees[name], part.kind, part.aliases, self.tensors[name],
                 memory[part.offset : part.offset + part.size], part.offset,
             )
             for name, part in parts.items()
