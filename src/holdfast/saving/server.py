@@ -99,8 +99,9 @@ class Server:
         poll.register(self._sock, select.POLLIN)
         with contextlib.suppress(AttributeError, OSError):
             poll.register(os.pidfd_open(self._trainer), select.POLLIN)
+        patience = None if os.getppid() == self._trainer else 0  # it may have ended before we came to look
         while True:
-            ready = [fd for fd, _ in poll.poll()]
+            ready = [fd for fd, _ in poll.poll(patience)]
             if self._sock.fileno() not in ready:
                 return  # it ended, and everything that it said was read
             found = self._inbox.receive()
