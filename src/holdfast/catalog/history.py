@@ -247,10 +247,11 @@ class History:
 
     def take(self, entry: Entry, manifest: Manifest) -> None:
         """Take a committed checkpoint in; the state of the same step before it is removed."""
-        before = None if entry.step in self._broken else self._entries.get(entry.step)
+        was_broken = self._broken.pop(entry.step, None) is not None
+        before = None if was_broken else self._entries.get(entry.step)
         self._entries[entry.step] = entry
-        self._broken.pop(entry.step, None)
         self._known.add(entry.key, summarize(manifest))
+        self._known.settled &= not was_broken  # it stays, and what it may need
         self._opened = (entry, manifest)
         if before is not None and before != entry:
             self._load()

@@ -16,6 +16,7 @@ from holdfast.catalog.identity import create_run
 from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tags import Tag, delete_tag, set_tag
+from holdfast.catalog.tidiness import HALF_MADE_SECONDS, TRASH_SECONDS, Tidiness
 from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import CommitUnknown
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
@@ -32,8 +33,6 @@ __all__ = ["SaveOrder", "Session"]
 
 logger = logging.getLogger("holdfast")
 
-TRASH_SECONDS = 24 * 3600.0
-HALF_MADE_SECONDS = 3600.0
 WEIGHTS = "module"
 
 
@@ -80,6 +79,7 @@ class Session:
             self._host.close()
             raise
         self.history = History(store, self.identity.run)
+        self._tidiness = Tidiness(self.history, self.identity.run, self.lease)
         self.log = LogWriter(store, f"g{self.lease.generation:012d}")
         try:
             self._host.start(store, self.lease)
@@ -117,6 +117,7 @@ class Session:
     def begin(self, image: Image, order: SaveOrder) -> Begun:
         """Hand an image, which may still be being copied, to the host: it becomes a checkpoint even if we die."""
         attempt, now = new_attempt(), self.time.now()
+        self._tidiness.begin(attempt)
         self.log.record(Saved(now, clock_to_doc(order.clock), attempt, list(order.reasons)))
         manifest = Manifest(
             format=FORMAT_VERSION,
@@ -151,7 +152,9 @@ class Session:
             raise
         manifest = with_files(job, image, done.files, done.new_bytes)
         self.parent = manifest.attempt
-        self.history.take(entry_of(job, done), manifest)
+        with self._tidiness.freeing():
+            self.history.take(entry_of(job, done), manifest)
+        self._tidiness.end(manifest.attempt)
         return manifest
 
     def persist(self, image: Image, order: SaveOrder) -> Manifest:
@@ -221,7 +224,8 @@ class Session:
         attempts = {
             s: "broken" if s in self.history.broken else self.history.summary(s).attempt for s in steps
         }
-        freed = self.history.drop(steps)
+        with self._tidiness.freeing():
+            freed = self.history.drop(steps)
         for s, attempt in attempts.items():
             self.log.record(Removed(self.time.now(), s, attempt, "removed", why.get(s, [])))
         self.log.flush()
@@ -233,7 +237,9 @@ class Session:
         A broken one before `step` stays where it is, to be repaired or removed by its owner.
         """
         later = sorted(s for s in {*self.history.steps, *self.history.broken} if s > step)
-        for s, attempt in self.history.set_aside(later).items():
+        with self._tidiness.freeing():
+            aside = self.history.set_aside(later)
+        for s, attempt in aside.items():
             self.log.record(Removed(self.time.now(), s, attempt, "set aside", [why]))
         return later
 
@@ -246,12 +252,15 @@ class Session:
             self._host.close()
             self.log.flush()
             self.history.index(self.lease, closing=True)
+            self._tidiness.leave()
         finally:
             self.lease.release()
 
     def _reclaim(self) -> None:
-        """Free what dead writers left behind."""
+        """Free what dead writers left behind, unless the holder before left nothing."""
         now = self.time.now()
+        if self._tidiness.inherited(now):
+            return
         freed = reclaim(
             self.store,
             self.history.known,
@@ -260,6 +269,7 @@ class Session:
         )
         if freed:
             logger.info("freed %d bytes that dead writers had left in %s", freed, self.store.url)
+        self._tidiness.searched(now)
 
     def _demote(self, decision: Decision) -> None:
         """Replace a checkpoint by one that holds its weights alone."""
@@ -268,7 +278,8 @@ class Session:
         if not weights:
             return
         lighter = msgspec.structs.replace(manifest, parts=weights, demoted=True)
-        self.history.take(commit(self.store, lighter, self.lease), lighter)
+        with self._tidiness.freeing():
+            self.history.take(commit(self.store, lighter, self.lease), lighter)
         self.log.record(
             Removed(self.time.now(), manifest.step, manifest.attempt, "demoted", list(decision.reasons))
         )
