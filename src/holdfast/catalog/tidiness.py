@@ -73,8 +73,11 @@ class Tidiness:
         return True
 
     def searched(self, now: float) -> None:
-        """Note that all was searched; where a manifest could not be read nothing was freed, and all stays owing. What a dead writer had just begun to make cannot be told from what is under way:
-        the next search frees it, once it is old."""
+        """Note that all was searched; where a manifest could not be read nothing was freed, and all stays owing.
+
+        What a dead writer had just begun to make cannot be told from what is under way: the next search frees it,
+        once it is old.
+        """
         self._search_by = now + self._next_search
         if self._history.known.settled:
             self._owing.discard(self)

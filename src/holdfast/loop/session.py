@@ -19,6 +19,7 @@ from holdfast.catalog.tags import Tag, delete_tag, set_tag
 from holdfast.catalog.tidiness import HALF_MADE_SECONDS, TRASH_SECONDS, Tidiness
 from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import CommitUnknown
+from holdfast.core.records import CheckpointRecord
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
 from holdfast.policies import Decision, Rule, best_of, plan
@@ -178,26 +179,31 @@ class Session:
         if best is not None or keep is not None:
             self.log.flush()
             tags = self.history.tags()
-            if best is not None:
-                self._publish_best(best, tags)
+            records = self.history.records(tags)
+            if best is not None and self._publish_best(best, tags, records):
+                records = self.history.records(tags)
             if keep is not None:
-                self._retain(keep, tags)
+                self._retain(keep, tags, records)
         self.history.index(self.lease)
 
-    def _publish_best(self, best: Best, tags: dict[str, Tag]) -> None:
-        """Move the tag "best", in the store and in `tags`, unless it points there already."""
-        found = best_of(self.history.records(tags), best.metric, best.mode)
-        if found and ("best" not in tags or tags["best"].attempt != found[0].attempt):
-            tags["best"] = Tag("best", found[0].step, found[0].attempt, self.time.now(), automatic=True)
-            set_tag(self.store, tags["best"])
+    def _publish_best(self, best: Best, tags: dict[str, Tag], records: Sequence[CheckpointRecord]) -> bool:
+        """Move the tag "best", in the store and in `tags`, unless it points there already. Return whether it moved."""
+        found = best_of(records, best.metric, best.mode)
+        if not found or ("best" in tags and tags["best"].attempt == found[0].attempt):
+            return False
+        tags["best"] = Tag("best", found[0].step, found[0].attempt, self.time.now(), automatic=True)
+        set_tag(self.store, tags["best"])
+        return True
 
     def retain(self, keep: Rule) -> tuple[Decision, ...]:
         """Delete and demote what the retention rule lets go; return what was decided."""
         self.log.flush()
-        return self._retain(keep, self.history.tags())
+        tags = self.history.tags()
+        return self._retain(keep, tags, self.history.records(tags))
 
-    def _retain(self, keep: Rule, tags: dict[str, Tag]) -> tuple[Decision, ...]:
-        records = self.history.records(tags)
+    def _retain(
+        self, keep: Rule, tags: dict[str, Tag], records: Sequence[CheckpointRecord]
+    ) -> tuple[Decision, ...]:
         decisions = plan(records, keep, now=self.time.now(), stored_together=self.history.stored_together)
         if self.history.broken_tags:  # what they protect is unknown
             broken = "; ".join(self.history.broken_tags)
