@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.index import check_index
-from holdfast.catalog.keys import INDEX, LOG, TAGS
+from holdfast.catalog.keys import INDEX, LOG, TAGS, TIDY
 from holdfast.catalog.lease import LeaseDoc, holder, is_held
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tags import Tag, delete_tag, read_tags, set_tag
+from holdfast.catalog.tidiness import check_mark
 from holdfast.catalog.verify import Problem
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.clock import SystemTime, TimeSource
@@ -159,7 +160,7 @@ class Run:
         return found
 
     def verify_beside(self) -> list[Problem]:
-        """Read the run's tags, its log and its index and return what is wrong with them."""
+        """Read the run's tags, its log, its index and its mark and return what is wrong with them."""
         problems: list[Problem] = []
         read_tags(self.store, lambda e: problems.append(Problem(TAGS, str(e))))
         for found in self.store.list(LOG):
@@ -167,10 +168,11 @@ class Run:
                 decode_events(self.store.read(found.key), found.key)
             except IntegrityError as e:
                 problems.append(Problem(LOG, str(e)))
-        try:
-            check_index(self.store)
-        except IntegrityError as e:
-            problems.append(Problem(INDEX, str(e)))
+        for key, check in ((INDEX, check_index), (TIDY, check_mark)):
+            try:
+                check(self.store)
+            except IntegrityError as e:
+                problems.append(Problem(key, str(e)))
         return problems
 
     def plan(self, keep: Rule) -> tuple[Decision, ...]:

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from manifests import Interrupted, fail, set_aside
 
 import holdfast
+from holdfast.catalog import tidiness
 from holdfast.catalog.checkpoints import reclaim
 from holdfast.catalog.verify import verify_manifest
 from holdfast.core.clock import Clock
@@ -63,12 +64,14 @@ class Run(RuleBasedStateMachine):
         self.next_seed = 1
         self.looked_at: set[str] = set()
         self.saved: dict[int, dict[str, int]] = {}  # step -> what its arrays are filled with
+        self.mark_from, tidiness.MARK_FROM = tidiness.MARK_FROM, 0
 
     @initialize()
     def begin(self) -> None:
         self.session = Session(self.store, self.clock)
 
     def teardown(self) -> None:
+        tidiness.MARK_FROM = self.mark_from
         if hasattr(self, "session"):
             self.session.close()
 
@@ -147,7 +150,7 @@ class Run(RuleBasedStateMachine):
         victim = pick.choice(sorted(self.saved))
         holdfast.Run(self.store, time=self.clock).remove([victim], force=True)
         del self.saved[victim]
-        self.session = Session(self.store, self.clock)
+        self._take_up()
 
     @precondition(lambda self: self.session.history.steps)
     @rule(pick=st.randoms(use_true_random=False))
@@ -168,7 +171,35 @@ class Run(RuleBasedStateMachine):
             self.session.close()
         else:
             self.session.lease.forget()
+        self._take_up()
+
+    @rule(whole=st.integers(0, 2))
+    def die_amid_a_save(self, whole: int) -> None:
+        """Some files of the attempt are there, and nobody is left to free them."""
+        for name in PARTS[:whole]:
+            self.store.write(f"data/{99:012d}-dead/{name}.safetensors", [b"x"])
+        self.session.lease.forget()
+        self._take_up()
+
+    @precondition(lambda self: len(self.session.history.steps) > 1)
+    @rule(again=st.booleans())
+    def die_amid_a_removal(self, again: bool) -> None:
+        """The name is gone and the bytes are there; then others hold the run, in good order."""
+        step = self.session.history.steps[0]
+        self.store.delete([key for key in self.store.names("checkpoints") if f"/{step:012d}" in key])
+        del self.saved[step]
+        self.session.lease.forget()
+        self._take_up()
+        if again:
+            self.begin_anew(orderly=True)
+
+    def _take_up(self) -> None:
         self.session = Session(self.store, self.clock)
+        aside = {key for m in set_aside(self.store) for key in m.file_keys}
+        needed = {key for step in self.saved for key in holdfast.Run(self.store)[step].manifest.file_keys}
+        assert {o.key for o in self.store.list("data")} == needed | aside, (
+            "who takes a run up finds left-overs"
+        )
 
     @rule(days=st.sampled_from([0.5, 2.0]))
     def time_passes(self, days: float) -> None:

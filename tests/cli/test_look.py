@@ -198,3 +198,59 @@ def test_ages(monkeypatch: pytest.MonkeyPatch, passed: float, said: str) -> None
 def test_a_time_ahead_of_ours_is_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1e9)
     assert age(2e9).startswith("2033-05-1")
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    """Two hundred checkpoints; the tag is on step 3 and the best loss at step 7."""
+    run = tmp_path / "long"
+    with holdfast.Checkpointer(
+        run, {"model": {"w": np.zeros(3)}}, save=holdfast.every(steps=1), keep=None, writer="inline"
+    ) as ckpt:
+        for step in ckpt.steps(200):
+            ckpt.log(loss=0.1 if step == 6 else 1.0 + step)
+    holdfast.Run(run).tag("mine", 3)
+    return run
+
+
+def steps_in(lines: list[str]) -> list[int]:
+    return [
+        int(row.split()[0])
+        for row in lines
+        if row[:1].isdigit() or (row[:1] == " " and row.split()[0].isdigit())
+    ]
+
+
+KEEP = ("--keep", 'best("loss", mode="min")')
+
+
+def test_a_terminal_shows_the_newest_and_of_the_older_ones_the_tagged_and_the_best(
+    cli, screen, long: Path
+) -> None:
+    shown = screen(160)
+    cli("ls", long, *KEEP)
+    assert steps_in(shown()[2:]) == [*range(200, 150, -1), 7, 3]
+    assert "and 148 older ones; --all shows them" in shown()
+    assert "200 checkpoints" in shown()[0]
+
+
+def test_all_shows_all_on_a_terminal(cli, screen, long: Path) -> None:
+    shown = screen(160)
+    cli("ls", long, *KEEP, "--all")
+    assert steps_in(shown()[2:]) == [*range(200, 0, -1)]
+    assert not any("--all" in line for line in shown())
+
+
+def test_without_a_terminal_nothing_is_left_out(cli, long: Path) -> None:
+    out = cli("ls", long).out
+    assert steps_in(out.splitlines()[2:]) == [*range(200, 0, -1)]
+    assert "--all" not in out
+
+
+def test_a_list_that_is_not_much_longer_is_not_cut(cli, screen, long: Path) -> None:
+    holdfast.Run(long).prune(holdfast.last(100) & ~holdfast.tagged())
+    holdfast.Run(long).untag("mine")
+    holdfast.Run(long).prune(holdfast.last(100))
+    shown = screen(160)
+    cli("ls", long)
+    assert len(steps_in(shown()[2:])) == 100

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
-import sys
-
 import pytest
 from rich.cells import cell_len
 
@@ -22,25 +18,6 @@ COLUMNS = [
     Column("second to go", leaves=1),
     Column("why", elastic=True),
 ]
-
-
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch):
-    """A terminal of a given width; returns what is on it, without colours."""
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    def of(width: int):
-        terminal = Terminal()
-        monkeypatch.setattr(sys, "stdout", terminal)
-        monkeypatch.setenv("COLUMNS", str(width))
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.delenv("NO_COLOR", raising=False)
-        return lambda: re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
-
-    return of
 
 
 def test_wide_enough(screen) -> None:

@@ -12,6 +12,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import scenarios
 
 import holdfast
+from holdfast.catalog import tidiness
+from holdfast.format.manifest import decode_manifest
 from holdfast.stores import LocalStore
 from holdfast.testing import KillingDisk
 
@@ -19,6 +21,15 @@ from holdfast.testing import KillingDisk
 def must_survive(name: str) -> set[int]:
     """The acknowledged checkpoints that no crash of this scenario may take away."""
     return {"save": {1, 2}, "train": set(), "remove": {2}}[name]
+
+
+def left_over(root: pathlib.Path) -> set[str]:
+    """The data files that no manifest needs."""
+    store = LocalStore(root)
+    manifests = [*store.names("checkpoints"), *store.names("trash")]
+    return set(store.names("data")).difference(
+        *(decode_manifest(store.read(m), m).file_keys for m in manifests)
+    )
 
 
 def run(name: str, when: str) -> int:
@@ -48,6 +59,7 @@ def run(name: str, when: str) -> int:
                 assert 9 in scenarios.check_run(root)
                 assert must_survive(name) <= set(after)
                 left = [p.name for p in root.rglob("*") if p.name.startswith(".tmp-")]
+                assert not left_over(root), "what the dead one left is not freed"
                 assert len(left) <= 1, f"temporary files stay behind: {left}"
             except BaseException:
                 print(
@@ -57,4 +69,5 @@ def run(name: str, when: str) -> int:
 
 
 if __name__ == "__main__":
+    tidiness.MARK_FROM = 0  # the mark of a long run must not hide what a dead writer left
     print(run(sys.argv[1], sys.argv[2]))

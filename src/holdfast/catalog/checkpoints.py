@@ -140,14 +140,16 @@ def retire(store: Store, leaving: Sequence[tuple[Entry, str]]) -> None:
     _delete_names(store, [entry for entry, _ in leaving])
 
 
-def _delete_names(store: Store, gone: Sequence[Entry]) -> None:
-    """Delete manifests. Older states of the same steps go first: without the newer ones they would be listed again."""
+def _delete_names(store: Store, gone: Sequence[Entry]) -> int:
+    """Delete manifests. Older states of the same steps go first: without the newer ones they would be listed again.
+    Return how many such there were."""
     newest = {e.step: e.ordinal for e in gone}
     found = [(parse_manifest_key(key), key) for key in store.names(CHECKPOINTS)]
     older = [key for parsed, key in found if parsed is not None and parsed[1] < newest.get(parsed[0], 0)]
     if older:
         store.delete(older)
     store.delete([e.key for e in gone])
+    return len(older)
 
 
 def remove(store: Store, victims: Sequence[Entry], known: Summaries) -> int:
@@ -157,14 +159,18 @@ def remove(store: Store, victims: Sequence[Entry], known: Summaries) -> int:
     summaries are known. While one of the others cannot be read all data stays, for a later `reclaim`.
     """
     sizes: dict[str, int] = {}
+    known.settled, unread = False, 0
     for entry in victims:
-        with contextlib.suppress(HoldfastError):  # what a broken one needs is found by `reclaim`
+        try:
             sizes |= (known.by_key.get(entry.key) or summarize(read_entry(store, entry))).sizes()
-    _delete_names(store, victims)  # durability: no name before its bytes
+        except HoldfastError:  # what a broken one needs is found by `reclaim`
+            unread += 1
+    unread += _delete_names(store, victims)  # durability: no name before its bytes
     if not known.complete(store):
         return 0
     unreferenced = sorted(key for key in sizes if is_data_key(key) and not known.needs(key))
     store.delete(unreferenced)
+    known.settled = unread == 0
     return sum(sizes[key] for key in unreferenced)
 
 
@@ -186,10 +192,16 @@ def reclaim(
     manifests = [key for key in store.names(CHECKPOINTS) if parse_manifest_key(key) is not None]
     newest = {e.key for e in newest_states(manifests).values()}
     store.delete([key for key in manifests if key not in newest])
-    listed = store.list(DATA)
+    names = store.names(DATA)
     known = Summaries() if known is None else known
+    known.settled = False
     if not known.complete(store):
         return 0
-    orphans = [o for o in listed if is_data_key(o.key) and not known.needs(o.key)]
-    store.delete([o.key for o in orphans])
-    return sum(o.size for o in orphans)
+    orphans = [key for key in names if is_data_key(key) and not known.needs(key)]
+    freed = 0
+    for key in orphans:
+        with contextlib.suppress(NotFound):  # its writer lives, and has given up
+            freed += store.info(key).size
+    store.delete(orphans)
+    known.settled = True
+    return freed

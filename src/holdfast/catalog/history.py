@@ -163,12 +163,14 @@ class History:
         """Return every checkpoint as policies see it, in step order. `tags` saves reading them again."""
         self._load()
         marks = self._marks(tags)
-        return [self._record(step, marks) for step in self._sound()]
+        marked = {*marks[0], *marks[1].metrics, *marks[1].verified, marks[1].resumed}
+        plain = [self._plain_record(self._entries[step].key) for step in self._sound()]
+        return [self._marked(record, marks) if record.attempt in marked else record for record in plain]
 
     def record(self, step: int) -> CheckpointRecord:
         """Return one checkpoint as policies see it. Raises KeyError, IntegrityError."""
         self.summary(step)
-        return self._record(step, self._marks(None))
+        return self._marked(self._plain_record(self._entries[step].key), self._marks(None))
 
     def _marks(self, tags: Mapping[str, Tag] | None) -> tuple[dict[str, set[str]], Facts]:
         """Return what may be said of checkpoints beside their manifests: tags by attempt, and what the log tells."""
@@ -177,13 +179,9 @@ class History:
             names.setdefault(tag.attempt, set()).add(name)
         return names, self._log.facts()
 
-    def _record(self, step: int, marks: tuple[dict[str, set[str]], Facts]) -> CheckpointRecord:
+    def _marked(self, record: CheckpointRecord, marks: tuple[dict[str, set[str]], Facts]) -> CheckpointRecord:
         names, facts = marks
-        record = self._plain_record(self._entries[step].key)
         attempt = record.attempt
-        marked = attempt in names or attempt in facts.metrics or attempt in facts.verified
-        if not marked and attempt != facts.resumed:
-            return record
         return replace(
             record,
             metrics={**record.metrics, **facts.metrics.get(attempt, {})},
@@ -247,10 +245,11 @@ class History:
 
     def take(self, entry: Entry, manifest: Manifest) -> None:
         """Take a committed checkpoint in; the state of the same step before it is removed."""
-        before = None if entry.step in self._broken else self._entries.get(entry.step)
+        was_broken = self._broken.pop(entry.step, None) is not None
+        before = None if was_broken else self._entries.get(entry.step)
         self._entries[entry.step] = entry
-        self._broken.pop(entry.step, None)
         self._known.add(entry.key, summarize(manifest))
+        self._known.settled &= not was_broken  # it stays, and what it may need
         self._opened = (entry, manifest)
         if before is not None and before != entry:
             self._load()

@@ -14,6 +14,7 @@ __all__ = [
     "LOG",
     "RUN",
     "TAGS",
+    "TIDY",
     "TRASH",
     "data_prefix",
     "is_data_key",
@@ -28,6 +29,7 @@ __all__ = [
 
 RUN = "run.json"
 INDEX = "index.json"
+TIDY = "tidy.json"
 CHECKPOINTS = "checkpoints"
 DATA = "data"
 TAGS = "tags"

@@ -87,6 +87,7 @@ class Summaries:
 
     def __init__(self, known: Mapping[str, Summary] = MappingProxyType({})) -> None:
         self.by_key: dict[str, Summary] = dict(known)
+        self.settled = True  # what was deleted last left no data behind that nothing needs
         self._needs: Counter[str] | None = None  # made when first asked for
 
     def add(self, key: str, summary: Summary) -> None:

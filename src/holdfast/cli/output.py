@@ -10,8 +10,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TextIO
 
 import msgspec
@@ -28,7 +29,9 @@ from rich.text import Text
 
 from holdfast.cli.exits import BROKEN_PIPE
 
-__all__ = ["confirm", "emit", "fail", "line", "note", "plain", "progress", "stdout", "text", "write"]
+__all__ = ["confirm", "emit", "fail", "line", "lines", "note", "plain", "progress", "stdout", "text", "write"]
+
+TOGETHER = 100  # lines that are printed at once
 
 
 class _Quiet(Console):
@@ -92,6 +95,15 @@ def line(*pieces: object | tuple[object, str]) -> None:
     printed = text(*pieces)
     printed.rstrip()
     _print(stdout(), printed)
+
+
+def lines(printed: Iterable[Text]) -> None:
+    """Print many lines of a result, for less than as many times `line` costs."""
+    console, left = stdout(), iter(printed)
+    while some := list(islice(left, TOGETHER)):
+        for one in some:
+            one.rstrip()
+        _print(console, Text("\n").join(some))
 
 
 def note(*pieces: object | tuple[object, str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-from holdfast.cli.output import line, plain, stdout, text, write
+from holdfast.cli.output import line, lines, plain, stdout, text, write
 
 __all__ = ["Column", "show_facts", "show_table"]
 
@@ -46,8 +46,7 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[object]], inde
     head = [text((columns[i].title, "dim")) for i in shown]
     if any(columns[i].title for i in shown):
         line(indent, _joined(head, shown, columns, widths))
-    for row in cells:
-        line(indent, _joined([row[i] for i in shown], shown, columns, widths))
+    lines(text(indent, _joined([row[i] for i in shown], shown, columns, widths)) for row in cells)
     return [columns[i].title for i in filled if i not in shown]
 
 

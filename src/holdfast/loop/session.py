@@ -16,8 +16,10 @@ from holdfast.catalog.identity import create_run
 from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tags import Tag, delete_tag, set_tag
+from holdfast.catalog.tidiness import HALF_MADE_SECONDS, TRASH_SECONDS, Tidiness
 from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import CommitUnknown
+from holdfast.core.records import CheckpointRecord
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
 from holdfast.policies import Decision, Rule, best_of, plan
@@ -32,8 +34,6 @@ __all__ = ["SaveOrder", "Session"]
 
 logger = logging.getLogger("holdfast")
 
-TRASH_SECONDS = 24 * 3600.0
-HALF_MADE_SECONDS = 3600.0
 WEIGHTS = "module"
 
 
@@ -81,6 +81,7 @@ class Session:
             self._host.close()
             raise
         self.history = History(store, self.identity.run)
+        self._tidiness = Tidiness(self.history, self.identity.run, self.lease)
         self.log = LogWriter(store, f"g{self.lease.generation:012d}")
         try:
             self._host.start(store, self.lease)
@@ -121,6 +122,7 @@ class Session:
         `attempt` and `wave` are those of `ahead`, when this is the last of several waves.
         """
         job = self._job(order, attempt or new_attempt(), wave)
+        self._tidiness.begin(job.manifest.attempt)
         self.log.record(
             Saved(job.manifest.time, job.manifest.clock, job.manifest.attempt, list(order.reasons))
         )
@@ -131,6 +133,7 @@ class Session:
 
     def ahead(self, image: Image, order: SaveOrder, *, attempt: str, wave: int) -> None:
         """Make a wave durable, and return then: a part of a state that does not fit into memory as a whole."""
+        self._tidiness.begin(attempt)
         job = msgspec.structs.replace(self._job(order, attempt, wave), more=True)
         self._host.begin(job, image)
         self._host.finish(job, image)
@@ -166,7 +169,9 @@ class Session:
             raise
         manifest = with_files(job, image, done.files, done.new_bytes)
         self.parent = manifest.attempt
-        self.history.take(entry_of(job, done), manifest)
+        with self._tidiness.freeing():
+            self.history.take(entry_of(job, done), manifest)
+        self._tidiness.end(manifest.attempt)
         return manifest
 
     def persist(self, image: Image, order: SaveOrder) -> Manifest:
@@ -190,26 +195,31 @@ class Session:
         if best is not None or keep is not None:
             self.log.flush()
             tags = self.history.tags()
-            if best is not None:
-                self._publish_best(best, tags)
+            records = self.history.records(tags)
+            if best is not None and self._publish_best(best, tags, records):
+                records = self.history.records(tags)
             if keep is not None:
-                self._retain(keep, tags)
+                self._retain(keep, tags, records)
         self.history.index(self.lease)
 
-    def _publish_best(self, best: Best, tags: dict[str, Tag]) -> None:
-        """Move the tag "best", in the store and in `tags`, unless it points there already."""
-        found = best_of(self.history.records(tags), best.metric, best.mode)
-        if found and ("best" not in tags or tags["best"].attempt != found[0].attempt):
-            tags["best"] = Tag("best", found[0].step, found[0].attempt, self.time.now(), automatic=True)
-            set_tag(self.store, tags["best"])
+    def _publish_best(self, best: Best, tags: dict[str, Tag], records: Sequence[CheckpointRecord]) -> bool:
+        """Move the tag "best", in the store and in `tags`, unless it points there already. Return whether it moved."""
+        found = best_of(records, best.metric, best.mode)
+        if not found or ("best" in tags and tags["best"].attempt == found[0].attempt):
+            return False
+        tags["best"] = Tag("best", found[0].step, found[0].attempt, self.time.now(), automatic=True)
+        set_tag(self.store, tags["best"])
+        return True
 
     def retain(self, keep: Rule) -> tuple[Decision, ...]:
         """Delete and demote what the retention rule lets go; return what was decided."""
         self.log.flush()
-        return self._retain(keep, self.history.tags())
+        tags = self.history.tags()
+        return self._retain(keep, tags, self.history.records(tags))
 
-    def _retain(self, keep: Rule, tags: dict[str, Tag]) -> tuple[Decision, ...]:
-        records = self.history.records(tags)
+    def _retain(
+        self, keep: Rule, tags: dict[str, Tag], records: Sequence[CheckpointRecord]
+    ) -> tuple[Decision, ...]:
         decisions = plan(records, keep, now=self.time.now(), stored_together=self.history.stored_together)
         if self.history.broken_tags:  # what they protect is unknown
             broken = "; ".join(self.history.broken_tags)
@@ -236,7 +246,8 @@ class Session:
         attempts = {
             s: "broken" if s in self.history.broken else self.history.summary(s).attempt for s in steps
         }
-        freed = self.history.drop(steps)
+        with self._tidiness.freeing():
+            freed = self.history.drop(steps)
         for s, attempt in attempts.items():
             self.log.record(Removed(self.time.now(), s, attempt, "removed", why.get(s, [])))
         self.log.flush()
@@ -248,7 +259,9 @@ class Session:
         A broken one before `step` stays where it is, to be repaired or removed by its owner.
         """
         later = sorted(s for s in {*self.history.steps, *self.history.broken} if s > step)
-        for s, attempt in self.history.set_aside(later).items():
+        with self._tidiness.freeing():
+            aside = self.history.set_aside(later)
+        for s, attempt in aside.items():
             self.log.record(Removed(self.time.now(), s, attempt, "set aside", [why]))
         return later
 
@@ -261,12 +274,15 @@ class Session:
             self._host.close()
             self.log.flush()
             self.history.index(self.lease, closing=True)
+            self._tidiness.leave()
         finally:
             self.lease.release()
 
     def _reclaim(self) -> None:
-        """Free what dead writers left behind."""
+        """Free what dead writers left behind, unless the holder before left nothing."""
         now = self.time.now()
+        if self._tidiness.inherited(now):
+            return
         freed = reclaim(
             self.store,
             self.history.known,
@@ -275,6 +291,7 @@ class Session:
         )
         if freed:
             logger.info("freed %d bytes that dead writers had left in %s", freed, self.store.url)
+        self._tidiness.searched(now)
 
     def _demote(self, decision: Decision) -> None:
         """Replace a checkpoint by one that holds its weights alone."""
@@ -283,7 +300,8 @@ class Session:
         if not weights:
             return
         lighter = msgspec.structs.replace(manifest, parts=weights, demoted=True)
-        self.history.take(commit(self.store, lighter, self.lease), lighter)
+        with self._tidiness.freeing():
+            self.history.take(commit(self.store, lighter, self.lease), lighter)
         self.log.record(
             Removed(self.time.now(), manifest.step, manifest.attempt, "demoted", list(decision.reasons))
         )

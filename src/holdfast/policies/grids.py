@@ -38,6 +38,10 @@ class Grid(Rule):
         """Return which point lies after `previous` and at or before `now`, in words, or None."""
         raise NotImplementedError
 
+    def crosses(self, previous: float, now: float) -> bool:
+        """Return whether a point lies after `previous` and at or before `now`."""
+        return self.crossed(previous, now) is not None
+
     def fires(self, moment: Moment) -> str | None:
         return self.crossed(reading_of(moment.previous, self.unit), reading_of(moment.now, self.unit))
 
@@ -45,10 +49,11 @@ class Grid(Rule):
         kept: Kept = {}
         # Wall time has no zero that belongs to the run: its first checkpoint is the first of its interval.
         furthest: float | None = None if self.unit == "active_seconds" else 0
+        unit, reasons = self.unit, (repr(self),)
         for record in records:
-            here = recorded(record, self.unit)
-            if furthest is None or self.crossed(furthest, here):
-                kept[identity(record)] = (repr(self),)
+            here = recorded(record, unit)
+            if furthest is None or self.crosses(furthest, here):
+                kept[identity(record)] = reasons
             furthest = here if furthest is None else max(furthest, here)
         return kept
 
@@ -69,8 +74,11 @@ class Every(Grid):
         return self.interval if self.offset == 0 else None
 
     def crossed(self, previous: float, now: float) -> str | None:
+        return f"every {self.interval}" if self.crosses(previous, now) else None
+
+    def crosses(self, previous: float, now: float) -> bool:
         shift = self.offset * LENGTHS[self.interval.name][1]
-        return f"every {self.interval}" if crosses(previous, now, self.interval.length, shift) else None
+        return crosses(previous, now, self.interval.length, shift)
 
     def __repr__(self) -> str:
         offset = f", offset={self.offset!r}" if self.offset else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable
 from typing import TypeVar
@@ -47,9 +48,9 @@ def best_of(items: Iterable[Scored], metric: str, mode: Mode, k: int = 1) -> tup
     may be empty. Raises PolicyError for a `mode` other than "min" or "max" and for `k` below 1.
     """
     mode, k = optimisation_mode(metric_name(metric), mode), whole("k", k)
-    scored = [(order_key(_value(item, metric), mode), _step(item), item) for item in items]
-    winners = sorted((entry for entry in scored if entry[0][0] == 0), key=lambda entry: entry[:2])
-    return tuple(item for _, _, item in winners[:k])
+    scored = ((order_key(_value(item, metric), mode), _step(item), item) for item in items)
+    finite = (entry for entry in scored if entry[0][0] == 0)
+    return tuple(item for _, _, item in heapq.nsmallest(k, finite, key=lambda entry: entry[:2]))
 
 
 def _value(item: CheckpointRecord | Observation, metric: str) -> float | None:

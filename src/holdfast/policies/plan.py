@@ -8,6 +8,7 @@ not matter; a plan of what was kept keeps it all; and joining a rule with `|` ne
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,7 @@ def plan(
 
 def guards(ordered: Sequence[CheckpointRecord]) -> Kept:
     """Return the checkpoints that no rule may touch, with reasons. `ordered` is in step order."""
-    found: dict[Key, list[str]] = {identity(record): [] for record in ordered}
+    found: defaultdict[Key, list[str]] = defaultdict(list)
     whole = [record for record in ordered if not record.demoted]
     for record in (whole or ordered)[-1:]:
         found[identity(record)].append("guard: newest committed")
@@ -102,12 +103,15 @@ def guards(ordered: Sequence[CheckpointRecord]) -> Kept:
     for record in ([record for record in verified if not record.demoted] or verified)[-1:]:
         found[identity(record)].append("guard: newest verified")
     for record in ordered:
-        flags = {"resumed from": record.resumed_from, "in use by a reader": record.leased}
-        flags["not written by holdfast"] = record.foreign
-        found[identity(record)] += [f"guard: {name}" for name, is_set in flags.items() if is_set]
+        if record.resumed_from:
+            found[identity(record)].append("guard: resumed from")
+        if record.leased:
+            found[identity(record)].append("guard: in use by a reader")
+        if record.foreign:
+            found[identity(record)].append("guard: not written by holdfast")
         if record.tags:
             found[identity(record)].append(f"guard: tagged {', '.join(sorted(record.tags))}")
-    return {key: tuple(reasons) for key, reasons in found.items() if reasons}
+    return {key: tuple(reasons) for key, reasons in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +124,14 @@ class _Draft:
     weights: Kept
 
     def reasons(self, key: Key) -> tuple[str, ...]:
-        kept = {*self.whole.get(key, ()), *self.weights.get(key, ())}
-        return (*self.guarded.get(key, ()), *sorted(kept))
+        whole, weights, guarded = (
+            self.whole.get(key, ()),
+            self.weights.get(key, ()),
+            self.guarded.get(key, ()),
+        )
+        if len(whole) + len(weights) < 2:
+            return (*guarded, *whole, *weights)
+        return (*guarded, *sorted({*whole, *weights}))
 
     def decision(self, record: CheckpointRecord, over: str | None) -> Decision:
         key = identity(record)
