@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from holdfast.catalog.content import DataFile, open_file
+from holdfast.core.collector import collector_held
 from holdfast.core.errors import MissingObject
 from holdfast.core.names import name_in_file
 from holdfast.format.datafile import StoredTensor
@@ -43,26 +44,32 @@ class Reader:
             part = manifest.parts[name]
             self.tree[name] = part.values(name) if trees is None else trees[name]
             self.aliases |= part.aliases
-            for leaf in tensor_leaves(self.tree[name]):
-                self._place(part.aliases.get(leaf.name, leaf.name))
+            names = [leaf.name for leaf in tensor_leaves(self.tree[name])]
+            self._place([part.aliases.get(n, n) for n in names] if part.aliases else names)
 
-    def _place(self, name: str) -> None:
-        """Find the file that holds a tensor: the first one its part lists that has the name."""
-        if name in self._places:
-            return
-        part = self.manifest.part_of(name)
-        inside = name_in_file(part, name)
-        for entry in self.manifest.parts[part].files:
-            if entry.key not in self._opened:
-                self._opened[entry.key] = open_file(self._store, entry)
-            file = self._opened[entry.key]
-            index = file.by_name.get(inside)
-            if index is not None:
-                t = file.header.tensors[index]
-                self._places[name] = (file, index)
-                self.specs[name] = TensorSpec(name, t.dtype, t.shape, t.stride)
-                return
-        raise MissingObject(f"{name}: no data file of step {self.manifest.step} holds this tensor")
+    def _place(self, names: Iterable[str]) -> None:
+        """Find the file that holds each tensor: the first one its part lists that has the name."""
+        owners: dict[str, str] = {}  # of what lies in one place, most often many tensors
+        for name in names:
+            if name in self._places:
+                continue
+            above = name.rpartition("/")[0]
+            part = name if name in self.manifest.parts else owners.get(above)
+            if part is None:
+                part = owners[above] = self.manifest.part_of(name)
+            inside = name_in_file(part, name)
+            for entry in self.manifest.parts[part].files:
+                file = self._opened.get(entry.key)
+                if file is None:
+                    file = self._opened[entry.key] = open_file(self._store, entry)
+                index = file.by_name.get(inside)
+                if index is not None:
+                    t = file.header.tensors[index]
+                    self._places[name] = (file, index)
+                    self.specs[name] = TensorSpec(name, t.dtype, t.shape, t.stride)
+                    break
+            else:
+                raise MissingObject(f"{name}: no data file of step {self.manifest.step} holds this tensor")
 
     def spec(self, name: str) -> TensorSpec:
         """Return what a tensor is; a tied name stands for the tensor it is tied to."""
@@ -96,8 +103,9 @@ class Reader:
             slabs[key] = slabs_of(file, file.blocks_that_hold(filled))
         read_slabs([slab for of_file in slabs.values() for slab in of_file])
         out: dict[str, HostTensor] = {}
-        for key, found in wanted.items():
-            out.update(self._cut(self._opened[key], found, slabs[key]))
+        with collector_held():
+            for key, found in wanted.items():
+                out.update(self._cut(self._opened[key], found, slabs[key]))
         return out
 
     def _cut(
