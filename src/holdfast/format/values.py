@@ -337,6 +337,8 @@ def decode_value(x: Json, path: str = "", depth: int = 0) -> object:
         return x
     if len(x) == 1:
         ((key, inner),) = x.items()
+        if key == "$t" and type(inner) is str and inner in _KINDS:  # most values of a large tree
+            return TensorLeaf(check_path(path), _KINDS[inner])
         if key.startswith("$"):
             decoder = _DECODERS.get(key)
             if decoder is None:
@@ -345,7 +347,7 @@ def decode_value(x: Json, path: str = "", depth: int = 0) -> object:
                 return decoder(inner, path, depth)
             except (ValueError, TypeError, OverflowError, ArithmeticError) as e:
                 raise InvalidFormat(f"a value of type {key} is malformed: {e}") from e
-    if any([k[:1] == "$" for k in x]):
+    if any(k.startswith("$") for k in x):
         raise InvalidFormat("an object mixes a type name that starts with '$' with other keys")
     return {k: decode_value(v, _below(path, k), depth + 1) if type(v) in _NESTED else v for k, v in x.items()}
 

@@ -56,8 +56,10 @@ class RestorePlan:
 
     def _check(self, tensors: Mapping[str, HostTensor]) -> None:
         problems = []
-        for name in self.needed:
-            host, spec = tensors.get(name), self._work.specs[name]
+        for name, spec in self._work.specs.items():  # in stored order, as they lie in memory
+            if name not in self.needed:
+                continue
+            host = tensors.get(name)
             if host is None:
                 problems.append(f"{name}: its bytes are missing; expected {spec.nbytes} bytes")
             elif not (host.spec is spec or _alike(host.spec, spec)) or not host.whole:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ __all__ = ["NAMES", "TORCH_DTYPES", "copy_all", "copy_in", "new_tensor", "overla
 TORCH_DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in DTYPES if hasattr(torch, n)}
 NAMES: dict[torch.dtype, str] = {t: n for n, t in TORCH_DTYPES.items()}
 
+COPIED_TOGETHER = 256
 _RAW = (torch.bool, torch.float4_e2m1fn_x2)
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -24,7 +24,19 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 def copy_in(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
     """Copy stored elements into live tensors of the same shape, converting element types that differ."""
-    whole: list[tuple[int, int, torch.Tensor, HostTensor]] = []
+    ordered = sorted(pairs, key=_place)
+    # Block by block: the record of a live tensor is fetched from memory once for all that is asked of it.
+    for start in range(0, len(ordered), COPIED_TOGETHER):
+        _copy_block(ordered[start : start + COPIED_TOGETHER])
+
+
+def _place(pair: tuple[torch.Tensor, HostTensor]) -> tuple[int, int]:
+    host = pair[1]
+    return id(host.memory), host.start
+
+
+def _copy_block(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
+    whole: list[tuple[torch.Tensor, HostTensor]] = []
     alone: list[Pair] = []
     lazy: list[Pair] = []
     for target, host in pairs:
@@ -40,7 +52,7 @@ def copy_in(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
         elif not same:
             alone.append((target, _elements(host)))
         elif len(host.memory):
-            whole.append((id(host.memory), host.start, target, host))
+            whole.append((target, host))
     ready = [*alone, *_joined(whole)]
     inference = [pair for pair in ready if pair[0].is_inference()]
     copy_all([pair for pair in ready if not pair[0].is_inference()] if inference else ready)
@@ -52,13 +64,13 @@ def copy_in(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
             target.copy_(stored)
 
 
-def _joined(found: list[tuple[int, int, torch.Tensor, HostTensor]]) -> Iterator[Pair]:
+def _joined(found: list[tuple[torch.Tensor, HostTensor]]) -> Iterator[Pair]:
     """Pair live tensors with their elements: those that lie one behind the other are made of the memory in one call."""
-    found.sort(key=itemgetter(0, 1))
     run: list[torch.Tensor] = []
     first, end = None, 0
-    for memory, start, target, host in found:
-        if first is None or start != end or memory != id(first.memory) or target.dtype != run[0].dtype:
+    for target, host in found:
+        start = host.start
+        if first is None or start != end or host.memory is not first.memory or target.dtype != run[0].dtype:
             if first is not None:
                 yield from _split(first, run)
             first, run = host, []
@@ -73,7 +85,7 @@ def _split(first: HostTensor, live: list[torch.Tensor]) -> Iterator[Pair]:
     sizes = [t.numel() for t in targets]
     flat = _flat(first.memory, first.start, sum(sizes), targets[0].dtype)
     if all(t.dim() == 1 for t in targets):  # half the cost of views of any shape
-        return zip(targets, torch.split(flat, sizes), strict=True)  # type: ignore[no-untyped-call]
+        return zip(targets, torch.split(flat, sizes), strict=True)
     stored = torch._utils._unflatten_dense_tensors(flat, targets)  # type: ignore[no-untyped-call]
     return zip(targets, stored, strict=True)
 

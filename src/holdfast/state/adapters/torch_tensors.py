@@ -240,7 +240,7 @@ def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Bui
     if not isinstance(node, TensorLeaf) or why_not(t) is not None:
         return None
     stored = ctx.need(node, path)
-    if stored is None or stored.shape != tuple(t.shape):
+    if stored is None or stored.shape != t.shape:
         return None
     if overlaps(t) and not _same_broadcast(t, stored):
         return None
