@@ -35,6 +35,7 @@ MAX_HEADER_BYTES = 1 << 30
 MAX_DIMENSIONS = 64  # of torch and of numpy
 MAX_EXTENT = 2**62  # in bytes, of what a shape or a stride spans, so that no reader overflows
 METADATA = "__metadata__"
+_METADATA_END = b'"},"'  # the end of its last string, its own, and the beginning of a tensor's name
 MAGIC = "holdfast/1"
 
 
@@ -70,17 +71,24 @@ class DataHeader:
 
 
 class _Member(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """A member of the header: a tensor has the first three fields, `__metadata__` the others.
+    """A tensor in the header."""
 
-    One type for both, so that a header of any length is decoded in one pass."""
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
-    dtype: str | msgspec.UnsetType = msgspec.UNSET
-    shape: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
-    data_offsets: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
-    format: str | msgspec.UnsetType = msgspec.UNSET
-    holdfast: str | msgspec.UnsetType = msgspec.UNSET
-    digests: str | msgspec.UnsetType = msgspec.UNSET
-    layouts: str | msgspec.UnsetType = msgspec.UNSET
+
+class _Metadata(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """The first member of the header, `__metadata__`: safetensors allows strings only."""
+
+    format: str
+    holdfast: str
+    digests: str
+    layouts: str = ""
+
+
+class _Front(msgspec.Struct, rename={"metadata": METADATA}):
+    metadata: _Metadata
 
 
 class _Extra(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -90,6 +98,7 @@ class _Extra(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 _decoder = msgspec.json.Decoder(dict[str, _Member])
+_front_decoder = msgspec.json.Decoder(_Front)
 _ITEM_BYTES = {name: d.itemsize for name, d in DTYPES.items()}
 _NATIVE = frozenset(name for name, d in DTYPES.items() if d.native)
 
@@ -132,7 +141,6 @@ def open_header(tensors: Sequence[StoredTensor], blocks: tuple[Block, ...] | Non
     Raises:
         InvalidFormat: a tensor has the name that safetensors reserves, or spans more than any reader can hold.
     """
-    extras: dict[str, _Extra] = {}
     members: dict[str, _Member] = {}
     bounded: set[tuple[str, tuple[int, ...]]] = set()
     for t in tensors:
@@ -143,13 +151,11 @@ def open_header(tensors: Sequence[StoredTensor], blocks: tuple[Block, ...] | Non
                     f"tensor {t.name!r} of shape {t.shape} and stride {t.stride} spans more than the format holds"
                 )
             bounded.add(kind)
-        if t.stride is not None or t.box is not None or t.dtype not in _NATIVE:
-            extras[t.name] = _extra(t)
         members[t.name] = _member(t)
     if METADATA in members:
         raise InvalidFormat(f"the tensor name {METADATA!r} is reserved by safetensors; rename the tensor")
     blocks = _blocks(tensors) if blocks is None else blocks
-    layouts = msgspec.json.encode(extras).decode() if extras else ""
+    layouts = _layouts(tensors)
     encoded = msgspec.json.encode(members)
     size = header_size(len(_body([bytes(DIGEST_BYTES)] * len(blocks), layouts, encoded)))
     return OpenHeader(blocks, size, layouts, encoded)
@@ -165,6 +171,16 @@ def _member(t: StoredTensor) -> _Member:
     return _Member(d.carrier, shape, (t.start, t.end))
 
 
+def _layouts(tensors: Sequence[StoredTensor]) -> str:
+    """Return the JSON text of what safetensors has no place for; empty where it says all."""
+    extras = {
+        t.name: _extra(t)
+        for t in tensors
+        if t.stride is not None or t.box is not None or t.dtype not in _NATIVE
+    }
+    return msgspec.json.encode(extras).decode() if extras else ""
+
+
 def _extra(t: StoredTensor) -> _Extra:
     return _Extra(
         dtype=None if t.dtype in _NATIVE else t.dtype,
@@ -176,9 +192,8 @@ def _extra(t: StoredTensor) -> _Extra:
 def _body(digests: Sequence[bytes], layouts: str, members: bytes) -> bytes:
     """Return the JSON of a header: the metadata, then the members of the object `members`."""
     text = base64.b64encode(b"".join(digests)).decode()
-    metadata = _Member(format="pt", holdfast=MAGIC, digests=text, layouts=layouts or msgspec.UNSET)
-    head = b'{"%s":%s' % (METADATA.encode(), msgspec.json.encode(metadata))
-    return head + (b"," + members[1:] if len(members) > len(b"{}") else b"}")
+    head = msgspec.json.encode(_Front(_Metadata("pt", MAGIC, text, layouts)))
+    return head[:-1] + b"," + members[1:] if len(members) > len(b"{}") else head
 
 
 def encode_header(tensors: Sequence[StoredTensor], digests: Sequence[bytes]) -> bytes:
@@ -217,12 +232,12 @@ def decode_header(raw: bytes, name: str) -> DataHeader:
     if len(raw) != size:
         raise Truncated(f"{name}: its header has {len(raw)} bytes; expected {size}")
     try:
-        body = _decoder.decode(memoryview(raw)[PREFIX_BYTES:])
-        metadata = body.pop(METADATA)
-        layouts = metadata.layouts if isinstance(metadata.layouts, str) else "{}"
-        extras = msgspec.json.decode(layouts, type=dict[str, _Extra])
-        blob = base64.b64decode(metadata.digests or "", validate=True)
-    except (KeyError, ValueError, RecursionError) as e:
+        front, members = _cut(raw)
+        metadata = _front_decoder.decode(front).metadata
+        body = _decoder.decode(members)
+        extras = msgspec.json.decode(metadata.layouts or "{}", type=dict[str, _Extra])
+        blob = base64.b64decode(metadata.digests, validate=True)
+    except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: its header is not a holdfast safetensors header: {e}") from e
     tensors = _tensors(body, extras, name)
     _check_contiguous(tensors, name)
@@ -234,11 +249,25 @@ def decode_header(raw: bytes, name: str) -> DataHeader:
     digests = tuple(blob[i : i + DIGEST_BYTES] for i in range(0, len(blob), DIGEST_BYTES))
     if len(blob) != DIGEST_BYTES * len(blocks):
         raise InvalidFormat(f"{name}: holds {len(digests)} digests for {len(blocks)} blocks")
-    if open_header(tensors, blocks).close(digests) != raw:
+    # Every member was checked, so the text that they and the layouts make is the one `open_header` makes.
+    one_form = OpenHeader(blocks, size, _layouts(tensors) if extras else "", msgspec.json.encode(body))
+    if METADATA in body or one_form.close(digests) != raw:
         raise InvalidFormat(
             f"{name}: its header is not in the one form the format allows (order, spacing or a duplicate key)"
         )
     return DataHeader(tensors, blocks, digests, size)
+
+
+def _cut(raw: bytes) -> tuple[bytes, bytes]:
+    """Return the text of a header as two objects, its metadata and its tensors.
+
+    Where the metadata ends is found by its last characters, which no text inside it has but at the end of a string.
+    A wrong cut is no harm: what comes of it does not make the header again.
+    """
+    at = raw.find(_METADATA_END, PREFIX_BYTES)
+    if at < 0:
+        return raw[PREFIX_BYTES:], b"{}"
+    return raw[PREFIX_BYTES : at + 2] + b"}", b"{" + raw[at + 3 :]
 
 
 def _tensors(
@@ -248,10 +277,8 @@ def _tensors(
     out: list[StoredTensor] = []
     alike: dict[tuple[str, tuple[int, ...]], StoredTensor] = {}
     for name, m in body.items():
-        dtype, shape, offsets = m.dtype, m.shape, m.data_offsets
-        if not (isinstance(dtype, str) and isinstance(shape, tuple) and isinstance(offsets, tuple)):
-            raise InvalidFormat(f"{file}: tensor {name[:80]!r} lacks its dtype, shape or data_offsets")
-        start, end = offsets
+        dtype, shape = m.dtype, m.shape
+        start, end = m.data_offsets
         extra = extras.get(name)
         first = alike.get((dtype, shape)) if extra is None else None
         if first is None or first.end - first.start != end - start:

@@ -337,6 +337,8 @@ def decode_value(x: Json, path: str = "", depth: int = 0) -> object:
         return x
     if len(x) == 1:
         ((key, inner),) = x.items()
+        if key == "$t" and type(inner) is str and inner in _KINDS:  # most values of a large tree
+            return TensorLeaf(check_path(path), _KINDS[inner])
         if key.startswith("$"):
             decoder = _DECODERS.get(key)
             if decoder is None:

@@ -11,6 +11,7 @@ from holdfast.core.collector import collector_held
 from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError, StoreError
 from holdfast.core.names import matches
 from holdfast.format.manifest import Manifest
+from holdfast.format.values import tensor_leaves
 from holdfast.restoring.reader import Reader
 from holdfast.saving.environment import differences, fingerprint
 from holdfast.saving.plan import RNG_PART
@@ -88,9 +89,9 @@ def _restore_one(
         reader = Reader(history.store, manifest, parts)
         rng_tree = reader.tree.pop(RNG_PART, None)
         plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
-        wanted = plan.needed | {n for n in reader.specs if with_rng and manifest.part_of(n) == RNG_PART}
-    tensors = reader.read(wanted)  # every byte is verified here, before anything live changes
-    with collector_held():
+        wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}
+        # Every byte is verified here, before anything live changes. In stored order, which sorts and remembers best.
+        tensors = reader.read([name for name in reader.specs if name in wanted])
         plan.apply(tensors)
     for note in differences(manifest.environment, fingerprint()):
         plan.report.notes.append(note)
@@ -102,7 +103,7 @@ def _restore_one(
         plan.report.notes.append(f"passed over step {step}: {why}")
     if rng_tree is not None:
         plan.report.notes += restore_rng(materialize(rng_tree, tensors, as_="numpy"))
-    whole = wanted >= frozenset(reader.specs)
+    whole = wanted.issuperset(reader.specs)
     return Restored(manifest, plan.report, plan.replaced, whole)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.errors import MissingObject
@@ -43,26 +43,32 @@ class Reader:
             part = manifest.parts[name]
             self.tree[name] = part.values(name) if trees is None else trees[name]
             self.aliases |= part.aliases
-            for leaf in tensor_leaves(self.tree[name]):
-                self._place(part.aliases.get(leaf.name, leaf.name))
+            names = [leaf.name for leaf in tensor_leaves(self.tree[name])]
+            self._place([part.aliases.get(n, n) for n in names] if part.aliases else names)
 
-    def _place(self, name: str) -> None:
-        """Find the file that holds a tensor: the first one its part lists that has the name."""
-        if name in self._places:
-            return
-        part = self.manifest.part_of(name)
-        inside = name_in_file(part, name)
-        for entry in self.manifest.parts[part].files:
-            if entry.key not in self._opened:
-                self._opened[entry.key] = open_file(self._store, entry)
-            file = self._opened[entry.key]
-            index = file.by_name.get(inside)
-            if index is not None:
-                t = file.header.tensors[index]
-                self._places[name] = (file, index)
-                self.specs[name] = TensorSpec(name, t.dtype, t.shape, t.stride)
-                return
-        raise MissingObject(f"{name}: no data file of step {self.manifest.step} holds this tensor")
+    def _place(self, names: Iterable[str]) -> None:
+        """Find the file that holds each tensor: the first one its part lists that has the name."""
+        owners: dict[str, str] = {}  # of what lies in one place, most often many tensors
+        for name in names:
+            if name in self._places:
+                continue
+            above = name.rpartition("/")[0]
+            part = name if name in self.manifest.parts else owners.get(above)
+            if part is None:
+                part = owners[above] = self.manifest.part_of(name)
+            inside = name_in_file(part, name)
+            for entry in self.manifest.parts[part].files:
+                file = self._opened.get(entry.key)
+                if file is None:
+                    file = self._opened[entry.key] = open_file(self._store, entry)
+                index = file.by_name.get(inside)
+                if index is not None:
+                    t = file.header.tensors[index]
+                    self._places[name] = (file, index)
+                    self.specs[name] = TensorSpec(name, t.dtype, t.shape, t.stride)
+                    break
+            else:
+                raise MissingObject(f"{name}: no data file of step {self.manifest.step} holds this tensor")
 
     def spec(self, name: str) -> TensorSpec:
         """Return what a tensor is; a tied name stands for the tensor it is tied to."""
@@ -84,41 +90,40 @@ class Reader:
         Raises:
             IntegrityError: bytes are not what was committed; names the file and the tensors.
         """
-        wanted: dict[str, dict[int, str]] = {}  # file -> which of its tensors -> name
+        wanted: dict[str, list[tuple[int, str]]] = {key: [] for key in sorted(self._opened)}
         for name in names:
             file, index = self._places[name]
-            wanted.setdefault(file.entry.key, {})[index] = name
+            wanted[file.entry.key].append((index, name))
         slabs: dict[str, list[Slab]] = {}
-        for key in sorted(wanted):
+        for key, found in wanted.items():
+            found.sort()
             file = self._opened[key]
             tensors = file.header.tensors
-            filled = [index for index in sorted(wanted[key]) if tensors[index].start < tensors[index].end]
+            filled = [index for index, _ in found if tensors[index].start < tensors[index].end]
             slabs[key] = slabs_of(file, file.blocks_that_hold(filled))
         read_slabs([slab for of_file in slabs.values() for slab in of_file])
         out: dict[str, HostTensor] = {}
         for key, found in wanted.items():
-            out.update(self._cut(self._opened[key], found, slabs[key]))
+            self._cut(self._opened[key], found, slabs[key], out)
         return out
 
     def _cut(
-        self, file: DataFile, found: Mapping[int, str], slabs: list[Slab]
-    ) -> Iterator[tuple[str, HostTensor]]:
-        """Yield some tensors of a file, in data order, from the slabs that hold them."""
-        tensors, blocks = file.header.tensors, file.header.blocks
+        self, file: DataFile, found: list[tuple[int, str]], slabs: list[Slab], out: dict[str, HostTensor]
+    ) -> None:
+        """Put some tensors of a file, in data order, into `out`, from the slabs that hold them."""
+        tensors, blocks, specs = file.header.tensors, file.header.blocks, self.specs
         rest = iter(slabs)
         end, memory, shift = 0, memoryview(b""), 0
-        for index in sorted(found):
-            t, name = tensors[index], found[index]
+        for index, name in found:
+            t = tensors[index]
             if t.start == t.end:
-                yield name, HostTensor(self.specs[name], memoryview(b""))
+                out[name] = HostTensor(specs[name], memoryview(b""))
                 continue
             while t.end > end:
                 slab = next(rest)
                 end, memory, shift = blocks[slab.blocks[-1]].end, slab.memory, slab.place_of(0)
-            yield (
-                name,
-                HostTensor(self.specs[name], memory, t.end - t.start >= OWN_BLOCK_BYTES, t.start + shift),
-            )
+            owned = t.end - t.start >= OWN_BLOCK_BYTES
+            out[name] = HostTensor(specs[name], memory, owned, t.start + shift)
 
     def read_rows(self, name: str, start: int, stop: int) -> HostTensor:
         """Return rows `start` to `stop` of a tensor, reading and verifying only the blocks they lie in."""

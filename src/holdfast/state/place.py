@@ -56,11 +56,13 @@ class RestorePlan:
 
     def _check(self, tensors: Mapping[str, HostTensor]) -> None:
         problems = []
-        for name in self.needed:
-            host, spec = tensors.get(name), self._work.specs[name]
+        for name, spec in self._work.specs.items():  # in stored order, as they lie in memory
+            if name not in self.needed:
+                continue
+            host = tensors.get(name)
             if host is None:
                 problems.append(f"{name}: its bytes are missing; expected {spec.nbytes} bytes")
-            elif (host.spec.dtype, host.spec.shape) != (spec.dtype, spec.shape) or not host.whole:
+            elif not (host.spec is spec or _alike(host.spec, spec)) or not host.whole:
                 problems.append(
                     f"{name}: expected {spec.describe()} of {spec.nbytes} bytes, "
                     f"found {host.spec.describe()} of {host.data.nbytes} bytes"
@@ -82,6 +84,10 @@ class RestorePlan:
             by_engine.setdefault(id(engine), (engine, []))[1].append((live, tensors[name]))
         for engine, pairs in by_engine.values():
             engine.copy_in(pairs)
+
+
+def _alike(a: TensorSpec, b: TensorSpec) -> bool:
+    return (a.dtype, a.shape) == (b.dtype, b.shape)
 
 
 class _Renamed(Mapping[str, HostTensor]):

@@ -80,6 +80,7 @@ class Restoring:
         self.aliases = aliases
         self._claimed: dict[Hashable, str] = {}
         self._written: dict[str, str] = {}
+        self._adapters: dict[type, Adapter | None] = {}
         self._loose = False
 
     # -- pairing ----------------------------------------------------------------------------------------
@@ -90,7 +91,11 @@ class Restoring:
         The result is `live` itself when it is changed in place; otherwise the caller puts the result into
         the parent.
         """
-        adapter = self.adapter(live)
+        cls = type(live)
+        try:
+            adapter = self._adapters[cls]
+        except KeyError:
+            adapter = self._adapters[cls] = self.adapter(live)
         if self.options.only and not (adapter and adapter.divisible) and not self.selected(path):
             return Kept(live)
         if adapter is None:

@@ -70,7 +70,7 @@ class Mappings:
                 keys.append(key)
                 builds.append(build)
         kept = self._kept(target, set(keys), path, ctx)
-        if not kept and keys == list(target) and all(type(b) is Kept for b in builds):
+        if not kept and keys == list(target) and {Kept}.issuperset(map(type, builds)):
             return Kept(live)
 
         def commit(values: object) -> None:
@@ -97,9 +97,9 @@ class Mappings:
     ) -> dict[object, object]:
         kept = {}
         for key, value in target.items():
-            below = join_path(path, key)
             if key in stored:
                 continue
+            below = join_path(path, key)
             if not ctx.selected(below):
                 kept[key] = value
             elif ctx.relaxed("missing", below):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ __all__ = ["NAMES", "TORCH_DTYPES", "copy_all", "copy_in", "new_tensor", "overla
 TORCH_DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in DTYPES if hasattr(torch, n)}
 NAMES: dict[torch.dtype, str] = {t: n for n, t in TORCH_DTYPES.items()}
 
+COPIED_TOGETHER = 256
 _RAW = (torch.bool, torch.float4_e2m1fn_x2)
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -24,13 +24,26 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 def copy_in(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
     """Copy stored elements into live tensors of the same shape, converting element types that differ."""
-    whole: list[tuple[int, int, torch.Tensor, HostTensor]] = []
+    ordered = sorted(pairs, key=_place)
+    # Block by block: the record of a live tensor is fetched from memory once for all that is asked of it.
+    for start in range(0, len(ordered), COPIED_TOGETHER):
+        _copy_block(ordered[start : start + COPIED_TOGETHER])
+
+
+def _place(pair: tuple[torch.Tensor, HostTensor]) -> tuple[int, int]:
+    host = pair[1]
+    return id(host.memory), host.start
+
+
+def _copy_block(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
+    whole: list[tuple[torch.Tensor, HostTensor]] = []
     alone: list[Pair] = []
     lazy: list[Pair] = []
     for target, host in pairs:
-        same = TORCH_DTYPES[host.spec.dtype] == target.dtype
+        kind = target.dtype
+        same = TORCH_DTYPES[host.spec.dtype] is kind
         # Conjugate and negative views are not written by the batched copy.
-        if target.is_neg() or target.is_conj():
+        if target.is_neg() or (kind.is_complex and target.is_conj()):
             lazy.append((target, _elements(host)))
         elif overlaps(target):
             once = _without_broadcast(target.detach())
@@ -39,12 +52,10 @@ def copy_in(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
         elif not same:
             alone.append((target, _elements(host)))
         elif len(host.memory):
-            whole.append((id(host.memory), host.start, target, host))
-    plain: list[Pair] = []
-    inference: list[Pair] = []
-    for pair in (*alone, *_joined(whole)):
-        (inference if pair[0].is_inference() else plain).append(pair)
-    copy_all(plain)
+            whole.append((target, host))
+    ready = [*alone, *_joined(whole)]
+    inference = [pair for pair in ready if pair[0].is_inference()]
+    copy_all([pair for pair in ready if not pair[0].is_inference()] if inference else ready)
     if inference:
         with torch.inference_mode():
             copy_all(inference)
@@ -53,13 +64,13 @@ def copy_in(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
             target.copy_(stored)
 
 
-def _joined(found: list[tuple[int, int, torch.Tensor, HostTensor]]) -> Iterator[Pair]:
+def _joined(found: list[tuple[torch.Tensor, HostTensor]]) -> Iterator[Pair]:
     """Pair live tensors with their elements: those that lie one behind the other are made of the memory in one call."""
-    found.sort(key=itemgetter(0, 1))
     run: list[torch.Tensor] = []
     first, end = None, 0
-    for memory, start, target, host in found:
-        if first is None or start != end or memory != id(first.memory) or target.dtype != run[0].dtype:
+    for target, host in found:
+        start = host.start
+        if first is None or start != end or host.memory is not first.memory or target.dtype != run[0].dtype:
             if first is not None:
                 yield from _split(first, run)
             first, run = host, []
@@ -71,8 +82,10 @@ def _joined(found: list[tuple[int, int, torch.Tensor, HostTensor]]) -> Iterator[
 
 def _split(first: HostTensor, live: list[torch.Tensor]) -> Iterator[Pair]:
     targets = [raw(t) for t in live] if live[0].dtype in _RAW else live
-    size = sum(t.numel() for t in targets)
-    flat = _flat(first.memory, first.start, size, targets[0].dtype)
+    sizes = [t.numel() for t in targets]
+    flat = _flat(first.memory, first.start, sum(sizes), targets[0].dtype)
+    if all(t.dim() == 1 for t in targets):  # half the cost of views of any shape
+        return zip(targets, torch.split(flat, sizes), strict=True)
     stored = torch._utils._unflatten_dense_tensors(flat, targets)  # type: ignore[no-untyped-call]
     return zip(targets, stored, strict=True)
 
@@ -147,13 +160,17 @@ def overlaps(t: torch.Tensor) -> bool:
 def copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Copy each second tensor into the first, then wait for the devices that took part."""
     by_device: dict[tuple[torch.device, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    on_host: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for target, source in pairs:
-        targets, sources = by_device.setdefault((target.device, source.device), ([], []))
+        if target.is_cpu and source.is_cpu:  # asked first: a device is an object made anew each time
+            targets, sources = on_host
+        else:
+            targets, sources = by_device.setdefault((target.device, source.device), ([], []))
         targets.append(target)
         sources.append(source)
     with torch.no_grad():
+        if on_host[0]:
+            torch._foreach_copy_(*on_host)  # pyright: ignore[reportPrivateImportUsage]
         for (to, of), (targets, sources) in by_device.items():
-            on_host = to.type == "cpu" and of.type == "cpu"
-            torch._foreach_copy_(targets, sources, non_blocking=not on_host)  # pyright: ignore[reportPrivateImportUsage]
-            if not on_host:
-                torch.accelerator.synchronize(of if of.type != "cpu" else to)
+            torch._foreach_copy_(targets, sources, non_blocking=True)  # pyright: ignore[reportPrivateImportUsage]
+            torch.accelerator.synchronize(of if of.type != "cpu" else to)

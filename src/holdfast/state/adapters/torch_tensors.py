@@ -80,7 +80,9 @@ def memory_of(t: torch.Tensor) -> Hashable:
     """Return what two tensors share when they are the same memory seen the same way; None for empty ones."""
     if t.numel() == 0:
         return None
-    return (t.data_ptr(), t.shape, t.stride(), t.dtype, t.device, t.is_conj(), t.is_neg())
+    kind = t.dtype
+    place = None if t.is_cpu else t.device  # a device is an object that is made anew each time
+    return (t.data_ptr(), t.size(), t.stride(), kind, place, kind.is_complex and t.is_conj(), t.is_neg())
 
 
 def kind_of(t: torch.Tensor) -> str:
@@ -238,7 +240,7 @@ def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Bui
     if not isinstance(node, TensorLeaf) or why_not(t) is not None:
         return None
     stored = ctx.need(node, path)
-    if stored is None or stored.shape != tuple(t.shape):
+    if stored is None or stored.shape != t.shape:
         return None
     if overlaps(t) and not _same_broadcast(t, stored):
         return None
