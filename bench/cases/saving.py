@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from bench.contestants import LIMIT
 from bench.desks import SaveDesk
 from bench.figures import CaseResult, Column
@@ -12,6 +14,7 @@ HELD = Column("held", "held", against="held", chart=True)
 DURABLE = Column("durable", "durable", against="durable", chart=True)
 LOAD = Column("load", "load", against="load", chart=True)
 MEMORY = Column("memory", "peak memory", unit="x", chart=True)
+STEP_SECONDS = 5.0  # of a first step of training, in which memory may be made ready
 DISK = Column("disk", "bytes on disk", unit="x")
 
 
@@ -46,6 +49,7 @@ def first_figures(found: dict[str, float]) -> dict[str, float]:
 
 def _save_and_count(rounds: Rounds, *, load: bool = False) -> None:
     count_state(rounds)
+    time.sleep(STEP_SECONDS)
     rounds.turn("save", "saves for the first time", figures=first_figures)
     for i in range(rounds.plan.rounds):
         rounds.turn("save", f"saves, round {i + 1}")

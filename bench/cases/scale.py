@@ -27,9 +27,10 @@ COLUMNS = (
 )
 
 LATEST = """
-import sys, time, holdfast
+import sys, time
+from holdfast import Run
 started = time.perf_counter()
-step = holdfast.Run(sys.argv[1]).latest.step
+step = Run(sys.argv[1]).latest.step
 print(time.perf_counter() - started, step)
 """
 
