@@ -191,37 +191,13 @@ def acquire(
     """
     time = time or SystemTime()
     present = _holder_or_lapsed(store, time.now())
-    if present is not None and _is_finishing(present, time.now()):
-        logger.warning(
-            "waiting for writer %d of %s: it finishes the last checkpoint", present.writer, store.url
-        )
-        present = _outwait(store, present, time, every_seconds=0.02)
-    elif present is not None and wait and present.namespace != _namespace() and is_held(present, time.now()):
-        remaining = present.expires - time.now()
-        logger.warning(
-            "%s is held by %s; waiting up to %.0f s for that lease to end",
-            store.url,
-            present.owner,
-            remaining,
-        )
-        present = _outwait(store, present, time, every_seconds=1.0)
+    if present is not None:
+        present = _awaited(store, present, time, wait=wait)
     if present is not None and is_held(present, time.now()):
         here, remaining = present.namespace == _namespace(), present.expires - time.now()
         raise LeaseHeld(_held_message(store, present, here=here, remaining=remaining, now=time.now()))
     generation = present.generation + 1 if present is not None else 1
-    pid = os.getpid()
-    now = time.now()
-    doc = LeaseDoc(
-        generation,
-        socket.gethostname(),
-        pid,
-        _process_start(pid),
-        _namespace(),
-        acquired=now,
-        expires=now + LEASE_SECONDS,
-        writer=writer,
-        writer_started=_process_start(writer) if writer else "",
-    )
+    doc = _new_doc(generation, time.now(), writer)
     lease = Lease(store, doc, time)
     try:
         store.create(lease_key(generation), seal(msgspec.json.encode(doc)))
@@ -242,6 +218,41 @@ def acquire(
     if heartbeat:
         lease.start_heartbeat()
     return lease
+
+
+def _new_doc(generation: int, now: float, writer: int) -> LeaseDoc:
+    pid = os.getpid()
+    return LeaseDoc(
+        generation,
+        socket.gethostname(),
+        pid,
+        _process_start(pid),
+        _namespace(),
+        acquired=now,
+        expires=now + LEASE_SECONDS,
+        writer=writer,
+        writer_started=_process_start(writer) if writer else "",
+    )
+
+
+def _awaited(store: Store, present: LeaseDoc, time: TimeSource, *, wait: bool) -> LeaseDoc | None:
+    """Wait for a lease whose end is in sight: that of a writer which finishes, and with `wait` one from elsewhere.
+
+    Return the newest lease.
+    """
+    now = time.now()
+    if _is_finishing(present, now):
+        logger.warning(
+            "waiting for writer %d of %s: it finishes the last checkpoint", present.writer, store.url
+        )
+        return _outwait(store, present, time, every_seconds=0.02)
+    if wait and present.namespace != _namespace() and is_held(present, now):
+        logger.warning(
+            "%s is held by %s; waiting up to %.0f s for that lease to end",
+            store.url, present.owner, present.expires - now,
+        )  # fmt: skip
+        return _outwait(store, present, time, every_seconds=1.0)
+    return present
 
 
 def _outwait(store: Store, present: LeaseDoc, time: TimeSource, *, every_seconds: float) -> LeaseDoc | None:

@@ -48,8 +48,3 @@ class Image:
     def end(self) -> int:
         """Where the last of the parts' bytes end in the memory."""
         return max((p.offset + len(p.data) for p in self.parts.values()), default=0)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of tensor data."""
-        return sum(len(p.data) for p in self.parts.values())

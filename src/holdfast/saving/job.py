@@ -20,7 +20,7 @@ from holdfast.saving.image import Image
 from holdfast.saving.persist import KnownTensors, persist_parts
 from holdfast.stores import Store
 
-__all__ = ["Base", "Committed", "Committer", "Host", "Job", "with_files"]
+__all__ = ["Base", "Committed", "Committer", "Here", "Host", "Job", "discard", "entry_of", "with_files"]
 
 logger = logging.getLogger("holdfast")
 

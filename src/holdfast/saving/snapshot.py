@@ -6,12 +6,11 @@ Three steps: a plan, memory for it, the copy. The copy is made at once, or behin
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.core.collector import collector_held
-from holdfast.core.memory import page_aligned
+from holdfast.core.memory import address, page_aligned
 from holdfast.saving.arena import Arena
 from holdfast.saving.image import Image, PartImage
 from holdfast.saving.overlap import Overlap, Piece
@@ -124,7 +123,7 @@ class Snapshotter:
     def _way(self, plan: Plan, pieces: list[memoryview]) -> Transfer:
         if not self._planner.lasts(plan):
             return way(plan, pieces)
-        memory = tuple(map(_address, pieces))
+        memory = tuple(address(piece) if len(piece) else 0 for piece in pieces)
         known = self._transfers.pop(memory, None) or way(plan, pieces)
         self._transfers = dict([*self._transfers.items(), (memory, known)][-MEMORIES:])
         return known
@@ -164,7 +163,3 @@ def place(plan: Plan, arena: Arena, pieces: Sequence[memoryview], transfer: Tran
         offset = page_aligned(end)
     progress = Progress(end)
     return Snapshot(Image(parts, progress, arena.memory), plan.report, progress, plan.sources, transfer)
-
-
-def _address(piece: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(piece)) if len(piece) else 0

@@ -8,11 +8,11 @@ not play along: succeeding to set the flag proves nothing, the first write does.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 
 from holdfast.core.buffers import Buffer
+from holdfast.core.memory import address
 from holdfast.stores.disk import Disk
 
 __all__ = ["FileWriter"]
@@ -79,14 +79,10 @@ class FileWriter:
     def _aligned(self, view: memoryview) -> memoryview:
         """Return first bytes of `view`, whole blocks of them, at an aligned address."""
         size = min(CHUNK_BYTES, len(view) // ALIGNMENT * ALIGNMENT)
-        if not view.readonly and _address(view) % ALIGNMENT == 0:
+        if not view.readonly and address(view) % ALIGNMENT == 0:
             return view[:size]
         if self._bounce is None:
             self._bounce = memoryview(mmap.mmap(-1, BOUNCE_BYTES))
         size = min(size, BOUNCE_BYTES)
         self._bounce[:size] = view[:size]
         return self._bounce[:size]
-
-
-def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
