@@ -16,8 +16,8 @@ _IGNORED = ("git", "host")
 def fingerprint() -> dict[str, str]:
     """Return versions and determinism flags of what is loaded now.
 
-    Imports nothing and starts no process: this runs on the writer thread, and a fork there can deadlock with the fork
-    of a data-loading worker.
+    Imports nothing and starts no process: this runs at every save, while the loop waits or behind it, and a fork on a
+    thread can deadlock with the fork of a data-loading worker.
     """
     system = os.uname()
     found = {
