@@ -22,6 +22,7 @@ FLOORS = {
     "analysis": 4,
     "export": 4,
     "checkpoint": 4,
+    "replication": 4,
     "checkpointer": 4,
     "functional": 4,
     "run": 4,

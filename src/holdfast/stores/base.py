@@ -108,6 +108,10 @@ class Store(Protocol):
         """Return every object whose key starts with `prefix` + "/", sorted by key; empty when there is none."""
         ...
 
+    def room(self) -> int | None:
+        """Return how many more bytes fit, None where there is no telling."""
+        ...
+
     def sweep(self, before: float) -> None:
         """Remove what writers that died left half-made before a time (seconds since the Unix epoch). No object is."""
         ...

@@ -38,6 +38,7 @@ class Disk(Protocol):
     def rmdir(self, path: str) -> None: ...
     def stat(self, path: str | int) -> os.stat_result: ...
     def walk(self, path: str) -> Iterator[str]: ...
+    def room(self, path: str) -> int: ...
 
 
 class OsDisk:
@@ -133,3 +134,8 @@ class OsDisk:
                 yield from self.walk(entry.path)
             elif entry.is_file(follow_symlinks=False):
                 yield entry.path
+
+    def room(self, path: str) -> int:
+        """Return how many bytes an unprivileged process may still write to the file system of `path`."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize

@@ -249,6 +249,13 @@ class LocalStore:
             if is_key(key):
                 yield key, path
 
+    def room(self) -> int | None:
+        present = self.root
+        while not os.path.isdir(present):
+            present = os.path.dirname(present)
+        with _translated("look at", present):
+            return self.disk.room(present)
+
     def sweep(self, before: float) -> None:
         with _translated("tidy", self.root):
             for path in self.disk.walk(self.root):

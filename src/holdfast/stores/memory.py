@@ -74,6 +74,9 @@ class MemoryStore:
                 ObjectInfo(k, len(d), t) for k, (d, t) in sorted(self._objects.items()) if k.startswith(start)
             ]
 
+    def room(self) -> int | None:
+        return None
+
     def sweep(self, before: float) -> None:
         """Do nothing: a dictionary holds nothing half-made."""
 
