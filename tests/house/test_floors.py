@@ -31,9 +31,11 @@ FLOORS = {
     "__main__": 7,
     "testing": 7,
 }
-# Imports inside functions exist for optional dependencies, for frameworks, and for the lazy public names.
+# Imports inside functions exist for optional dependencies, for frameworks, for the lazy public names, and where the
+# light writer process would have to load numpy for what it never meets: a packed file.
 LAZY_IMPORTS_ALLOWED = {
     "holdfast",
+    "holdfast.catalog.unpacking",
     "holdfast.state.adapters",
     "holdfast.state.registry",
     "holdfast.state.sampler",

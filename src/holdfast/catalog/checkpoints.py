@@ -16,6 +16,7 @@ from holdfast.catalog.keys import (
     TRASH,
     is_data_key,
     manifest_key,
+    packed_key,
     parse_manifest_key,
     step_prefix,
     trash_key,
@@ -169,7 +170,7 @@ def remove(store: Store, victims: Sequence[Entry], known: Summaries) -> int:
     if not known.complete(store):
         return 0
     unreferenced = sorted(key for key in sizes if is_data_key(key) and not known.needs(key))
-    store.delete(unreferenced)
+    store.delete([name for key in unreferenced for name in (key, packed_key(key))])
     known.settled = unread == 0
     return sum(sizes[key] for key in unreferenced)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 
+from holdfast.catalog.keys import packed_key
+from holdfast.catalog.unpacking import Unpacking, open_packed
 from holdfast.core.errors import DigestMismatch, MissingObject, NotFound, Truncated
 from holdfast.core.memory import PAGE, map_pages, page_aligned
 from holdfast.format.datafile import DataHeader, StoredTensor, decode_header
@@ -16,12 +18,19 @@ __all__ = ["DataFile", "check_block", "describe_block", "open_file"]
 
 
 class DataFile:
-    """A data file of a checkpoint with its verified header."""
+    """A data file of a checkpoint with its verified header.
 
-    def __init__(self, store: Store, entry: FileEntry, header: DataHeader) -> None:
+    `packed` decodes it where the store holds it packed; `key` is that of the object the store holds.
+    """
+
+    def __init__(
+        self, store: Store, entry: FileEntry, header: DataHeader, packed: Unpacking | None = None
+    ) -> None:
         self.store = store
         self.entry = entry
         self.header = header
+        self.packed = packed
+        self.key = entry.key if packed is None else packed.key
         self.by_name = {t.name: i for i, t in enumerate(header.tensors)}
         self._starts = [b.start for b in header.blocks]
 
@@ -49,20 +58,26 @@ class DataFile:
 
     def pages_of(self, start: int, end: int) -> tuple[int, int]:
         """Return (first byte, end byte) in the file of the whole pages around bytes `start` to `end` of the data
-        region; what is read so into memory that begins at a page comes from the disk without a copy."""
+        region; what is read so into memory that begins at a page comes from the disk without a copy. Of a packed file
+        they are these bytes alone: nothing is decoded that nobody asked for."""
         first, last = self.header.data_start + start, self.header.data_start + end
+        if self.packed is not None:
+            return first, last
         return first // PAGE * PAGE, min(page_aligned(last), self.entry.size)
 
     def read(self, position: int, target: memoryview) -> None:
         """Fill `target` with bytes from `position` in the file on, unverified."""
         try:
-            self.store.read_into(self.entry.key, position, target)
+            if self.packed is not None:
+                self.packed.read_into(position, target)
+            else:
+                self.store.read_into(self.key, position, target)
         except NotFound as e:
-            raise MissingObject(f"{self.entry.key}: the data file is gone") from e
+            raise MissingObject(f"{self.key}: the data file is gone") from e
 
     def check(self, index: int, data: memoryview) -> None:
         """Raise DigestMismatch when the bytes of block `index` are not what was committed."""
-        check_block(self.header, index, data, self.entry.key)
+        check_block(self.header, index, data, self.key)
 
     def read_block(self, index: int) -> memoryview:
         """Return the bytes of block `index`, verified."""
@@ -82,28 +97,36 @@ class DataFile:
 
 
 def open_file(store: Store, entry: FileEntry) -> DataFile:
-    """Return a data file with its header read and verified.
+    """Return a data file, plain or packed, with its header read and verified.
 
     Raises:
         MissingObject, Truncated, DigestMismatch, InvalidFormat: it is not what the manifest says.
     """
+    packed: Unpacking | None = None
     try:
         size = store.info(entry.key).size
         if size != entry.size:
             raise Truncated(f"{entry.key}: has {size} bytes; {entry.size} were committed")
         raw = store.read(entry.key, 0, entry.header_size)
     except NotFound as e:
-        raise MissingObject(f"{entry.key}: the data file is gone") from e
+        packed = open_packed(store, packed_key(entry.key))
+        if packed is None:
+            raise MissingObject(f"{entry.key}: the data file is gone") from e
+        if (packed.head.plain_bytes, len(packed.head.raw_header)) != (entry.size, entry.header_size):
+            raise Truncated(
+                f"{packed.key}: holds {packed.head.plain_bytes} bytes with a header of "
+                f"{len(packed.head.raw_header)}; {entry.size} with one of {entry.header_size} were committed"
+            ) from None
+        raw = packed.head.raw_header
+    key = entry.key if packed is None else packed.key
     if digest(raw).hex() != entry.header_digest:
         raise DigestMismatch(
-            f"{entry.key}: its header does not match the manifest's digest, so at least one byte changed"
+            f"{key}: its header does not match the manifest's digest, so at least one byte changed"
         )
-    header = decode_header(raw, entry.key)
+    header = decode_header(raw, key)
     if header.file_bytes != entry.size:
-        raise Truncated(
-            f"{entry.key}: its header describes {header.file_bytes} bytes; {entry.size} were committed"
-        )
-    return DataFile(store, entry, header)
+        raise Truncated(f"{key}: its header describes {header.file_bytes} bytes; {entry.size} were committed")
+    return DataFile(store, entry, header, packed)
 
 
 def describe_block(tensors: Sequence[StoredTensor], block: Block) -> str:

@@ -21,7 +21,9 @@ __all__ = [
     "lease_key",
     "log_key",
     "manifest_key",
+    "packed_key",
     "parse_manifest_key",
+    "plain_key",
     "step_prefix",
     "tag_key",
     "trash_key",
@@ -37,7 +39,9 @@ LOG = "log"
 LEASES = "lease"
 TRASH = "trash"
 
-_DATA_FILE = re.compile(r"data/\d{12}-[0-9A-Za-z]+/[^/]+\.safetensors")
+PACKED = ".zst"
+
+_DATA_FILE = re.compile(rf"data/\d{{12}}-[0-9A-Za-z]+/[^/]+\.safetensors(?:{re.escape(PACKED)})?")
 _MANIFEST = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
 
 
@@ -73,8 +77,19 @@ def trash_key(step: int, attempt: str) -> str:
 
 
 def is_data_key(key: str) -> bool:
-    """Return whether a key is one that an attempt to save may have written: others' files are none of our business."""
+    """Return whether a key is one that an attempt to save, or a copy, may have written: others' files are none of our
+    business."""
     return _DATA_FILE.fullmatch(key) is not None
+
+
+def packed_key(key: str) -> str:
+    """Return the key under which a data file lies where it is packed."""
+    return f"{key}{PACKED}"
+
+
+def plain_key(key: str) -> str:
+    """Return the key that manifests have for a data file, packed or not."""
+    return key.removesuffix(PACKED)
 
 
 def lease_key(generation: int) -> str:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from holdfast.catalog.keys import CHECKPOINTS, TRASH, parse_manifest_key
+from holdfast.catalog.keys import CHECKPOINTS, TRASH, parse_manifest_key, plain_key
 from holdfast.core.errors import HoldfastError
 from holdfast.core.records import CheckpointRecord
 from holdfast.format.manifest import ClockDoc, Manifest, clock_from_doc, decode_manifest, floats_from_doc
@@ -105,10 +105,10 @@ class Summaries:
         return gone
 
     def needs(self, data_key: str) -> bool:
-        """Return whether any known manifest needs a data file."""
+        """Return whether any known manifest needs a data file, packed or not."""
         if self._needs is None:
             self._needs = Counter(key for summary in self.by_key.values() for key in summary.sizes())
-        return self._needs[data_key] > 0
+        return self._needs[plain_key(data_key)] > 0
 
     def complete(self, store: Store) -> bool:
         """Go by what the store lists now, older states of a step and the trash included: forget what is gone, read what

@@ -1,0 +1,225 @@
+"""Packed data files: a data file made smaller for the way to a mirror, from which any part can be read alone.
+
+The head holds the plain file's own header as it is and an index of the chunks that follow; a digest seals it. Each
+chunk is at most 1 MiB of one digest block, cut into its elements' bytes (`format.planes`): those that compress are
+standard zstd frames, the others lie as they are. The packed file of some bytes is not the only one there can be; what
+counts is what it decodes to, and every digest of the plain file is of that.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from blake3 import blake3
+
+from holdfast.core.dtypes import DTYPES
+from holdfast.core.errors import DigestMismatch, InvalidFormat, PolicyError, Truncated
+from holdfast.format.datafile import DataHeader
+from holdfast.format.digest import DIGEST_BYTES
+
+__all__ = [
+    "CHUNK_BYTES",
+    "CHUNK_DIGEST_BYTES",
+    "PREFIX_BYTES",
+    "Chunk",
+    "Kind",
+    "Pack",
+    "PackedHead",
+    "cut_chunks",
+    "decode_head",
+    "declared_head_bytes",
+    "encode_head",
+    "head_bytes",
+]
+
+MAGIC = b"HFPACK1\n"
+CHUNK_BYTES = 1 << 20
+CHUNK_DIGEST_BYTES = 16
+MAX_HEAD_BYTES = 2 << 30
+_PREFIX = struct.Struct(
+    "<8sQQQQ"
+)  # magic, size of the head, of the plain file, of its header, number of chunks
+_CHUNK = struct.Struct("<IBB")  # size of the chunk decoded, bytes of an element, whether it is turned
+PREFIX_BYTES = _PREFIX.size
+_WIDTHS = (1, 2, 4, 8)
+_FLOATS = ("F16", "BF16", "F32", "F64", "C64")
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """How files are packed: `level` is that of zstd for what is no float, `threads` how many work at once.
+
+    Raises:
+        PolicyError: the level is none of zstd's, or there are no threads.
+    """
+
+    level: int = 3
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.level <= 22:
+            raise PolicyError(f"zstd has no level {self.level}; choose 1 to 22 (3 is its own default)")
+        if not 1 <= self.threads <= 64:
+            raise PolicyError(f"cannot pack with {self.threads} threads; choose 1 to 64")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the elements of a chunk are like: `width` bytes each, `turned` left by one bit (floats: the sign joins the
+    mantissa, so the highest byte is exponent alone)."""
+
+    width: int
+    turned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A chunk in the index: its size decoded, its kind, and for each byte of an element, the lowest first, the size of
+    its plane's zstd frame, 0 where the plane is raw. `digest` is of the chunk as it is stored."""
+
+    size: int
+    kind: Kind
+    frames: tuple[int, ...]
+    digest: bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        plane = self.size // self.kind.width
+        return sum(frame or plane for frame in self.frames)
+
+
+class PackedHead:
+    """A decoded head: the plain file's header as bytes, and where each chunk lies in the plain and the packed file."""
+
+    def __init__(self, raw_header: bytes, chunks: Sequence[Chunk], size: int) -> None:
+        self.raw_header = raw_header
+        self.chunks = chunks
+        self.plain_starts = list(accumulate((c.size for c in chunks), initial=len(raw_header)))
+        self.stored_starts = list(accumulate((c.stored_bytes for c in chunks), initial=size))
+
+    @property
+    def plain_bytes(self) -> int:
+        return self.plain_starts[-1]
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.stored_starts[-1]
+
+    def chunks_of(self, start: int, end: int) -> range:
+        """Return the indices of the chunks that cover bytes `start` to `end` of the plain file, behind its header."""
+        if start >= end:
+            return range(0)
+        return range(bisect_right(self.plain_starts, start) - 1, bisect_right(self.plain_starts, end - 1))
+
+
+def cut_chunks(header: DataHeader) -> Iterator[tuple[int, Kind]]:
+    """Yield the size and kind of each chunk that a writer makes of a file, in order: runs of tensors of one kind in one
+    digest block, at most 1 MiB each."""
+    for block in header.blocks:
+        runs: list[tuple[int, Kind]] = []
+        for t in header.tensors[block.first : block.last + 1]:
+            size = min(t.end, block.end) - max(t.start, block.start)
+            kind = _KINDS[t.dtype]
+            if runs and runs[-1][1] == kind:
+                runs[-1] = (runs[-1][0] + size, kind)
+            elif size:
+                runs.append((size, kind))
+        for size, kind in runs:
+            for start in range(0, size, CHUNK_BYTES):
+                yield min(size - start, CHUNK_BYTES), kind
+
+
+def _kind(dtype: str) -> Kind:
+    d = DTYPES[dtype]
+    pairs = 2 if d.carrier == "C64" else d.carrier_per_element
+    return Kind(d.itemsize // pairs, d.carrier in _FLOATS)
+
+
+_KINDS = {name: _kind(name) for name in DTYPES}
+
+
+def head_bytes(header_bytes: int, widths: Sequence[int]) -> int:
+    """Return the size of a head, given that of the plain header and the width of each chunk's elements."""
+    index = sum(_CHUNK.size + 4 * width + CHUNK_DIGEST_BYTES for width in widths)
+    return PREFIX_BYTES + header_bytes + index + DIGEST_BYTES
+
+
+def encode_head(raw_header: bytes, chunks: Sequence[Chunk]) -> bytes:
+    """Return the head of a packed file."""
+    size = head_bytes(len(raw_header), [c.kind.width for c in chunks])
+    plain = len(raw_header) + sum(c.size for c in chunks)
+    parts = [_PREFIX.pack(MAGIC, size, plain, len(raw_header), len(chunks)), raw_header]
+    for c in chunks:
+        parts.append(_CHUNK.pack(c.size, c.kind.width, c.kind.turned))
+        parts.append(struct.pack(f"<{c.kind.width}I", *c.frames))
+        parts.append(c.digest)
+    body = b"".join(parts)
+    return body + blake3(body).digest()
+
+
+def declared_head_bytes(prefix: bytes, name: str) -> int:
+    """Return how long the head is, from the file's first bytes.
+
+    Raises:
+        InvalidFormat, Truncated: it is no packed file, or claims a head beyond 2 GiB.
+    """
+    if len(prefix) < PREFIX_BYTES:
+        raise Truncated(f"{name}: is {len(prefix)} bytes long; expected at least {PREFIX_BYTES}")
+    magic, size, _, header_size, many = _PREFIX.unpack_from(prefix)
+    if magic != MAGIC:
+        raise InvalidFormat(f"{name}: does not begin as a packed data file of version 1")
+    least = head_bytes(header_size, ()) + many * (_CHUNK.size + 4 + CHUNK_DIGEST_BYTES)
+    if not least <= size <= MAX_HEAD_BYTES:
+        raise InvalidFormat(
+            f"{name}: claims a head of {size} bytes with {many} chunks; expected {least} bytes to 2 GiB"
+        )
+    return int(size)
+
+
+def decode_head(raw: bytes, name: str) -> PackedHead:
+    """Return what a head says, checked; `name` is the file for the messages.
+
+    Raises:
+        InvalidFormat, Truncated, DigestMismatch: it is not a head that is whole and within the format's bounds.
+    """
+    size = declared_head_bytes(raw, name)
+    if len(raw) != size:
+        raise Truncated(f"{name}: its head has {len(raw)} bytes; expected {size}")
+    if blake3(raw[:-DIGEST_BYTES]).digest() != raw[-DIGEST_BYTES:]:
+        raise DigestMismatch(f"{name}: its head does not match its digest, so at least one byte changed")
+    _, _, plain, header_size, many = _PREFIX.unpack_from(raw)
+    end = size - DIGEST_BYTES
+    position = PREFIX_BYTES + header_size
+    head_of_plain = raw[PREFIX_BYTES:position]
+    chunks: list[Chunk] = []
+    for _ in range(many):
+        chunk, position = _decode_chunk(raw, position, end, name)
+        chunks.append(chunk)
+    head = PackedHead(head_of_plain, chunks, size)
+    if position != end or head.plain_bytes != plain:
+        raise InvalidFormat(
+            f"{name}: its index ends at byte {position} and describes {head.plain_bytes} bytes; "
+            f"expected {end} and {plain}"
+        )
+    return head
+
+
+def _decode_chunk(raw: bytes, position: int, end: int, name: str) -> tuple[Chunk, int]:
+    """Return the entry of the index at a position, and where the next one is."""
+    if position + _CHUNK.size > end:
+        raise InvalidFormat(f"{name}: its index has fewer chunks than it claims")
+    size, width, turned = _CHUNK.unpack_from(raw, position)
+    at = position + _CHUNK.size
+    after = at + 4 * width + CHUNK_DIGEST_BYTES
+    if width not in _WIDTHS or turned > (width > 1) or after > end:
+        raise InvalidFormat(f"{name}: its index is malformed at byte {position}")
+    if not 0 < size <= CHUNK_BYTES or size % width:
+        raise InvalidFormat(f"{name}: has a chunk of {size} bytes; expected whole elements, at most 1 MiB")
+    frames = struct.unpack_from(f"<{width}I", raw, at)
+    if max(frames) >= size // width:  # before anything is decompressed: a frame is smaller than what it holds
+        raise InvalidFormat(f"{name}: has a frame of {max(frames)} bytes for a plane of {size // width}")
+    return Chunk(size, Kind(width, bool(turned)), frames, raw[after - CHUNK_DIGEST_BYTES : after]), after

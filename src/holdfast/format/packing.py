@@ -1,0 +1,112 @@
+"""Pack a data file while its bytes go by, in memory for a few chunks, with several threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from blake3 import blake3
+
+from holdfast.core.buffers import Buffer
+from holdfast.format.datafile import DataHeader, encode_header
+from holdfast.format.packed import (
+    CHUNK_DIGEST_BYTES,
+    Chunk,
+    Kind,
+    Pack,
+    cut_chunks,
+    encode_head,
+    head_bytes,
+)
+from holdfast.format.planes import split
+
+__all__ = ["Packing"]
+
+_Done = tuple[Chunk, list[Buffer]]
+
+
+class Packing:
+    """One file on its way: its size in front is known at once, then `body` is taken, then `head` is there.
+
+    These are the members of a `stores.Stream` to the key that `catalog.keys.packed_key` gives.
+    """
+
+    def __init__(self, header: DataHeader, pack: Pack) -> None:
+        self._raw_header = encode_header(header.tensors, header.digests)
+        self._cuts = list(cut_chunks(header))
+        self._pack = pack
+        self._chunks: list[Chunk] = []
+        self.head_bytes = head_bytes(len(self._raw_header), [kind.width for _, kind in self._cuts])
+
+    def body(self, pieces: Iterable[memoryview]) -> Iterator[Buffer]:
+        """Yield what follows the head, given the plain file's data region in pieces of any size, verified already.
+
+        A piece must stay as it is: chunks of it may be at work while the next one is asked for.
+
+        Raises:
+            ValueError: the pieces are not as long together as the header says.
+        """
+        chunks = _cut(pieces, self._cuts)
+        packed = self._threaded(chunks) if self._pack.threads > 1 else (self._one(c, k) for c, k in chunks)
+        for chunk, planes in packed:
+            self._chunks.append(chunk)
+            yield from planes
+
+    def head(self) -> bytes:
+        """Return the head. Raises ValueError before the whole body was taken."""
+        if len(self._chunks) != len(self._cuts):
+            raise ValueError(f"{len(self._chunks)} of {len(self._cuts)} chunks were packed so far")
+        return encode_head(self._raw_header, self._chunks)
+
+    def _one(self, data: memoryview, kind: Kind) -> _Done:
+        frames, planes = split(data, kind, self._pack.level)
+        hasher = blake3()
+        for plane in planes:
+            hasher.update(plane)
+        return Chunk(len(data), kind, frames, hasher.digest(CHUNK_DIGEST_BYTES)), planes
+
+    def _threaded(self, chunks: Iterable[tuple[memoryview, Kind]]) -> Iterator[_Done]:
+        """Pack a few chunks ahead of the one that is asked for."""
+        pool = ThreadPoolExecutor(self._pack.threads, thread_name_prefix="holdfast-pack")
+        ahead: deque[Future[_Done]] = deque()
+        try:
+            for data, kind in chunks:
+                ahead.append(pool.submit(self._one, data, kind))
+                if len(ahead) > 2 * self._pack.threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:  # also when the store gives up
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cut(pieces: Iterable[memoryview], cuts: Iterable[tuple[int, Kind]]) -> Iterator[tuple[memoryview, Kind]]:
+    """Yield the chunks that some pieces hold; one that lies in a single piece is not copied."""
+    rest = iter(pieces)
+    piece = memoryview(b"")
+    for size, kind in cuts:
+        while not len(piece):
+            piece = _next(rest)
+        if len(piece) >= size:
+            yield piece[:size], kind
+            piece = piece[size:]
+            continue
+        whole = bytearray(size)
+        done = 0
+        while done < size:
+            while not len(piece):
+                piece = _next(rest)
+            taken = min(size - done, len(piece))
+            whole[done : done + taken] = piece[:taken]
+            piece, done = piece[taken:], done + taken
+        yield memoryview(whole), kind
+    if len(piece) or any(len(p) for p in rest):
+        raise ValueError("there is more data than the header says")
+
+
+def _next(pieces: Iterator[memoryview]) -> memoryview:
+    found = next(pieces, None)
+    if found is None:
+        raise ValueError("there is less data than the header says")
+    return found
