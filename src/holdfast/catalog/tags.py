@@ -11,7 +11,7 @@ from holdfast.core.errors import IntegrityError, InvalidFormat, NotFound, Policy
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
-__all__ = ["Tag", "delete_tag", "find_tag", "read_tags", "set_tag"]
+__all__ = ["Tag", "decode_tag", "delete_tag", "find_tag", "read_tags", "set_tag"]
 
 
 class Tag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,9 +50,18 @@ def find_tag(store: Store, name: str) -> Tag | None:
 
 
 def _read_tag(store: Store, key: str) -> Tag:
-    raw = unseal(store.read(key), key)
+    return decode_tag(store.read(key), key)
+
+
+def decode_tag(raw: bytes, key: str) -> Tag:
+    """Return the tag that a document says, verified; `key` is where it lies.
+
+    Raises:
+        IntegrityError: it is cut off, changed, or another tag's.
+    """
+    body = unseal(raw, key)
     try:
-        tag = msgspec.json.decode(raw, type=Tag)
+        tag = msgspec.json.decode(body, type=Tag)
     except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{key}: is not a tag: {e}") from e
     if key != f"{TAGS}/{tag.tag}.json":

@@ -27,13 +27,15 @@ class Stream:
     """A new object whose first `head_bytes` bytes are known last.
 
     `body` gives what follows them, piece by piece, and may wait for each; a piece stays as it is until the write has
-    returned. `make_head` is called once, when the whole body was taken.
+    returned. `make_head` is called once, when the whole body was taken. With `over` the object takes the place of the
+    present one of its key, if there is one, in one step when it is whole; the key need not be free.
     """
 
     key: str
     head_bytes: int
     body: Iterable[Buffer]
     make_head: Callable[[], Buffer]
+    over: bool = False
 
     def head(self) -> Buffer:
         """Return the first bytes. Raises ValueError when they are not as many as was said."""
@@ -69,7 +71,7 @@ class Store(Protocol):
         piece, in the calling thread. Heads come after bodies: until an object is whole, a reader finds none, or zeros
         in the place of its head (on a disk the head is written into a hole; in an object store it goes up with the
         first part of a multipart upload, which is sent last). What `body`, `make_head` or the store raises ends the
-        write, and none of the objects stays.
+        write, and none of the objects stays; one that was to go over another is whole, the old or the new.
         """
         ...
 

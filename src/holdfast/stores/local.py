@@ -54,11 +54,12 @@ _REMEDIES: dict[type[StoreError], str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A file whose body was written."""
+    """A file whose body was written, under a name of its own if it goes `over` another."""
 
     path: str
     stream: Stream
     writer: FileWriter
+    over: str = ""
 
 
 @contextlib.contextmanager
@@ -105,12 +106,14 @@ class LocalStore:
         directories: dict[str, None] = {}
         try:
             for stream in streams:
-                path = self.path(stream.key)
+                path = name = self.path(stream.key)
                 directories[os.path.dirname(path)] = None
+                if stream.over:
+                    path = self._temporary(name)
                 with _translated("write", path):
                     writer = FileWriter(self.disk, self._open(self.disk.open_new, path), stream.head_bytes)
                 paths.append(path)
-                begun.append(_Begun(path, stream, writer))
+                begun.append(_Begun(path, stream, writer, name if stream.over else ""))
                 for piece in stream.body:
                     with _translated("write", path):
                         writer.write(piece)
@@ -138,6 +141,8 @@ class LocalStore:
             file = begun.pop()
             with _translated("write", file.path):
                 self.disk.close(file.writer.fd)
+                if file.over:
+                    self.disk.rename(file.path, file.over)  # durability: the switch, of a file that is whole
 
     def _give_up(self, begun: list[_Begun], paths: list[str], directories: Iterable[str]) -> None:
         for file in begun:

@@ -31,8 +31,10 @@ class MemoryStore:
         self._put({key: b"".join(data)}, if_absent=True)
 
     def write_streams(self, streams: Iterable[Stream]) -> None:
-        taken = [(stream, list(stream.body)) for stream in streams]
-        self._put({s.key: b"".join([s.head(), *body]) for s, body in taken}, if_absent=True)
+        taken = [(stream, b"".join(stream.body)) for stream in streams]
+        made = {s.key: (b"".join([s.head(), body]), s.over) for s, body in taken}
+        self._put({key: data for key, (data, over) in made.items() if not over}, if_absent=True)
+        self._put({key: data for key, (data, over) in made.items() if over}, if_absent=False)
 
     def create(self, key: str, data: Buffer) -> None:
         self._put({key: bytes(data)}, if_absent=True)
