@@ -83,14 +83,20 @@ def test_what_was_verified_is_what_is_written(source: LocalStore, monkeypatch: p
     """Two stretches share a page. The bytes of the first in it count as they were verified, not as they are read again."""
     entry = next(f for f in files(source) if "model" in f.key)
     monkeypatch.setattr("holdfast.replication.streaming.STRETCH_BYTES", 1)
-    starts = [b.start + entry.header_size for b in open_file(source, entry).header.blocks]
+    blocks = open_file(source, entry).header.blocks
+    spans = [(b.start + entry.header_size, b.end + entry.header_size) for b in blocks]
 
     class Rotting(LocalStore):
         rotten = 0
 
         def read_into(self, key: str, start: int, target: memoryview) -> None:
             super().read_into(key, start, target)
-            ours = max(s for s in starts if s < start + 4096)
+            end = start + len(target)
+            ours = next(
+                s
+                for s, e in spans
+                if s // 4096 * 4096 == start and min(-(-e // 4096) * 4096, entry.size) == end
+            )
             for i in range(ours - start):
                 target[i] ^= 0xFF
                 self.rotten += 1
