@@ -15,7 +15,7 @@ import holdfast
 from holdfast.catalog import tidiness
 from holdfast.format.manifest import decode_manifest
 from holdfast.stores import LocalStore
-from holdfast.testing import KillingDisk
+from holdfast.testing import Fault, FaultDisk, FaultPlan, kill_process
 
 
 def must_survive(name: str) -> set[int]:
@@ -41,7 +41,9 @@ def run(name: str, when: str) -> int:
         while True:
             n += 1
             scenarios.fresh_copy(base, root)
-            status = scenarios.run_in_child(root, KillingDisk(n, when), scenario)
+            call = "write" if when == "torn" else ""
+            disk = FaultDisk(FaultPlan(Fault("kill", n, when, call), die=kill_process))
+            status = scenarios.run_in_child(root, disk, scenario)
             if status == 0:
                 return n - 1
             assert scenarios.killed(status), (

@@ -39,6 +39,7 @@ LAZY_IMPORTS_ALLOWED = {
     "holdfast.state.adapters",
     "holdfast.state.registry",
     "holdfast.state.sampler",
+    "holdfast.testing",  # its suite needs pytest
 }
 
 

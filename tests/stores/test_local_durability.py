@@ -8,10 +8,10 @@ import random
 from collections.abc import Callable
 
 import pytest
-from power import PowerCut, PowerDisk
 
 from holdfast.core.errors import StoreError
 from holdfast.stores import LocalStore, OsDisk, Stream
+from holdfast.testing import Crash, PowerLossDisk
 
 Act = Callable[[LocalStore], None]
 OLD, NEW = b"old" * 50, b"new" * 70
@@ -65,14 +65,14 @@ def after(act: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("act", ACTS)
 def test_what_returned_survives_a_power_cut(base: pathlib.Path, act: str) -> None:
-    disk = PowerDisk(base)
+    disk = PowerLossDisk(base)
     ACTS[act](LocalStore(base / "run", disk))
     assert objects(disk.left()) == after(act)
     assert not [path for path in disk.left() if ".tmp-" in path]
 
 
 def test_a_fresh_run_survives_with_the_directories_above_it(tmp_path: pathlib.Path) -> None:
-    disk = PowerDisk(tmp_path)
+    disk = PowerLossDisk(tmp_path)
     store = LocalStore(tmp_path / "not" / "yet" / "run", disk)
     store.create("run.json", b"1")
     store.write("data/1/m", [b"2"])
@@ -80,11 +80,9 @@ def test_a_fresh_run_survives_with_the_directories_above_it(tmp_path: pathlib.Pa
 
 
 def test_directories_that_someone_else_had_just_made_are_made_durable_too(tmp_path: pathlib.Path) -> None:
-    disk = PowerDisk(tmp_path)
-    OsDisk.mkdir(disk, str(tmp_path / "run"))  # made, and its maker died before any fsync
-    OsDisk.mkdir(disk, str(tmp_path / "run" / "data"))
-    for path in (tmp_path / "run", tmp_path / "run" / "data"):
-        disk._dirs.add(str(path))
+    disk = PowerLossDisk(tmp_path)
+    disk.mkdir(str(tmp_path / "run"))  # made, and its maker died before any fsync
+    disk.mkdir(str(tmp_path / "run" / "data"))
     LocalStore(tmp_path / "run", disk).write("data/m", [b"x"])
     assert disk.left() == {"run/data/m": b"x"}
 
@@ -123,10 +121,10 @@ def test_a_power_cut_at_any_call_leaves_the_old_or_the_new(
     """Three images at each call: only fsynced names, all names with only fsynced bytes, and everything as it was."""
     for cut_at in range(100):
         base = prepared(tmp_path_factory.mktemp("cut"))
-        disk = PowerDisk(base, cut_at)
+        disk = PowerLossDisk(base, cut_at)
         try:
             ACTS[act](LocalStore(base / "run", disk))
-        except PowerCut:
+        except Crash:
             store = LocalStore(base / "run")
             check_image({o.key: store.read(o.key) for o in store.list("")}, act)
             check_image(objects(disk.left()), act)
@@ -137,7 +135,7 @@ def test_a_power_cut_at_any_call_leaves_the_old_or_the_new(
 
 
 def test_after_any_sequence_of_acts_everything_is_durable(tmp_path: pathlib.Path) -> None:
-    disk = PowerDisk(tmp_path)
+    disk = PowerLossDisk(tmp_path)
     store = LocalStore(tmp_path / "run", disk)
     source, expected = random.Random(7), dict[str, bytes]()
     for turn in range(120):
@@ -157,7 +155,7 @@ def test_after_any_sequence_of_acts_everything_is_durable(tmp_path: pathlib.Path
         assert objects(disk.left()) == expected
 
 
-class FsyncFails(PowerDisk):
+class FsyncFails(PowerLossDisk):
     """The n-th fsync of a file fails, as on a dying disk."""
 
     def __init__(self, base: pathlib.Path, fail_at: int = 1) -> None:

@@ -1,135 +1,142 @@
-"""Disks that fail or kill the process at the n-th call that changes something.
-
-The loop that uses them comes from SQLite's tests: let call 1 fail, then call 2, and so on until nothing fails, so that
-every point of an operation has been tried and not a sample.
-"""
+"""A disk on which a plan of faults comes true, at each of the calls that a local store is made of."""
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from holdfast.core.buffers import Buffer
 from holdfast.stores.disk import OsDisk
+from holdfast.testing.plan import Fault, FaultPlan
 
-__all__ = ["FaultyDisk", "KillingDisk"]
+__all__ = ["FaultDisk", "FaultyDisk"]
+
+Result = TypeVar("Result")
 
 
-class _CountingDisk(OsDisk):
-    """Counts the calls that change something; `before` and `after` are the places to interfere."""
+class FaultDisk(OsDisk):
+    """The operating system's calls under a plan.
 
-    def __init__(self) -> None:
-        self.calls: list[str] = []
+    Changing calls are "open", "append" (opening for it), "write", "fsync", "fsync_dir", "link", "rename", "unlink",
+    "mkdir", "rmdir"; others are "open_read", "read", "stat", "walk", "close", "room". Keys are paths.
+    """
 
-    def before(self, call: str, path: str | int) -> None:
-        self.calls.append(call)
+    def __init__(self, plan: FaultPlan) -> None:
+        self.plan = plan
+        self._paths: dict[int, str] = {}
 
-    def after(self, call: str) -> None:
-        """Run when the call has taken effect."""
+    def _error(self, fault: Fault, path: str) -> OSError:
+        if fault.code is None:
+            raise ValueError(f"{fault.kind} is nothing that a disk says")
+        return OSError(fault.code, os.strerror(fault.code), path)
+
+    def _change(
+        self, call: str, path: str, act: Callable[[], Result], half: Callable[[Fault], object] | None = None
+    ) -> Result:
+        return self.plan.around(call, path, act, self._error, half=half)
+
+    def _look(self, call: str, path: str, act: Callable[[], Result]) -> Result:
+        return self.plan.around(call, path, act, self._error, changes=False)
+
+    def _opened(self, fd: int, path: str) -> int:
+        self._paths[fd] = path
+        return fd
 
     def open_new(self, path: str) -> int:
-        self.before("open", path)
-        fd = super().open_new(path)
-        self.after("open")
-        return fd
+        return self._opened(self._change("open", path, lambda: OsDisk.open_new(self, path)), path)
 
     def open_append(self, path: str) -> int:
-        self.before("append", path)
-        fd = super().open_append(path)
-        self.after("append")
-        return fd
+        return self._opened(self._change("append", path, lambda: OsDisk.open_append(self, path)), path)
+
+    def open_read(self, path: str) -> int:
+        return self._opened(self._look("open_read", path, lambda: OsDisk.open_read(self, path)), path)
 
     def write(self, fd: int, data: Buffer) -> int:
-        self.before("write", fd)
-        done = super().write(fd, data)
-        self.after("write")
-        return done
+        whole = memoryview(data).cast("B")
+
+        def half(fault: Fault) -> None:
+            OsDisk.set_direct(self, fd, on=False)  # half a buffer need not be whole blocks
+            OsDisk.write(self, fd, whole[: len(whole) // 2])
+
+        return self._change("write", self._path(fd), lambda: OsDisk.write(self, fd, data), half)
+
+    def pread_into(self, fd: int, target: memoryview, offset: int) -> int:
+        return self._look("read", self._path(fd), lambda: OsDisk.pread_into(self, fd, target, offset))
 
     def fsync(self, fd: int) -> None:
-        self.before("fsync", fd)
-        super().fsync(fd)
-        self.after("fsync")
+        self._change("fsync", self._path(fd), lambda: OsDisk.fsync(self, fd))
+
+    def close(self, fd: int) -> None:
+        path = self._path(fd)
+        self._paths.pop(fd, None)
+        try:
+            self._look("close", path, lambda: None)
+        finally:
+            super().close(fd)
 
     def fsync_dir(self, path: str) -> None:
-        self.before("fsync_dir", path)
-        super().fsync_dir(path)
-        self.after("fsync_dir")
+        self._change("fsync_dir", path, lambda: OsDisk.fsync_dir(self, path))
 
     def link(self, source: str, target: str) -> None:
-        self.before("link", target)
-        super().link(source, target)
-        self.after("link")
+        self._change("link", target, lambda: OsDisk.link(self, source, target))
 
     def rename(self, source: str, target: str) -> None:
-        self.before("rename", target)
-        super().rename(source, target)
-        self.after("rename")
+        self._change("rename", target, lambda: OsDisk.rename(self, source, target))
 
     def unlink(self, path: str) -> None:
-        self.before("unlink", path)
-        super().unlink(path)
-        self.after("unlink")
+        self._change("unlink", path, lambda: OsDisk.unlink(self, path))
 
     def mkdir(self, path: str) -> None:
-        self.before("mkdir", path)
-        super().mkdir(path)
-        self.after("mkdir")
+        self._change("mkdir", path, lambda: OsDisk.mkdir(self, path))
+
+    def rmdir(self, path: str) -> None:
+        self._change("rmdir", path, lambda: OsDisk.rmdir(self, path))
+
+    def stat(self, path: str | int) -> os.stat_result:
+        name = self._path(path) if isinstance(path, int) else path
+        return self._look("stat", name, lambda: OsDisk.stat(self, path))
+
+    def walk(self, path: str) -> Iterator[str]:
+        return self._look("walk", path, lambda: OsDisk.walk(self, path))
+
+    def room(self, path: str) -> int:
+        return self._look("room", path, lambda: OsDisk.room(self, path))
+
+    def _path(self, fd: int) -> str:
+        return self._paths.get(fd, "")
 
 
-class KillingDisk(_CountingDisk):
-    """Kills its own process with SIGKILL at the n-th changing call, "before" or "after" it; "torn": half-way through
-    the n-th write."""
-
-    def __init__(self, kill_at: int, when: str) -> None:
-        super().__init__()
-        self.kill_at = kill_at
-        self.when = when
-
-    def _reached(self, when: str) -> bool:
-        return len(self.calls) == self.kill_at and self.when == when
-
-    def before(self, call: str, path: str | int) -> None:
-        super().before(call, path)
-        if self._reached("before"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def after(self, call: str) -> None:
-        if self._reached("after"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def write(self, fd: int, data: Buffer) -> int:
-        if self.when == "torn" and self.calls.count("write") + 1 == self.kill_at:
-            whole = memoryview(data).cast("B")
-            OsDisk.write(self, fd, whole[: len(whole) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().write(fd, data)
-
-
-class FaultyDisk(_CountingDisk):
-    """Raises an OSError at the n-th changing call: instead of it, or (`applied`) after it took effect."""
+class FaultyDisk(FaultDisk):
+    """Raises an OSError at the n-th changing call: instead of it, or (`applied`) after it took effect; `sticky`: and at
+    every one behind it. A short way to write a plan of one fault that may be moved."""
 
     def __init__(
         self, fail_at: int, code: int = errno.EIO, *, applied: bool = False, sticky: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(FaultPlan())
+        self._fault = Fault(
+            errno.errorcode[code], when="after" if applied else "before", times=None if sticky else 1
+        )
         self.fail_at = fail_at
-        self.code = code
-        self.applied = applied
-        self.sticky = sticky
-        self.fired = False
 
-    def _fire(self, call: str) -> None:
-        reached = len(self.calls) >= self.fail_at if self.sticky else len(self.calls) == self.fail_at
-        if reached:
-            self.fired = True
-            raise OSError(self.code, os.strerror(self.code))
+    @property
+    def fired(self) -> bool:
+        """Whether the fault happened."""
+        return bool(self.plan.fired)
 
-    def before(self, call: str, path: str | int) -> None:
-        super().before(call, path)
-        if not self.applied:
-            self._fire(call)
+    @property
+    def calls(self) -> list[str]:
+        """The names of the changing calls."""
+        return [call for call, _ in self.plan.calls]
 
-    def after(self, call: str) -> None:
-        if self.applied:
-            self._fire(call)
+    @property
+    def fail_at(self) -> int:
+        """The number of the call that fails."""
+        return self.plan.faults[0].at
+
+    @fail_at.setter
+    def fail_at(self, at: int) -> None:
+        fault = self._fault
+        self.plan.faults = [Fault(fault.kind, at, fault.when, times=fault.times)]
