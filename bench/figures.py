@@ -11,7 +11,10 @@ from bench.contestants import LIMIT
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A figure as the reports show it. `unit` is "s", "x" (a multiple) or "bytes"; lower is better for all."""
+    """A figure as the reports show it.
+
+    `unit` is "s", "x" (a multiple) or "bytes", where lower is better, or "ratio" or "MB/s", where higher is.
+    """
 
     key: str
     title: str

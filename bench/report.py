@@ -23,7 +23,9 @@ def amount(value: float | None, unit: str) -> str:
         return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.1f} ms" if ms >= 1 or ms <= -1 else f"{ms:.2f} ms"
     if unit == "bytes":
         return f"{value / 1e6:,.0f} MB"
-    return f"{value:.2f} x"
+    if unit == "MB/s":
+        return f"{value / 1e6:,.0f} MB/s"
+    return f"{value:.3f}" if unit == "ratio" else f"{value:.2f} x"
 
 
 def rows(result: CaseResult) -> Iterator[tuple[str, list[str]]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from bench.cases.loading import load_case
 from bench.cases.lora import lora_case
+from bench.cases.packing import packing_case
 from bench.cases.saving import tiny_case, transformer_case
 from bench.cases.scale import scale_case
 from bench.cases.training import training_case
@@ -19,4 +20,5 @@ CASES: dict[str, Callable[[Plan], CaseResult]] = {
     "d": training_case,
     "e": load_case,
     "f": scale_case,
+    "g": packing_case,
 }

@@ -292,7 +292,8 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield "an empty chunk", forged([chunk(0, byte, (0,), b"")], b"")
     yield "a part of an element", forged([chunk(6, Kind(4, True), (0, 0, 0, 0), bytes(6))], bytes(6))
     yield "an element of three bytes", forged([chunk(6, Kind(3, False), (0, 0, 0), bytes(6))], bytes(6))
-    yield "a frame as large as its plane", forged([chunk(10, byte, (10,), bytes(10))], bytes(10))
+    frame = zstandard.compress(b"abc")
+    yield "a frame larger than its plane", forged([chunk(3, byte, (len(frame),), frame)], frame)
     yield "a chunk beyond the end", forged([chunk(10, byte, (0,), bytes(10))], b"")
     whole = encode_head(b"h" * 8, [chunk(10, byte, (0,), bytes(10))])
     for name, at, value in (

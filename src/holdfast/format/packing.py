@@ -59,6 +59,11 @@ class Packing:
             raise ValueError(f"{len(self._chunks)} of {len(self._cuts)} chunks were packed so far")
         return encode_head(self._raw_header, self._chunks)
 
+    @property
+    def packed_bytes(self) -> int:
+        """The size of the packed file, once the whole body was taken."""
+        return self.head_bytes + sum(c.stored_bytes for c in self._chunks)
+
     def _one(self, data: memoryview, kind: Kind) -> _Done:
         frames, planes = split(data, kind, self._pack.level)
         hasher = blake3()

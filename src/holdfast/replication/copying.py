@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from holdfast.catalog.content import open_file
 from holdfast.catalog.identity import read_identity
-from holdfast.catalog.keys import RUN, TAGS, parse_manifest_key
+from holdfast.catalog.keys import RUN, TAGS, packed_key, parse_manifest_key
 from holdfast.catalog.tags import decode_tag
 from holdfast.core.errors import (
     AlreadyExists,
@@ -29,6 +29,8 @@ from holdfast.core.errors import (
 )
 from holdfast.format.datafile import encode_header
 from holdfast.format.manifest import FileEntry, Manifest, decode_manifest
+from holdfast.format.packed import Pack
+from holdfast.format.packing import Packing
 from holdfast.replication.segments import copy_log
 from holdfast.replication.streaming import verified_pieces
 from holdfast.stores import Store, Stream
@@ -68,12 +70,13 @@ def _silent(done: int) -> None:
 
 
 def copy_file(
-    source: Store, target: Store, entry: FileEntry, *, pack: None = None, progress: Progress = _silent
+    source: Store, target: Store, entry: FileEntry, *, pack: Pack | None = None, progress: Progress = _silent
 ) -> int:
     """Copy a data file, verified on the way; return the bytes written, 0 when the target holds it already.
 
-    What the target holds is judged by its size and the digest of its header; `replication.repair` reads all of it.
-    `progress` is told the bytes that were copied since its last call.
+    What the target holds, plain or packed, is judged by its size and the digest of its header; `replication.repair`
+    reads all of it. With `pack` what is written is a packed file. `progress` is told the bytes that were copied since
+    its last call.
 
     Raises:
         IntegrityError: the source's bytes are not what was committed; the target is as it was.
@@ -86,16 +89,25 @@ def copy_file(
 
 
 def send_file(
-    source: Store, target: Store, entry: FileEntry, *, pack: None = None, progress: Progress = _silent
+    source: Store, target: Store, entry: FileEntry, *, pack: Pack | None = None, progress: Progress = _silent
 ) -> int:
     """Copy a data file as `copy_file` does, whatever the target holds of it. Return the bytes written."""
     with _naming(source):
         file = open_file(source, entry)
-        header = encode_header(file.header.tensors, file.header.digests)  # a file has one byte form
         pieces = verified_pieces(file, progress)
-        # durability: the object has its name when it is whole, and not before
-        target.write_streams([Stream(entry.key, len(header), pieces, lambda: header, over=True)])
-    return entry.size
+        packing = None if pack is None else Packing(file.header, pack)
+        if packing is None:
+            key, other = entry.key, packed_key(entry.key)
+            header = encode_header(file.header.tensors, file.header.digests)  # a file has one byte form
+            stream = Stream(key, len(header), pieces, lambda: header, over=True)
+        else:
+            key, other = packed_key(entry.key), entry.key
+            stream = Stream(key, packing.head_bytes, packing.body(pieces), packing.head, over=True)
+        target.write_streams([stream])  # durability: the object has its name when it is whole, and not before
+    with contextlib.suppress(NotFound):
+        target.info(other)
+        target.delete([other])  # it was not whole, and a plain file hides a packed one
+    return entry.size if packing is None else packing.packed_bytes
 
 
 @contextlib.contextmanager
@@ -108,7 +120,7 @@ def _naming(source: Store) -> Iterator[None]:
 
 
 def copy_checkpoint(
-    source: Store, target: Store, key: str, *, pack: None = None, progress: Progress = _silent
+    source: Store, target: Store, key: str, *, pack: Pack | None = None, progress: Progress = _silent
 ) -> Copied:
     """Copy the checkpoint whose manifest is at `key`: its data files, then the manifest, byte for byte.
 
@@ -173,7 +185,7 @@ def _present_manifest(target: Store, key: str, wanted: bytes) -> bytes | None:
 
 
 def _copy_files(
-    source: Store, target: Store, manifest: Manifest, *, pack: None, progress: Progress
+    source: Store, target: Store, manifest: Manifest, *, pack: Pack | None, progress: Progress
 ) -> Copied:
     """Copy the data files of a checkpoint: large ones one by one, small ones several at once."""
     files = list({f.key: f for part in manifest.parts.values() for f in part.files}.values())

@@ -79,9 +79,10 @@ def _read(file: DataFile, stretch: _Stretch) -> memoryview:
     """Return the bytes of a stretch, verified, and before them those that share its first page."""
     blocks = file.header.blocks[stretch.begin : stretch.stop]
     first, end = file.pages_of(blocks[0].start, blocks[-1].end)
-    memory = map_pages(end - first)
-    file.read(first, memory)
-    origin = first - file.header.data_start
+    lead = first % PAGE  # of a packed file, which is not read in pages
+    memory = map_pages(lead + end - first)
+    file.read(first, memory[lead:])
+    origin = first - lead - file.header.data_start
     for index, block in enumerate(blocks, stretch.begin):
         file.check(index, memory[block.start - origin : block.end - origin])
     return memory[: blocks[-1].end - origin]
