@@ -39,6 +39,8 @@ LAZY_IMPORTS_ALLOWED = {
     "holdfast.state.adapters",
     "holdfast.state.registry",
     "holdfast.state.sampler",
+    "holdfast.stores.services",
+    "holdfast.stores.urls",
     "holdfast.testing",  # its suite needs pytest
 }
 

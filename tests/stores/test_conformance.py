@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from holdfast.stores import LocalStore, MemoryStore, Store, open_store
+from holdfast.stores import Cached, LocalStore, MemoryStore, Prefixed, Retrying, Store, Throttled, open_store
+from holdfast.testing import MockClock
 from holdfast.testing.stores import StoreTests
 
 
@@ -26,3 +27,56 @@ class TestMemoryStore(StoreTests):
     @pytest.fixture
     def store(self) -> Store:
         return MemoryStore()
+
+
+class TestS3(StoreTests):
+    """moto's S3 server, a process of its own."""
+
+    @pytest.fixture
+    def store(self, s3_url: str) -> Store:
+        return open_store(s3_url)
+
+
+class TestS3WithoutAPrefix(StoreTests):
+    @pytest.fixture
+    def store(self, s3_url: str) -> Store:
+        return open_store(s3_url.removesuffix("/runs/digits"))
+
+
+class TestPrefixed(StoreTests):
+    @pytest.fixture
+    def store(self) -> Store:
+        inner = MemoryStore("whole")
+        inner.create("runs/a-b/k", b"of a neighbour")
+        inner.create("runs/z", b"of another")
+        return Prefixed(inner, "runs/a")
+
+
+class TestPrefixedDirectory(StoreTests):
+    @pytest.fixture
+    def store(self, tmp_path: pathlib.Path) -> Store:
+        return Prefixed(LocalStore(tmp_path), "runs/a")
+
+
+class TestRetrying(StoreTests):
+    @pytest.fixture
+    def store(self) -> Store:
+        return Retrying(MemoryStore(), time=MockClock())
+
+
+class TestThrottled(StoreTests):
+    @pytest.fixture
+    def store(self) -> Store:
+        return Throttled(MemoryStore(), 1e6, time=MockClock())
+
+
+class TestThrottledS3(StoreTests):
+    @pytest.fixture
+    def store(self, s3_url: str) -> Store:
+        return Throttled(open_store(s3_url), 1e9)
+
+
+class TestCached(StoreTests):
+    @pytest.fixture
+    def store(self, tmp_path: pathlib.Path) -> Store:
+        return Cached(MemoryStore(), tmp_path)

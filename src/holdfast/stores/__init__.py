@@ -1,19 +1,26 @@
 """Floor 1: places that hold bytes by key. A store never knows a tensor."""
 
-from holdfast.stores.base import ObjectInfo, Store, Stream
+from holdfast.stores.base import ObjectInfo, Served, Store, Stream
 from holdfast.stores.disk import Disk, OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.urls import is_reopenable, open_store
+from holdfast.stores.wrappers import Cached, Delegating, Prefixed, Retrying, Throttled
 
 __all__ = [
+    "Cached",
+    "Delegating",
     "Disk",
     "LocalStore",
     "MemoryStore",
     "ObjectInfo",
     "OsDisk",
+    "Prefixed",
+    "Retrying",
+    "Served",
     "Store",
     "Stream",
+    "Throttled",
     "is_reopenable",
     "open_store",
 ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from holdfast.core.buffers import Buffer
 
-__all__ = ["MAX_WHOLE_BYTES", "ObjectInfo", "Store", "Stream"]
+__all__ = ["MAX_WHOLE_BYTES", "ObjectInfo", "Served", "Store", "Stream"]
 
 MAX_WHOLE_BYTES = 1 << 30
 
@@ -28,7 +28,8 @@ class Stream:
 
     `body` gives what follows them, piece by piece, and may wait for each; a piece stays as it is until the write has
     returned. `make_head` is called once, when the whole body was taken. With `over` the object takes the place of the
-    present one of its key, if there is one, in one step when it is whole; the key need not be free.
+    present one of its key, if there is one, in one step when it is whole; the key need not be free. `body_bytes` is how
+    long the body will be, where that is known: a hint for stores that cut it into parts.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Stream:
     body: Iterable[Buffer]
     make_head: Callable[[], Buffer]
     over: bool = False
+    body_bytes: int | None = None
 
     def head(self) -> Buffer:
         """Return the first bytes. Raises ValueError when they are not as many as was said."""
@@ -121,3 +123,14 @@ class Store(Protocol):
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is missing already is no error."""
         ...
+
+
+@runtime_checkable
+class Served(Protocol):
+    """A store behind a server, which any process can open by its URL, and whose `create` is as good as that server.
+
+    `stores.probe` finds that out; with `single_writer` the user vouches that nobody else writes there.
+    """
+
+    url: str
+    single_writer: bool

@@ -7,10 +7,12 @@ import threading
 from urllib.parse import unquote, urlsplit
 
 from holdfast.core.errors import StoreError
-from holdfast.stores.base import Store
+from holdfast.stores.address import SERVICES, parse_address, shown
+from holdfast.stores.base import Served, Store
 from holdfast.stores.disk import OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
+from holdfast.stores.wrappers import Prefixed
 
 __all__ = ["is_reopenable", "open_store"]
 
@@ -19,12 +21,13 @@ _memory_lock = threading.Lock()
 
 
 def open_store(url: str | os.PathLike[str] | Store) -> Store:
-    """Return the store that a directory path, a `file://` or a `memory://` URL names; a Store is returned as it is.
+    """Return the store that a directory path or a URL names; a Store is returned as it is.
 
-    Two `memory://` URLs with the same name are the same store within a process.
+    URLs: `file://`, `s3://` (`s3a://`), `gs://`, `az://` (`abfs://`), and `memory://`, of which two with the same name
+    are the same store within a process.
 
     Raises:
-        StoreError: the scheme is not known.
+        StoreError: the scheme is not known, or the URL holds a secret or an option that is not known.
     """
     if not isinstance(url, (str, os.PathLike)):
         return url
@@ -37,9 +40,17 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
     if parts.scheme == "memory":
         with _memory_lock:
             return _memory.setdefault(parts.netloc + parts.path, MemoryStore(parts.netloc + parts.path))
-    raise StoreError(f"no store for {text!r}: give a directory, a file:// or a memory:// URL")
+    if parts.scheme in SERVICES:
+        from holdfast.stores.object import ObjectStore  # obstore is loaded by those who need it
+
+        return ObjectStore(parse_address(text))
+    raise StoreError(
+        f"no store for {shown(text)!r}: give a directory, or a file://, s3://, gs://, az:// or memory:// URL"
+    )
 
 
 def is_reopenable(store: Store) -> bool:
     """Return whether `open_store(store.url)` is the same store in any process of this machine."""
-    return type(store) is LocalStore and type(store.disk) is OsDisk
+    if isinstance(store, Prefixed):
+        return is_reopenable(store.inner)
+    return isinstance(store, Served) or (type(store) is LocalStore and type(store.disk) is OsDisk)

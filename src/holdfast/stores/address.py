@@ -1,0 +1,118 @@
+"""What the URL of an object store says: service, bucket, prefix, and a few options that are no secrets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from holdfast.core.errors import StoreError
+
+__all__ = ["SERVICES", "Address", "parse_address", "shown"]
+
+SERVICES = {
+    "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs",
+    "az": "az", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az",
+}  # fmt: skip
+OPTIONS = ("single_writer", "profile", "endpoint")
+_YES = {"1": True, "true": True, "0": False, "false": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a run lies in an object store.
+
+    `account` is Azure's, where the URL names it. `profile` is one of ~/.aws/config; `endpoint` the address of an
+    S3-compatible server.
+    """
+
+    service: str
+    bucket: str
+    prefix: str
+    account: str = ""
+    single_writer: bool = False
+    profile: str = ""
+    endpoint: str = ""
+
+    @property
+    def url(self) -> str:
+        """The address as text; `parse_address` gives the same address again."""
+        place = f"{self.bucket}/{self.prefix}".rstrip("/")
+        if self.account:
+            place = f"{self.bucket}@{self.account}.dfs.core.windows.net/{self.prefix}".rstrip("/")
+        options = {
+            "single_writer": "1" if self.single_writer else "",
+            "profile": self.profile,
+            "endpoint": self.endpoint,
+        }
+        query = urlencode({k: v for k, v in options.items() if v}, safe="/:")
+        return f"{'abfs' if self.account else self.service}://{place}{f'?{query}' if query else ''}"
+
+
+def shown(url: str) -> str:
+    """Return a URL as a message may show it: without user, password, query and fragment, where secrets travel."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def parse_address(url: str) -> Address:
+    """Return what a URL of an object store names.
+
+    Raises:
+        StoreError: it names no bucket, or holds what does not belong there; the message never repeats that.
+    """
+    parts = urlsplit(url)
+    service = SERVICES[parts.scheme]
+    user, _, host = parts.netloc.rpartition("@")
+    bucket, account = host, ""
+    if (
+        user and parts.scheme in ("abfs", "abfss") and ":" not in user
+    ):  # container@account.dfs.core.windows.net
+        bucket, account = user, host.partition(".")[0]
+    elif user:
+        raise StoreError(
+            f"{shown(url)}: the URL holds a user or a password. Credentials come from the environment or a profile, "
+            "never from a URL"
+        )
+    if parts.fragment:
+        raise StoreError(f"{shown(url)}: '#' has no meaning in the URL of a store")
+    prefix = unquote(parts.path).strip("/")
+    if not bucket or ":" in bucket:
+        raise StoreError(f"{shown(url)}: names no bucket; expected {parts.scheme}://BUCKET/PREFIX")
+    if any(part in ("", ".", "..") for part in prefix.split("/") if prefix) or not prefix.isprintable():
+        raise StoreError(f"{shown(url)}: the prefix has an empty part, '.', '..' or a control character")
+    options = _options(url, service)
+    return Address(
+        service,
+        bucket,
+        prefix,
+        account,
+        single_writer=_YES[options.get("single_writer", "0")],
+        profile=options.get("profile", ""),
+        endpoint=options.get("endpoint", ""),
+    )
+
+
+def _options(url: str, service: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+        if name not in OPTIONS or name in found:
+            raise StoreError(
+                f"{shown(url)}: its query holds something else than one each of {', '.join(OPTIONS)}. "
+                "Credentials and tokens come from the environment or a profile, never from a URL"
+            )
+        if name != "single_writer" and service != "s3":
+            raise StoreError(f"{shown(url)}: {name}= is for s3:// alone")
+        if name == "endpoint" and not _is_plain(value):
+            raise StoreError(
+                f"{shown(url)}: endpoint= must be http://HOST[:PORT] or https://HOST[:PORT], nothing else"
+            )
+        if name == "single_writer" and value not in _YES:
+            raise StoreError(f"{shown(url)}: single_writer= takes 1 or 0")
+        found[name] = value
+    return found
+
+
+def _is_plain(endpoint: str) -> bool:
+    parts = urlsplit(endpoint)
+    plain = not parts.query and not parts.fragment and "@" not in parts.netloc
+    return parts.scheme in ("http", "https") and bool(parts.netloc) and plain
