@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 from holdfast.testing.clock import MockClock
 from holdfast.testing.disk import FaultDisk, FaultyDisk
 from holdfast.testing.faulty import CrashStore, FaultStore
+from holdfast.testing.objects import ModelService, ModelStore
 from holdfast.testing.plan import Crash, Fault, FaultPlan, every_call, kill_process
 from holdfast.testing.power import PowerLossDisk, lay_out
+from holdfast.testing.process import forget_this_process
+from holdfast.testing.turns import Turns
 
 if TYPE_CHECKING:
     from holdfast.testing.stores import StoreTests
@@ -27,9 +30,13 @@ __all__ = [
     "FaultStore",
     "FaultyDisk",
     "MockClock",
+    "ModelService",
+    "ModelStore",
     "PowerLossDisk",
     "StoreTests",
+    "Turns",
     "every_call",
+    "forget_this_process",
     "kill_process",
     "lay_out",
 ]

@@ -79,6 +79,8 @@ class FaultStore:
             yield from taken
 
         def half(fault: Fault) -> None:
+            if fault.kind == "kill" and first.over:
+                return  # it goes over in one step
             if fault.kind == "kill":
                 pieces = [bytes(piece) for piece in first.body]
                 whole = b"".join(pieces)
