@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from holdfast.core.errors import (
     Truncated,
 )
 from holdfast.format.events import Observed, encode_event
+from holdfast.format.packed import Pack
 from holdfast.replication.copying import Copied, copy_beside, copy_checkpoint, copy_file
 from holdfast.replication.segments import merge_lines
-from holdfast.stores import LocalStore, MemoryStore, Store
+from holdfast.stores import LocalStore, MemoryStore, Store, Stream
 from replication.places import check_steps, contents, everything, files, flip, make_run, manifests
 
 
@@ -77,6 +79,33 @@ def test_a_file_of_many_stretches_arrives(tmp_path: pathlib.Path, monkeypatch: p
         target.delete([entry.key])
         copy_file(source, target, entry)
         assert target.read(entry.key) == source.read(entry.key)
+
+
+class FromTheFront(MemoryStore):
+    """Takes bytes from the front, as object stores do, and counts those that it would have to hold until the head."""
+
+    appendable = False
+    held = 0
+
+    def write_streams(self, streams: Iterable[Stream]) -> None:
+        for stream in streams:
+            body = list(stream.body)
+            self.held += sum(map(len, body)) if stream.head_bytes else 0
+            assert stream.body_bytes in (None, sum(map(len, body)))
+            super().write_streams([replace(stream, body=body)])
+
+
+@pytest.mark.parametrize("pack", [None, Pack()], ids=["plain", "packed"])
+def test_a_store_that_takes_bytes_from_the_front_need_not_hold_them(
+    source: LocalStore, pack: Pack | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.replication.spooling.IN_MEMORY_BYTES", 10_000)
+    target = FromTheFront()
+    for key in manifests(source):
+        copy_checkpoint(source, target, key, pack=pack)
+    assert target.held == 0
+    copy_beside(source, target)
+    check_steps(target, [1, 2, 3])
 
 
 def test_what_was_verified_is_what_is_written(source: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
-from holdfast.catalog.content import open_file
+from holdfast.catalog.content import DataFile, open_file
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.keys import RUN, TAGS, packed_key, parse_manifest_key
 from holdfast.catalog.tags import decode_tag
+from holdfast.core.buffers import Buffer
 from holdfast.core.errors import (
     AlreadyExists,
     CommitConflict,
@@ -27,11 +29,12 @@ from holdfast.core.errors import (
     NotFound,
     StateError,
 )
-from holdfast.format.datafile import encode_header
+from holdfast.format.datafile import DataHeader, encode_header
 from holdfast.format.manifest import FileEntry, Manifest, decode_manifest
 from holdfast.format.packed import Pack
 from holdfast.format.packing import Packing
 from holdfast.replication.segments import copy_log
+from holdfast.replication.spooling import spooled
 from holdfast.replication.streaming import verified_pieces
 from holdfast.stores import Store, Stream
 
@@ -43,6 +46,8 @@ __all__ = [
     "copy_file",
     "copy_identity",
     "copy_tags",
+    "read_manifest",
+    "send_blocks",
     "send_file",
 ]
 
@@ -93,21 +98,50 @@ def send_file(
 ) -> int:
     """Copy a data file as `copy_file` does, whatever the target holds of it. Return the bytes written."""
     with _naming(source):
-        file = open_file(source, entry)
-        pieces = verified_pieces(file, progress)
-        packing = None if pack is None else Packing(file.header, pack)
-        if packing is None:
-            key, other = entry.key, packed_key(entry.key)
-            header = encode_header(file.header.tensors, file.header.digests)  # a file has one byte form
-            stream = Stream(key, len(header), pieces, lambda: header, over=True)
-        else:
-            key, other = packed_key(entry.key), entry.key
-            stream = Stream(key, packing.head_bytes, packing.body(pieces), packing.head, over=True)
-        target.write_streams([stream])  # durability: the object has its name when it is whole, and not before
+        return send_blocks([open_file(source, entry)], target, pack=pack, progress=progress)
+
+
+def send_blocks(
+    copies: Sequence[DataFile], target: Store, *, pack: Pack | None = None, progress: Progress = _silent
+) -> int:
+    """Put a data file into the target, over whatever it holds of it; return the bytes written.
+
+    Each block comes from the first of the `copies`, which are of one file, in which it verifies.
+
+    Raises:
+        IntegrityError: a block verifies in none of them; the target is as it was.
+    """
+    file = copies[0]
+    pieces = verified_pieces(copies, progress)
+    plain, packed = file.entry.key, packed_key(file.entry.key)
+    # durability: either way the object has its name when it is whole, and not before
+    if pack is None:
+        written, other = file.entry.size, packed
+        header = encode_header(file.header.tensors, file.header.digests)  # a file has one byte form
+        _put(target, plain, chain([header], pieces), written)
+    else:
+        written, other = _pack(file.header, pieces, target, packed, pack), plain
     with contextlib.suppress(NotFound):
         target.info(other)
         target.delete([other])  # it was not whole, and a plain file hides a packed one
-    return entry.size if packing is None else packing.packed_bytes
+    return written
+
+
+def _put(target: Store, key: str, body: Iterable[Buffer], size: int) -> None:
+    target.write_streams([Stream(key, 0, body, bytes, over=True, body_bytes=size)])
+
+
+def _pack(header: DataHeader, pieces: Iterable[memoryview], target: Store, key: str, pack: Pack) -> int:
+    """Put a packed file into the target; return its size. Its head is known last, and a store whose objects cannot
+    grow takes it first."""
+    packing = Packing(header, pack)
+    body = packing.body(pieces)
+    if target.appendable:
+        target.write_streams([Stream(key, packing.head_bytes, body, packing.head, over=True)])
+    else:
+        with spooled(body) as again:
+            _put(target, key, chain([packing.head()], again), packing.packed_bytes)
+    return packing.packed_bytes
 
 
 @contextlib.contextmanager

@@ -1,17 +1,19 @@
 """A data file on its way from one store to another: read ahead, verified, and passed on in whole pages.
 
 A few blocks that lie together are read in one go and verified while those before them are being written. What is
-passed on begins at a page in the file and in memory, so both disks take it without a copy.
+passed on begins at a page in the file and in memory, so both disks take it without a copy. Where several copies of a
+file are at hand a block comes from the first one in which it verifies.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from holdfast.catalog.content import DataFile
+from holdfast.core.errors import DigestMismatch, IntegrityError, StoreError
 from holdfast.core.memory import PAGE, map_pages
 
 __all__ = ["verified_pieces"]
@@ -29,23 +31,23 @@ class _Stretch:
 
 
 def verified_pieces(
-    file: DataFile, progress: Callable[[int], None] = lambda done: None
+    copies: Sequence[DataFile], progress: Callable[[int], None] = lambda done: None
 ) -> Iterator[memoryview]:
     """Yield the data region of a file in pieces, each verified; `progress` is told the bytes of each.
 
-    A piece has memory of its own, which goes when nobody refers to it any more.
+    `copies` are of one file, the preferred first. A piece has memory of its own, which goes when nobody refers to it.
 
     Raises:
-        IntegrityError: bytes are not what was committed; names the file and the tensors.
+        IntegrityError: bytes are in no copy what was committed; names the file and the tensors.
     """
-    stretches = _stretches(file)
+    stretches = _stretches(copies[0])
     reading: deque[Future[memoryview]] = deque()
     carried = memoryview(b"")  # the last bytes of a stretch, which do not fill a page
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="holdfast-copy") as pool:
         try:
             for index, stretch in enumerate(stretches):
                 while len(reading) <= AHEAD and index + len(reading) < len(stretches):
-                    reading.append(pool.submit(_read, file, stretches[index + len(reading)]))
+                    reading.append(pool.submit(_read, copies, stretches[index + len(reading)]))
                 memory = reading.popleft().result()
                 memory[: len(carried)] = carried
                 last = index + 1 == len(stretches)
@@ -53,7 +55,7 @@ def verified_pieces(
                 carried = memory[whole:]
                 if whole:
                     yield memory[:whole]
-                progress(_bytes_of(file, stretch))
+                progress(_bytes_of(copies[0], stretch))
         finally:  # also when the writer gives up
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -75,14 +77,40 @@ def _bytes_of(file: DataFile, stretch: _Stretch) -> int:
     return blocks[stretch.stop - 1].end - blocks[stretch.begin].start
 
 
-def _read(file: DataFile, stretch: _Stretch) -> memoryview:
-    """Return the bytes of a stretch, verified, and before them those that share its first page."""
+def _read(copies: Sequence[DataFile], stretch: _Stretch) -> memoryview:
+    """Return the bytes of a stretch, verified, and before them the place of those that share its first page."""
+    file = copies[0]
     blocks = file.header.blocks[stretch.begin : stretch.stop]
+    data_start = file.header.data_start
+    origin = (data_start + blocks[0].start) // PAGE * PAGE
     first, end = file.pages_of(blocks[0].start, blocks[-1].end)
-    lead = first % PAGE  # of a packed file, which is not read in pages
-    memory = map_pages(lead + end - first)
-    file.read(first, memory[lead:])
-    origin = first - lead - file.header.data_start
+    memory = map_pages(end - origin)
+    there = True
+    try:
+        file.read(first, memory[first - origin :])
+    except (IntegrityError, StoreError):
+        if len(copies) == 1:
+            raise
+        there = False
     for index, block in enumerate(blocks, stretch.begin):
-        file.check(index, memory[block.start - origin : block.end - origin])
-    return memory[: blocks[-1].end - origin]
+        place = data_start + block.start - origin
+        _settle(copies, index, memory[place : place + block.end - block.start], there=there)
+    return memory[: data_start + blocks[-1].end - origin]
+
+
+def _settle(copies: Sequence[DataFile], index: int, data: memoryview, *, there: bool) -> None:
+    """Make `data` the bytes of a block, of the first copy in which it verifies; `there`: it has those of the first."""
+    failures: list[IntegrityError | StoreError] = []
+    for file in copies:
+        try:
+            if file is copies[0] and there:
+                file.check(index, data)
+            else:
+                data[:] = file.read_block(index)
+            return
+        except (IntegrityError, StoreError) as e:
+            failures.append(e)
+    if len(copies) == 1:
+        raise failures[0]
+    told = "; ".join(f"{file.store.url}: {e}" for file, e in zip(copies, failures, strict=True))
+    raise DigestMismatch(f"block {index} is whole in no copy: {told}")
