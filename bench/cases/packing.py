@@ -46,7 +46,7 @@ class _File:
 
 def packing_case(plan: Plan) -> CaseResult:
     """Pack and unpack the data files of a small language model that was trained for real."""
-    steps = 3 if plan.quick else 400
+    steps = 3 if plan.quick else 300
     about = (
         f"Weights and Adam moments of a byte-level language model after {steps} steps of AdamW on Python's library, "
         "in fp32, and its weights rounded to bf16: one data file each, from memory to memory, digests included. "
@@ -171,7 +171,7 @@ class _Model(nn.Module):
 def _trained(quick: bool, steps: int) -> State:
     """Return weights and moments of a model after some steps of training that lower its loss."""
     torch.manual_seed(0)
-    width, layers, tokens, batch = (64, 1, 32, 4) if quick else (384, 4, 128, 8)
+    width, layers, tokens, batch = (64, 1, 32, 4) if quick else (256, 3, 128, 8)
     text = torch.frombuffer(bytearray(_text(2 << 20)), dtype=torch.uint8)
     model = _Model(width, layers, tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)

@@ -1,4 +1,4 @@
-"""A reader of the format, version 1, that follows `docs/format.md` alone: json, blake3, numpy, no holdfast.
+"""A reader of the format, version 1, that follows `docs/format.md` alone: json, blake3, zstandard, numpy, no holdfast.
 
 It is not fast and has no features. It exists to show that the page says enough, and to notice when it no
 longer does.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zstandard
 from blake3 import blake3
 
 COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,254}")
@@ -140,13 +141,80 @@ def cut(tensors: list[tuple[int, list[int]]]) -> list[tuple[int, int]]:
     return blocks
 
 
+def unpack(raw: bytes) -> bytes:
+    """The plain file that a packed one holds."""
+    require(raw[:8] == b"HFPACK1\n", "the magic")
+    require(len(raw) >= 40, "the beginning of a packed file")
+    head_size, plain_size, header_size, many = (
+        int.from_bytes(raw[i : i + 8], "little") for i in range(8, 40, 8)
+    )
+    require(72 + header_size + 26 * many <= head_size <= min(len(raw), 2**31), "the size of the head")
+    require(blake3(raw[: head_size - 32]).digest() == raw[head_size - 32 : head_size], "the head's digest")
+    position = 40 + header_size
+    entries: list[tuple[int, int, bool, list[int], bytes]] = []
+    for _ in range(many):
+        size, width, turned = (
+            int.from_bytes(raw[position : position + 4], "little"),
+            raw[position + 4],
+            raw[position + 5],
+        )
+        require(width in (1, 2, 4, 8) and turned <= (width > 1), "an element")
+        require(0 < size <= 1 << 20 and size % width == 0, "the size of a chunk")
+        position += 6
+        frames = [int.from_bytes(raw[i : i + 4], "little") for i in range(position, position + 4 * width, 4)]
+        require(all(f < size // width for f in frames), "the size of a frame")
+        position += 4 * width
+        entries.append((size, width, bool(turned), frames, raw[position : position + 16]))
+        position += 16
+    require(position == head_size - 32, "the end of the index")
+    require(header_size + sum(e[0] for e in entries) == plain_size, "the size of the plain file")
+    position = head_size
+    chunks: list[bytes] = []
+    for size, width, turned, frames, digest in entries:
+        n = size // width
+        stored = raw[position : position + sum(f or n for f in frames)]
+        position += sum(f or n for f in frames)
+        require(blake3(stored).digest()[:16] == digest, "the digest of a chunk")
+        chunks.append(_chunk(stored, n, frames, turned))
+    require(position == len(raw), "the end of the packed file")
+    return raw[40 : 40 + header_size] + b"".join(chunks)
+
+
+def _chunk(stored: bytes, n: int, frames: list[int], turned: bool) -> bytes:
+    if not any(frames):
+        return stored
+    width, k, at = len(frames), 0, 0
+    elements = np.zeros((n, width), np.uint8)
+    while k < width:
+        if frames[k]:
+            frame = stored[at : at + frames[k]]
+            says = zstandard.get_frame_parameters(frame)
+            require(says.content_size == n and says.dict_id == 0, "what a frame holds")
+            elements[:, k] = np.frombuffer(zstandard.decompress(frame), np.uint8)
+            at, k = at + frames[k], k + 1
+        else:
+            g = 1
+            while k % (2 * g) == 0 and k + 2 * g <= width and not any(frames[k : k + 2 * g]):
+                g *= 2
+            elements[:, k : k + g] = np.frombuffer(stored[at : at + g * n], np.uint8).reshape(n, g)
+            at, k = at + g * n, k + g
+    if not turned:
+        return elements.tobytes()
+    bits = 8 * width
+    numbers = [int.from_bytes(e.tobytes(), "little") for e in elements]
+    back = ((x >> 1 | (x & 1) << (bits - 1)).to_bytes(width, "little") for x in numbers)
+    return b"".join(back)
+
+
 class DataFile:
     """A data file, its header checked; `read` checks the blocks that a tensor lies in."""
 
     def __init__(self, root: Path, entry: dict[str, Any]) -> None:
         require(set(entry) == {"key", "size", "header_size", "header_digest"}, "members of a file entry")
         require(entry["key"].startswith("data/"), "a key outside data/")
-        self.raw = (root / check_key(entry["key"])).read_bytes()
+        path = root / check_key(entry["key"])
+        packed = path.with_name(path.name + ".zst")
+        self.raw = path.read_bytes() if path.exists() else unpack(packed.read_bytes())
         require(len(self.raw) == entry["size"], "the file's size")
         size = entry["header_size"]
         require(0 < size <= entry["size"], "header_size")

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_pages import DOCS, sections
-from spec_reader import MANIFEST_MEMBERS, TYPES, Refused, SpecCheckpoint, SpecRun, cut
+from spec_reader import MANIFEST_MEMBERS, TYPES, Refused, SpecCheckpoint, SpecRun, cut, unpack
 
 import holdfast
 from holdfast import Checkpointer, EarlyStopping, best, every, last
@@ -28,7 +28,10 @@ from holdfast.core.errors import HoldfastError
 from holdfast.format import events, values
 from holdfast.format.digest import cut_blocks
 from holdfast.format.manifest import FileEntry, Manifest, Part
+from holdfast.format.packed import Pack, declared_head_bytes, decode_head
+from holdfast.replication.copying import copy_beside, copy_checkpoint
 from holdfast.state.records import Record
+from holdfast.stores import LocalStore
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -123,6 +126,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "big": np.arange(100_000, dtype=np.int64),
         "ü ber": np.float16([1, 2]),
         "nested": nested(),
+        "noise": {
+            "floats": np.random.default_rng(0).standard_normal(2000),
+            "ids": np.random.default_rng(1).integers(0, 2**40, 2000),
+            "bytes": np.random.default_rng(2).integers(0, 256, 2000, np.uint8),
+        },
     }
     with Checkpointer(
         place,
@@ -164,6 +172,45 @@ def test_every_tensor_and_value_is_the_same(root: Path) -> None:
         loaded = ours.values(as_="numpy")
         for part in ours.parts:
             assert_same(loaded[part], theirs.value(part), part)
+
+
+@pytest.fixture(scope="module")
+def packed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run as a mirror has it that asks for packed files."""
+    place = tmp_path_factory.mktemp("packed") / "run"
+    source, target = LocalStore(root), LocalStore(place)
+    copy_beside(source, target)
+    for key in source.names("checkpoints"):
+        copy_checkpoint(source, target, key, pack=Pack())
+    return place
+
+
+def test_packed_files_hold_the_same(root: Path, packed: Path) -> None:
+    """Decoded by the page alone, bit for bit the plain files, of all kinds of elements."""
+    files = sorted(packed.glob("data/*/*"))
+    assert files
+    assert all(f.name.endswith(".safetensors.zst") for f in files)
+    for file in files:
+        assert unpack(file.read_bytes()) == (root / file.relative_to(packed)).with_suffix("").read_bytes()
+    for step, plain in ((s, SpecCheckpoint(SpecRun(root), s)) for s in SpecRun(root).manifest_keys()):
+        theirs = SpecCheckpoint(SpecRun(packed), step)
+        for part in plain.parts:
+            assert_same(plain.value(part), theirs.value(part), part)
+
+
+def test_packed_files_have_what_the_page_speaks_of(packed: Path) -> None:
+    """Frames and raw planes, turned and not, of every width; else nothing was compared."""
+    found: set[tuple[int, bool, str]] = set()
+    for file in packed.glob("data/*/*.zst"):
+        raw = file.read_bytes()
+        for chunk in decode_head(raw[: declared_head_bytes(raw, file.name)], file.name).chunks:
+            kinds = {"frame" if f else "raw" for f in chunk.frames}
+            found.add((chunk.kind.width, chunk.kind.turned, " and ".join(sorted(kinds))))
+    assert {(4, True, "frame and raw"), (8, False, "frame and raw"), (8, True, "frame and raw")} <= found, (
+        found
+    )
+    assert {width for width, _, _ in found} == {1, 2, 4, 8}
+    assert any(kinds == "raw" for _, _, kinds in found)
 
 
 def test_what_a_manifest_says_is_the_same(root: Path) -> None:
@@ -234,6 +281,19 @@ def test_both_refuse_any_changed_byte(root: Path, tmp_path: Path, pattern: str) 
         victim.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
         if pattern.startswith("log") and at == len(sound) - 1:
             continue  # without its newline the last line counts as cut off
+        with pytest.raises((Refused, ValueError)):
+            read_all_by_spec(damaged)
+        with pytest.raises(HoldfastError):
+            read_all(damaged)
+
+
+def test_both_refuse_any_changed_byte_of_a_packed_file(packed: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(packed, damaged)
+    victim = sorted(damaged.glob("data/*12-*/model.safetensors.zst"))[-1]
+    sound = victim.read_bytes()
+    for at in {0, 9, 17, 25, 33, 41, len(sound) // 2, len(sound) - 40, len(sound) - 1}:
+        victim.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
         with pytest.raises((Refused, ValueError)):
             read_all_by_spec(damaged)
         with pytest.raises(HoldfastError):
