@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from holdfast.catalog.checkpoints import Entry, newest_states, read_entry, remove, retire
 from holdfast.catalog.index import Index
@@ -19,11 +20,11 @@ from holdfast.catalog.summary import Summaries, Summary, summarize
 from holdfast.catalog.tags import Tag, find_tag, read_tags
 from holdfast.core.errors import HoldfastError, LeaseLost, MissingObject, NoCheckpoint, StoreError
 from holdfast.core.records import CheckpointRecord
-from holdfast.format.events import Event
+from holdfast.format.events import Event, Removed, Resumed, Started
 from holdfast.format.manifest import Manifest
 from holdfast.stores import Store
 
-__all__ = ["History"]
+__all__ = ["History", "Marks", "marked_with"]
 
 FEW = 16  # manifests that are read rather than the index
 INDEX_FROM = 64  # manifests: fewer are read as quickly one by one
@@ -31,6 +32,22 @@ BEHIND, BEHIND_AT_CLOSE = (
     64,
     8,
 )  # manifests that come and go before the index is stored anew; or more, in a long history
+
+
+Marks: TypeAlias = tuple[dict[str, set[str]], Facts]
+
+
+def marked_with(record: CheckpointRecord, marks: Marks) -> CheckpointRecord:
+    """Return a record with what tags and the log say of it."""
+    names, facts = marks
+    attempt = record.attempt
+    return replace(
+        record,
+        metrics={**record.metrics, **facts.metrics.get(attempt, {})},
+        tags=frozenset(names.get(attempt, ())),
+        verified=attempt in facts.verified,
+        resumed_from=attempt == facts.resumed,
+    )
 
 
 class History:
@@ -159,36 +176,29 @@ class History:
         """Return every event of the run log, oldest first."""
         return self._log.events()
 
+    def turns(self) -> list[Started | Resumed | Removed]:
+        """Return what the run log says of takings, resumes and departures, oldest first."""
+        return self._log.turns()
+
     def records(self, tags: Mapping[str, Tag] | None = None) -> list[CheckpointRecord]:
         """Return every checkpoint as policies see it, in step order. `tags` saves reading them again."""
         self._load()
-        marks = self._marks(tags)
+        marks = self.marks(tags)
         marked = {*marks[0], *marks[1].metrics, *marks[1].verified, marks[1].resumed}
         plain = [self._plain_record(self._entries[step].key) for step in self._sound()]
-        return [self._marked(record, marks) if record.attempt in marked else record for record in plain]
+        return [marked_with(record, marks) if record.attempt in marked else record for record in plain]
 
     def record(self, step: int) -> CheckpointRecord:
         """Return one checkpoint as policies see it. Raises KeyError, IntegrityError."""
         self.summary(step)
-        return self._marked(self._plain_record(self._entries[step].key), self._marks(None))
+        return marked_with(self._plain_record(self._entries[step].key), self.marks())
 
-    def _marks(self, tags: Mapping[str, Tag] | None) -> tuple[dict[str, set[str]], Facts]:
+    def marks(self, tags: Mapping[str, Tag] | None = None) -> Marks:
         """Return what may be said of checkpoints beside their manifests: tags by attempt, and what the log tells."""
         names: dict[str, set[str]] = {}
         for name, tag in (self.tags() if tags is None else tags).items():
             names.setdefault(tag.attempt, set()).add(name)
         return names, self._log.facts()
-
-    def _marked(self, record: CheckpointRecord, marks: tuple[dict[str, set[str]], Facts]) -> CheckpointRecord:
-        names, facts = marks
-        attempt = record.attempt
-        return replace(
-            record,
-            metrics={**record.metrics, **facts.metrics.get(attempt, {})},
-            tags=frozenset(names.get(attempt, ())),
-            verified=attempt in facts.verified,
-            resumed_from=attempt == facts.resumed,
-        )
 
     def _plain_record(self, key: str) -> CheckpointRecord:
         summary = self._known.by_key[key]

@@ -12,7 +12,9 @@ from holdfast.core.errors import IntegrityError
 from holdfast.format.events import (
     Event,
     Observed,
+    Removed,
     Resumed,
+    Started,
     Verdicted,
     Verified,
     decode_events,
@@ -122,6 +124,7 @@ class Facts:
 # Lines that say nothing of a checkpoint, as `encode_event` writes them: nearly all of a long log. They are told by how
 # they begin, and what the loop observed by its attempt, in front of the digest. Lines written in another way are read.
 _OF_THE_LOOP = (b'{"event":"saved",', b'{"event":"started",', b'{"event":"verdict",', b'{"event":"removed",')
+_OF_TURNS = (b'{"event":"started",', b'{"event":"resumed",', b'{"event":"removed",')
 _NO_ATTEMPT = b',"attempt":null,"digest":"'
 _NO_ATTEMPT_AT = -len(_NO_ATTEMPT) - LINE_DIGEST_CHARS - len('"}')
 
@@ -133,6 +136,7 @@ class LogReader:
         self._store = store
         self._segments: dict[str, tuple[int, list[Event]]] = {}
         self._told: dict[str, tuple[int, Facts]] = {}
+        self._turned: dict[str, tuple[int, list[Started | Resumed | Removed]]] = {}
 
     def events(self) -> list[Event]:
         """Return every event of the run, writer by writer in the order they took the run up."""
@@ -162,6 +166,21 @@ class LogReader:
                     facts.add(event)
                 self._told[info.key] = (size + len(whole), facts)
             found.join(facts)
+        return found
+
+    def turns(self) -> list[Started | Resumed | Removed]:
+        """Return who took the run up, where training went on from, and which checkpoints went, in the log's order.
+        Other lines are passed over unread."""
+        found: list[Started | Resumed | Removed] = []
+        for info in self._store.list(LOG):
+            size, turns = self._turned.get(info.key, (0, []))
+            whole = self._whole_lines(info, size)
+            if whole:
+                telling = [line for line in whole.split(b"\n")[:-1] if line.startswith(_OF_TURNS)]
+                events = _decode_sound(b"".join(line + b"\n" for line in telling), info.key)
+                turns = turns + [e for e in events if isinstance(e, (Started, Resumed, Removed))]
+                self._turned[info.key] = (size + len(whole), turns)
+            found += turns
         return found
 
     def _whole_lines(self, info: ObjectInfo, start: int) -> bytes:

@@ -1,0 +1,83 @@
+"""From what stores hold to the values that plans are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from holdfast.catalog.history import History, Marks, marked_with
+from holdfast.catalog.keys import TRASH
+from holdfast.catalog.tags import read_tags
+from holdfast.core.errors import IntegrityError
+from holdfast.format.events import Removed, Resumed, Started
+from holdfast.replication.desired import Departure, Held, Location, Past, Turn
+from holdfast.stores import Store
+
+__all__ = ["Source", "location_of", "look", "past_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a run's primary holds and its log says, as of one moment; a value that any thread may use.
+
+    `unsure` says what could not be read of what protects checkpoints: as long as it is not empty nothing is removed.
+    """
+
+    store: Store
+    run: str
+    generation: int
+    location: Location
+    past: Past
+    marks: Marks
+    unsure: tuple[str, ...] = ()
+
+    def marked(self, theirs: Location) -> Location:
+        """Return what a mirror holds with the tags and the log of this run."""
+        held = [replace(h, record=marked_with(h.record, self.marks)) for h in theirs.held.values()]
+        return Location.of(held, theirs.broken.values())
+
+
+def look(history: History, run: str, generation: int = 0) -> Source:
+    """Return what a history holds; `generation` is that of the newest lease on it.
+
+    Tags count by what they name, also where the primary has lost it.
+    """
+    unsure: list[IntegrityError] = []
+    tags = read_tags(history.store, unsure.append)
+    marks = history.marks(tags)
+    past = past_of(history.turns(), history.store)
+    location = location_of(history, marks)
+    newest = max([generation, *(t.generation for t in past.turns)])
+    return Source(history.store, run, newest, location, past, marks, tuple(map(str, unsure)))
+
+
+def location_of(history: History, marks: Marks) -> Location:
+    """Return the newest state of each step of a history, with what tags and log say of them."""
+    held: list[Held] = []
+    for step in history.steps:
+        summary = history.summary(step)
+        record = marked_with(summary.record(), marks)
+        held.append(Held(history.entry(step), record, summary.generation, summary))
+    return Location.of(held, [entry for entry, _ in history.broken.values()])
+
+
+def past_of(turns: Iterable[Started | Resumed | Removed], store: Store) -> Past:
+    """Return what a log says of departures. What lies in the trash has left, even where the word was lost."""
+    departed: dict[str, Departure] = {}
+    found: list[Turn] = []
+    generation = 0
+    for event in turns:
+        if isinstance(event, Started):
+            generation = event.generation
+        elif isinstance(event, Resumed):
+            found.append(Turn(generation, event.time, event.step))
+        elif event.action == "set aside":
+            departed[event.attempt] = "set aside"
+        elif event.action == "removed":
+            departed[event.attempt] = "removed" if event.reasons else "removed by hand"
+        elif event.action != "demoted":  # it was brought back
+            departed.pop(event.attempt, None)
+    for key in store.names(TRASH):
+        attempt = key.rpartition("-")[2].removesuffix(".json")
+        departed.setdefault(attempt, "removed")
+    return Past(departed, tuple(found))
