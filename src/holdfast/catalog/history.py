@@ -190,8 +190,7 @@ class History:
 
     def record(self, step: int) -> CheckpointRecord:
         """Return one checkpoint as policies see it. Raises KeyError, IntegrityError."""
-        self.summary(step)
-        return marked_with(self._plain_record(self._entries[step].key), self.marks())
+        return marked_with(self.plain_record(step), self.marks())
 
     def marks(self, tags: Mapping[str, Tag] | None = None) -> Marks:
         """Return what may be said of checkpoints beside their manifests: tags by attempt, and what the log tells."""
@@ -199,6 +198,11 @@ class History:
         for name, tag in (self.tags() if tags is None else tags).items():
             names.setdefault(tag.attempt, set()).add(name)
         return names, self._log.facts()
+
+    def plain_record(self, step: int) -> CheckpointRecord:
+        """Return one checkpoint as policies see it, but for what tags and the log say of it."""
+        self.summary(step)
+        return self._plain_record(self._entries[step].key)
 
     def _plain_record(self, key: str) -> CheckpointRecord:
         summary = self._known.by_key[key]

@@ -179,8 +179,10 @@ def acquire(
     heartbeat: bool = True,
     wait: bool = False,
     writer: int = 0,
+    above: int = 0,
 ) -> Lease:
-    """Take the run's lease; `writer` is the process that commits for this one.
+    """Take the run's lease; `writer` is the process that commits for this one. In a copy of a run the generation is
+    to be `above` those that its log speaks of already.
 
     A lease whose process is gone from this machine is taken at once, or as soon as its writer has finished the last
     checkpoint; one from elsewhere when it has expired. With `wait` that end is waited for: a job that was moved to
@@ -196,7 +198,7 @@ def acquire(
     if present is not None and is_held(present, time.now()):
         here, remaining = present.namespace == _namespace(), present.expires - time.now()
         raise LeaseHeld(_held_message(store, present, here=here, remaining=remaining, now=time.now()))
-    generation = present.generation + 1 if present is not None else 1
+    generation = max(present.generation if present is not None else 0, above) + 1
     doc = _new_doc(generation, time.now(), writer)
     lease = Lease(store, doc, time)
     try:

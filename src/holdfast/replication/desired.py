@@ -54,10 +54,12 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """The newest state of each step that a location holds, and the steps whose manifest there does not verify."""
+    """The newest state of each step that a location holds, and the steps whose manifest there does not verify. Of the
+    `incomplete` ones data is known to be missing there."""
 
     held: Mapping[int, Held] = field(default_factory=lambda: MappingProxyType({}))
     broken: Mapping[int, Entry] = field(default_factory=lambda: MappingProxyType({}))
+    incomplete: frozenset[int] = frozenset()
 
     @staticmethod
     def of(held: Iterable[Held], broken: Iterable[Entry] = ()) -> Location:
@@ -67,7 +69,7 @@ class Location:
     @property
     def newest_whole(self) -> Held | None:
         """The newest checkpoint that can be resumed from."""
-        whole = [h for h in self.held.values() if not h.record.demoted]
+        whole = [h for s, h in self.held.items() if not h.record.demoted and s not in self.incomplete]
         return max(whole, key=lambda h: h.step, default=None)
 
 
@@ -152,7 +154,9 @@ def plan_mirror(
     for step in sorted({*primary.held, *primary.broken, *mirror.held, *mirror.broken}):
         ours, theirs = primary.held.get(step), mirror.held.get(step)
         if ours is not None:
-            _of_both(draft, ours, theirs, follows=rule is None)
+            _of_both(draft, ours, theirs, follows=rule is None, complete=step not in mirror.incomplete)
+        elif theirs is not None and step in mirror.incomplete:
+            draft.kept[step] = ("its data is missing, and the primary does not list it",)
         elif theirs is not None and step in primary.broken:
             draft.kept[step] = ("the primary's own does not verify",)
         elif theirs is not None:
@@ -179,7 +183,7 @@ def plan_mirror(
     copy.sort(key=lambda h: (not h.record.demoted, h.step), reverse=True)
     return MirrorPlan(
         tuple(copy),
-        frozenset(h.step for h in copy if h.step in mirror.held or h.step in mirror.broken),
+        frozenset(h.step for h in copy if _is_in_the_way(h, mirror)),
         tuple(draft.remove.values()),
         draft.kept,
         newest=max((h.step for h in wanted if not h.record.demoted), default=None),
@@ -187,10 +191,10 @@ def plan_mirror(
     )
 
 
-def _of_both(draft: _Draft, ours: Held, theirs: Held | None, *, follows: bool) -> None:
+def _of_both(draft: _Draft, ours: Held, theirs: Held | None, *, follows: bool, complete: bool) -> None:
     """Take in a step that the primary lists."""
     draft.candidates[ours.step] = ours
-    if theirs is None:
+    if theirs is None or not complete:
         return
     same_attempt = ours.record.attempt == theirs.record.attempt
     if ours.is_state(theirs):
@@ -219,6 +223,11 @@ def _of_mirror_alone(draft: _Draft, theirs: Held, past: Past, *, follows: bool) 
         draft.there.add(theirs.step)
         if gone is None:
             draft.only_here.append(theirs.step)
+
+
+def _is_in_the_way(held: Held, mirror: Location) -> bool:
+    theirs = mirror.held.get(held.step)
+    return held.step in mirror.broken or (theirs is not None and not held.is_state(theirs))
 
 
 def removable(decided: MirrorPlan, mirror: Location, copied: Iterable[int]) -> list[Removal]:

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from holdfast.catalog.history import History, Marks, marked_with
-from holdfast.catalog.keys import TRASH
+from holdfast.catalog.keys import TRASH, packed_key
 from holdfast.catalog.tags import read_tags
 from holdfast.core.errors import IntegrityError
 from holdfast.format.events import Removed, Resumed, Started
 from holdfast.replication.desired import Departure, Held, Location, Past, Turn
-from holdfast.stores import Store
+from holdfast.stores import ObjectInfo, Store
 
-__all__ = ["Source", "location_of", "look", "past_of"]
+__all__ = ["Source", "location_of", "look", "past_of", "without_data"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Source:
 
     def marked(self, theirs: Location) -> Location:
         """Return what a mirror holds with the tags and the log of this run."""
-        held = [replace(h, record=marked_with(h.record, self.marks)) for h in theirs.held.values()]
-        return Location.of(held, theirs.broken.values())
+        held = {s: replace(h, record=marked_with(h.record, self.marks)) for s, h in theirs.held.items()}
+        return replace(theirs, held=held)
 
 
 def look(history: History, run: str, generation: int = 0) -> Source:
@@ -56,9 +56,25 @@ def location_of(history: History, marks: Marks) -> Location:
     held: list[Held] = []
     for step in history.steps:
         summary = history.summary(step)
-        record = marked_with(summary.record(), marks)
+        record = marked_with(history.plain_record(step), marks)
         held.append(Held(history.entry(step), record, summary.generation, summary))
     return Location.of(held, [entry for entry, _ in history.broken.values()])
+
+
+def without_data(location: Location, data: Iterable[ObjectInfo]) -> Location:
+    """Return a location with what its data, as listed, shows to be missing or cut off noted. A packed file may have any
+    size."""
+    plain = {o.key: o.size for o in data}
+
+    def there(key: str, size: int) -> bool:
+        return plain.get(key) == size or packed_key(key) in plain
+
+    gaps = [
+        step
+        for step, held in location.held.items()
+        if not all(there(key, size) for key, size in held.sizes().items())
+    ]
+    return replace(location, incomplete=frozenset(gaps))
 
 
 def past_of(turns: Iterable[Started | Resumed | Removed], store: Store) -> Past:
