@@ -79,7 +79,9 @@ def worlds(draw: st.DrawFn) -> tuple[Location, Location, Past]:
             word = draw(st.sampled_from([None, None, None, "set aside", "removed", "removed by hand"]))
             if word is not None:
                 departed[f"{step}{attempt}"] = word  # type: ignore[assignment]
-    turns = draw(st.lists(st.builds(Turn, st.integers(1, 3), st.floats(0, 14), st.integers(0, 12)), max_size=2))
+    turns = draw(
+        st.lists(st.builds(Turn, st.integers(1, 3), st.floats(0, 14), st.integers(0, 12)), max_size=2)
+    )
     return Location.of(ours, ours_broken), Location.of(theirs, theirs_broken), Past(departed, tuple(turns))
 
 
@@ -103,18 +105,22 @@ def decide(world: tuple[Location, Location, Past], rule: Rule | None) -> MirrorP
 
 
 @given(worlds(), st.sampled_from(RULES))
-@settings(max_examples=400)
-def test_one_whole_pass_leaves_nothing_to_do(world: tuple[Location, Location, Past], rule: Rule | None) -> None:
+@settings(max_examples=150)
+def test_one_whole_pass_leaves_nothing_to_do(
+    world: tuple[Location, Location, Past], rule: Rule | None
+) -> None:
     primary, mirror, past = world
     first = decide(world, rule)
     after = carried_out(first, mirror, {h.step for h in first.copy})
     again = plan_mirror(primary, after, past, rule, now=NOW)
     assert (again.copy, again.remove) == ((), ())
-    assert {*first.kept} == {*after.held} | {s for s in first.kept if s in mirror.broken and s not in after.held}
+    assert {*first.kept} == {*after.held} | {
+        s for s in first.kept if s in mirror.broken and s not in after.held
+    }
 
 
 @given(worlds(), st.sampled_from(RULES), st.data())
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_passes_that_are_cut_off_anywhere_converge_to_the_same(
     world: tuple[Location, Location, Past], rule: Rule | None, data: st.DataObject
 ) -> None:
@@ -135,7 +141,7 @@ def test_passes_that_are_cut_off_anywhere_converge_to_the_same(
 
 
 @given(worlds(), st.sampled_from(RULES), st.data())
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_a_mirror_is_never_left_without_its_newest_whole_checkpoint(
     world: tuple[Location, Location, Past], rule: Rule | None, data: st.DataObject
 ) -> None:
@@ -145,14 +151,16 @@ def test_a_mirror_is_never_left_without_its_newest_whole_checkpoint(
     after = carried_out(decided, mirror, copied)
     if mirror.newest_whole is not None:
         assert after.newest_whole is not None
-        if decided.newest is None or (decided.newest not in copied and decided.newest in {h.step for h in decided.copy}):
+        if decided.newest is None or (
+            decided.newest not in copied and decided.newest in {h.step for h in decided.copy}
+        ):
             assert mirror.newest_whole.step in after.held
     if decided.newest is not None and (decided.newest in copied or decided.newest in mirror.held):
         assert decided.newest in after.held
 
 
 @given(worlds(), st.sampled_from(RULES))
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_only_what_a_word_or_a_rule_gives_up_is_removed(
     world: tuple[Location, Location, Past], rule: Rule | None
 ) -> None:
@@ -175,7 +183,7 @@ def test_only_what_a_word_or_a_rule_gives_up_is_removed(
 
 
 @given(worlds(), st.sampled_from(RULES))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_guards_hold_on_a_mirror(world: tuple[Location, Location, Past], rule: Rule | None) -> None:
     primary, _, _ = world
     decided = decide(world, rule)
@@ -235,6 +243,10 @@ def test_a_demotion_reaches_a_mirror_that_follows_and_no_other() -> None:
 
 def test_another_state_of_a_step_gives_way_to_the_primarys() -> None:
     ours = held(5, "new", ordinal=1)
-    for theirs in (held(5, "old"), held(5, "old", ordinal=3), replace(ours, record=replace(ours.record, attempt="x"))):
+    for theirs in (
+        held(5, "old"),
+        held(5, "old", ordinal=3),
+        replace(ours, record=replace(ours.record, attempt="x")),
+    ):
         decided = plan_mirror(Location.of([ours]), Location.of([theirs]), Past(), None, now=NOW)
         assert (decided.copy, decided.displace, decided.remove) == ((ours,), {5}, ())

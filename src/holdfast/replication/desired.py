@@ -18,7 +18,17 @@ from holdfast.catalog.summary import Summary
 from holdfast.core.records import CheckpointRecord
 from holdfast.policies import Rule, plan
 
-__all__ = ["Departure", "Held", "Location", "MirrorPlan", "Past", "Removal", "Turn", "plan_mirror", "removable"]
+__all__ = [
+    "Departure",
+    "Held",
+    "Location",
+    "MirrorPlan",
+    "Past",
+    "Removal",
+    "Turn",
+    "plan_mirror",
+    "removable",
+]
 
 Departure: TypeAlias = Literal["set aside", "removed", "removed by hand"]
 Why: TypeAlias = Literal["set aside", "removed"]
@@ -75,7 +85,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Turn:
-    """Training went on from `step`: what an earlier holder, or this one before `time`, saved beyond it is left behind."""
+    """Training went on from `step`: what an earlier holder, or this one before `time`, saved beyond it is left."""
 
     generation: int
     time: float
@@ -112,9 +122,9 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class MirrorPlan:
-    """What to do: `copy`, the most precious first, and `remove` afterwards. Where another state of a step lies in the way
-    of a copy, or a manifest that does not verify, it is to be set aside as the copy is put in place: `displace`. `kept`
-    says why for every step that the mirror ought to hold."""
+    """What to do: `copy`, the most precious first, and `remove` afterwards. `displace`: the steps where another state, or
+    a manifest that does not verify, is to be set aside as the copy is put in its place. `kept` says why for every step
+    that the mirror ought to hold."""
 
     copy: tuple[Held, ...]
     displace: frozenset[int]
@@ -177,7 +187,9 @@ def plan_mirror(
             draft.leave(held, "removed", *d.reasons)
     for step in mirror.broken:
         if step in draft.candidates and step not in draft.kept:
-            draft.remove[step] = Removal(step, "broken", "set aside", ("it does not verify, and no rule keeps it",))
+            draft.remove[step] = Removal(
+                step, "broken", "set aside", ("it does not verify, and no rule keeps it",)
+            )
     wanted = [h for s, h in draft.candidates.items() if s in draft.kept]
     copy = [h for h in wanted if h.step not in draft.there]
     copy.sort(key=lambda h: (not h.record.demoted, h.step), reverse=True)
@@ -201,8 +213,8 @@ def _of_both(draft: _Draft, ours: Held, theirs: Held | None, *, follows: bool, c
         draft.there.add(ours.step)
     elif same_attempt and ours.record.demoted and not theirs.record.demoted and not follows:
         # The primary kept the weights alone; a mirror with a rule of its own keeps what it has.
-        sizes = {"stored_bytes": theirs.record.stored_bytes, "new_bytes": theirs.record.new_bytes}
-        whole = replace(ours.record, demoted=False, **sizes)
+        stored, new = theirs.record.stored_bytes, theirs.record.new_bytes
+        whole = replace(ours.record, demoted=False, stored_bytes=stored, new_bytes=new)
         draft.candidates[ours.step] = replace(theirs, record=whole)
         draft.there.add(ours.step)
 

@@ -78,7 +78,7 @@ def mirrors_of(primary: Store, given: Sequence[MirrorLike], time: TimeSource) ->
         mirror = one if isinstance(one, Mirror) else Mirror(one)
         store = mirror.open(time)
         if store.url in urls:
-            raise PolicyError(f"{store.url} is named twice among the run and its mirrors; each needs a place of its own")
+            raise PolicyError(f"{store.url} is named twice: a run and its mirrors need a place each")
         urls.add(store.url)
         found.append((mirror, store))
     return found

@@ -1,7 +1,7 @@
 """One pass over a mirror: what it ought to hold against what is there; copy, then remove.
 
-There is no queue. A pass that is cut off anywhere leaves whole checkpoints and at worst data that nothing refers to yet;
-the next pass decides afresh and finishes. The mirror's lease is held for the length of a pass.
+There is no queue. A pass that is cut off anywhere leaves whole checkpoints and at worst data that nothing refers to
+yet; the next pass decides afresh and finishes. The mirror's lease is held for the length of a pass.
 """
 
 from __future__ import annotations
@@ -218,7 +218,9 @@ class Reconciler:
             self._copy_data(source.store, manifest)
         lease.check()
         if in_the_way and held.step in (*history.steps, *history.broken):
-            history.set_aside([held.step])  # the data is there: for a moment only no state of the step is listed
+            history.set_aside(
+                [held.step]
+            )  # the data is there: for a moment only no state of the step is listed
         outcome.copied += copy_checkpoint(
             source.store, self.target, key, pack=self.goal.pack, progress=self.advance
         )
