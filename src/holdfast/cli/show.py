@@ -102,7 +102,8 @@ def _print_head(run: Run, checkpoint: Checkpoint, record: CheckpointRecord) -> N
 def _environment(environment: dict[str, str]) -> Iterator[tuple[str, object]]:
     flags = {k: v for k, v in environment.items() if "." in k}
     where = {k: environment[k] for k in ("host", "platform", "machine", "git") if k in environment}
-    versions = {k: v for k, v in environment.items() if k not in flags and k not in where}
+    versions = {k: v for k, v in environment.items() if k not in {*flags, *where, "single_writer"}}
+    yield "single writer", environment.get("single_writer", "")
     yield "git", where.get("git", "")
     yield "versions", "  ".join(f"{k} {v}" for k, v in versions.items())
     yield "flags", "  ".join(f"{k.removeprefix('torch.')} {v}" for k, v in flags.items())

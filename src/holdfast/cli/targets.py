@@ -6,7 +6,7 @@ import re
 
 from holdfast.catalog.keys import RUN
 from holdfast.checkpoint import Checkpoint
-from holdfast.core.errors import NotFound, PolicyError
+from holdfast.core.errors import PolicyError, StoreError
 from holdfast.run import Run
 from holdfast.stores import open_store
 
@@ -43,6 +43,6 @@ def checkpoint_of(target: str) -> Checkpoint:
 def _is_run(path: str) -> bool:
     try:
         open_store(path).info(RUN)
-    except NotFound:
+    except StoreError:  # what is wrong with the store shows when the run is opened
         return False
     return True

@@ -28,7 +28,7 @@ from holdfast.saving.environment import fingerprint
 from holdfast.saving.image import Image
 from holdfast.saving.job import Base, Here, Host, Job, entry_of, with_files
 from holdfast.saving.persist import new_attempt
-from holdfast.stores import Store
+from holdfast.stores import Store, prove_create
 
 __all__ = ["SaveOrder", "Session"]
 
@@ -64,6 +64,7 @@ class Session:
 
     Raises:
         LeaseHeld: another living process writes the run.
+        StoreError: the store's server overwrites what was to be created only if absent.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Session:
         self._closed = False
         self._host = host or Here()
         try:
+            self._vouched = prove_create(store)
             self.identity = create_run(store, time.now())
             self.lease = acquire(store, time, wait=wait, writer=self._host.pid)
         except BaseException:
@@ -152,7 +154,7 @@ class Session:
             reasons=list(order.reasons),
             parent=self.parent,
             exact=order.exact,
-            environment=fingerprint(),
+            environment=fingerprint() | ({"single_writer": self._vouched} if self._vouched else {}),
             loop=order.loop or {},
         )
         return Job(manifest, "", b"", [], self._base(), order.self_contained, wave)

@@ -4,6 +4,7 @@ from holdfast.stores.base import ObjectInfo, Served, Store, Stream
 from holdfast.stores.disk import Disk, OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
+from holdfast.stores.probe import prove_create
 from holdfast.stores.urls import is_reopenable, open_store
 from holdfast.stores.wrappers import Cached, Delegating, Prefixed, Retrying, Throttled
 
@@ -23,4 +24,5 @@ __all__ = [
     "Throttled",
     "is_reopenable",
     "open_store",
+    "prove_create",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,9 +25,13 @@ from holdfast.stores.address import Address, shown
 from holdfast.stores.base import MAX_WHOLE_BYTES, ObjectInfo, Stream
 from holdfast.stores.foreign import is_out_of_range, is_unsupported, translated
 from holdfast.stores.lanes import Lanes, in_lanes
+from holdfast.stores.probe import PROBES
 from holdfast.stores.services import Client, open_client
+from holdfast.stores.uploads import abort_uploads
 
 __all__ = ["ObjectStore"]
+
+logger = logging.getLogger("holdfast")
 
 WHOLE_BYTES = 8 << 20  # and less goes up in one put, which also finds out whether the key is free
 PART_BYTES = 8 << 20
@@ -145,16 +150,18 @@ class ObjectStore:
         check_key(key)
         if self.single_writer:
             self._refuse_taken(key)
-        client, mark = (
-            self._client(self._bulk if len(data) > WHOLE_BYTES else self._quick),
-            secrets.token_hex(16),
-        )
+        mark = secrets.token_hex(16)
         with self._doing("create", key):
             try:
-                self._put(client, key, data, mark)  # durability: the commit
+                self._put(self._client_for(data), key, data, mark)  # durability: the commit
             except AlreadyExistsError:
                 if self._mark_of(key) != mark:
                     raise
+            except BaseError:  # no answer, or a bad one: what can be read is durable
+                with contextlib.suppress(BaseError):
+                    if self._mark_of(key) == mark:
+                        return
+                raise
 
     def _put(self, client: Client, key: str, data: Buffer, mark: str) -> None:
         marks = {MARK: mark}
@@ -180,9 +187,10 @@ class ObjectStore:
 
     def replace(self, key: str, data: Buffer) -> None:
         check_key(key)
-        client = self._client(self._bulk if len(data) > WHOLE_BYTES else self._quick)
         with self._doing("replace", key):
-            obstore.put(client, key, _flat(data), use_multipart=False)  # durability: the switch
+            obstore.put(
+                self._client_for(data), key, _flat(data), use_multipart=False
+            )  # durability: the switch
 
     def append(self, key: str, data: Buffer) -> None:
         check_key(key)
@@ -286,7 +294,17 @@ class ObjectStore:
         return None
 
     def sweep(self, before: float) -> None:
-        """Abort multipart uploads that were begun before a time and never ended."""
+        """Abort multipart uploads that were begun before a time and never ended, and remove what probes left."""
+        self.delete([o.key for o in self._listed(PROBES) if o.modified < before])
+        try:
+            aborted = abort_uploads(self.address, before)
+        except StoreError as e:  # it may be forbidden, or unknown there; nothing is lost but money
+            logger.info(
+                "%s. A lifecycle rule of the bucket should abort them: see docs/how-to/object-stores.md", e
+            )
+        else:
+            if aborted:
+                logger.info("aborted %d uploads that dead writers had begun in %s", aborted, self.url)
 
     def delete(self, keys: Sequence[str]) -> None:
         left = sorted({check_key(key) for key in keys})
@@ -309,6 +327,9 @@ class ObjectStore:
                 "the child, or start processes by spawn"
             )
         return client
+
+    def _client_for(self, data: Buffer) -> Client:
+        return self._client(self._bulk if len(data) > WHOLE_BYTES else self._quick)
 
     def _shown(self, key: str) -> str:
         return f"{shown(self.url)}/{key}" if key else shown(self.url)

@@ -31,8 +31,9 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
 
 
-def open_client(address: Address, *, request_seconds: float) -> Client:
-    """Return a client whose requests may each take `request_seconds`.
+def open_client(address: Address, *, request_seconds: float, bucket_in_host: bool = False) -> Client:
+    """Return a client whose requests may each take `request_seconds`. With `bucket_in_host` an endpoint of S3 is taken
+    for the bucket's own.
 
     Requests that failed on the way, or with 429 or 5xx, are tried again with growing pauses and jitter.
 
@@ -51,7 +52,7 @@ def open_client(address: Address, *, request_seconds: float) -> Client:
     }
     try:
         if address.service == "s3":
-            return _s3(address, retry, request_seconds)
+            return _s3(address, retry, request_seconds, bucket_in_host=bucket_in_host)
         if address.service == "gs":
             return _gcs(address, retry, request_seconds)
         return _azure(address, retry, request_seconds)
@@ -75,7 +76,7 @@ def _says_yes(*names: str) -> bool:
     return any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
 
 
-def _s3(address: Address, retry: RetryConfig, request_seconds: float) -> S3Store:
+def _s3(address: Address, retry: RetryConfig, request_seconds: float, *, bucket_in_host: bool) -> S3Store:
     env = os.environ
     endpoint = address.endpoint or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or ""
     config: dict[str, str] = {}
@@ -87,6 +88,8 @@ def _s3(address: Address, retry: RetryConfig, request_seconds: float) -> S3Store
         endpoint = address.endpoint or found.get("endpoint", "") or endpoint
     if endpoint:
         config["endpoint"] = endpoint
+    if bucket_in_host:
+        config["virtual_hosted_style_request"] = "true"
     return S3Store(
         address.bucket,
         prefix=address.prefix or None,
