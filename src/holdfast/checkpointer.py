@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar, get_args, overload
 
+from holdfast.catalog.keyfiles import KeySource, TrustSource, signing_of
+from holdfast.catalog.trust import Verifying
 from holdfast.core.clock import Clock, SystemTime, TimeSource, check_count
 from holdfast.core.errors import HoldfastError, PolicyError
 from holdfast.core.names import check_tag
@@ -53,6 +55,10 @@ class Checkpointer:
         self_contained: write every tensor anew, instead of referring to an earlier checkpoint for what did not change.
         deadline_seconds: how long after SIGTERM or Ctrl-C the process may live to make its last checkpoint.
         missing, unexpected, cast: globs over tree paths where a restore may be less than strict.
+        sign: the private key that signs every commit: a PEM file of `holdfast keygen`, or "env:NAME" for a variable.
+        trusted: whose signatures count: public keys (PEM, base64, or a file), trust files (`.toml`), or a list of them.
+        verify: "require" a trusted signature before anything live changes (the default where someone is trusted),
+            "warn" where there is none, or "off". "require" with `sign` alone trusts that key.
 
     Raises:
         LeaseHeld: another living process writes this run.
@@ -76,10 +82,15 @@ class Checkpointer:
         missing: Sequence[str] = (),
         unexpected: Sequence[str] = (),
         cast: Sequence[str] = (),
+        sign: KeySource | None = None,
+        trusted: TrustSource | None = None,
+        verify: Verifying | None = None,
         time: TimeSource | None = None,
     ) -> None:
         if not deadline_seconds > 0:
             raise PolicyError(f"deadline_seconds={deadline_seconds!r} must be a positive number of seconds")
+        time = time or SystemTime()
+        signing = signing_of(sign, verify, trusted, time)
         self.state: dict[str, object] = dict(state)
         self._pid = os.getpid()
         self._depth = 0
@@ -98,8 +109,9 @@ class Checkpointer:
                 None if memory is None else parse_bytes(memory),
                 self_contained,
             ),
+            signing=signing,
             deadline_seconds=deadline_seconds,
-            time=time or SystemTime(),
+            time=time,
         )
         _open.add(self)
 
@@ -250,6 +262,7 @@ class Checkpointer:
         Raises:
             NoCheckpoint: there is none.
             IntegrityError: it does not verify; nothing live was changed.
+            Untrusted: no trusted key has signed it; nothing live was changed.
             StateError: it does not fit the live objects; nothing live was changed.
         """
         return self._engine.restore(which, only).report

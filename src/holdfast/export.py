@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import secrets
@@ -24,6 +25,8 @@ from holdfast.core.errors import (
     StoreError,
 )
 from holdfast.core.names import name_in_file
+from holdfast.format.model_signature import ONE_FILE, sign_files
+from holdfast.format.signing import SigningKey
 from holdfast.state.tensors import TensorSpec
 
 __all__ = ["Exported", "choose_part", "export_part"]
@@ -66,6 +69,7 @@ def export_part(
     *,
     part: str | None = None,
     overwrite: bool = False,
+    key: SigningKey | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Exported:
     """Write the tensors of one part to a plain safetensors file, every byte verified, and return what was
@@ -74,7 +78,8 @@ def export_part(
     Names are those inside the part, bytes are in C order. A tied weight is written once, under the name it
     was saved by, and the other names are in the file's metadata: the convention of
     `safetensors.torch.save_model`, which `safetensors.torch.load_model` and Hugging Face's `from_pretrained`
-    expect. The file appears whole or not at all.
+    expect. The file appears whole or not at all. With a key, which must be of P-256, a signature that OpenSSF model
+    signing verifies is written beside it, under its name and `.sig`.
 
     Raises:
         NoCheckpoint: there is no such part.
@@ -89,19 +94,29 @@ def export_part(
             f"step {checkpoint.step} has no part {part!r}; its parts are: {', '.join(checkpoint.parts)}"
         )
     path = Path(out)
-    if not overwrite and path.exists():
-        raise AlreadyExists(f"{path} exists already; remove it first, or force the export")
+    beside = path.with_name(f"{path.name}.sig")
+    for made in (path, *([beside] if key is not None else [])):
+        if not overwrite and made.exists():
+            raise AlreadyExists(f"{made} exists already; remove it first, or force the export")
     stored = checkpoint.manifest.parts[part]
     specs = _laid_out(checkpoint, part)
     aliases = {name_in_file(part, a): name_in_file(part, b) for a, b in stored.aliases.items()}
     header = _header(part, specs, aliases)
     blocks = Blocks(checkpoint.reader)
+    signed = hashlib.sha256(header)
+    if key is not None:
+        sign_files(path.name, {}, key)  # a key of the wrong kind is refused before anything is written
     with _new_file(path, overwrite=overwrite) as write:
         write(header)
         for spec in specs:
             for piece in blocks.pieces(spec.name):
                 write(piece)
+                if key is not None:
+                    signed.update(piece)
                 progress(len(piece))
+    if key is not None:
+        with _new_file(beside, overwrite=overwrite) as write:
+            write(sign_files(path.name, {ONE_FILE: signed.digest()}, key))
     names = tuple(name_in_file(part, s.name) for s in specs)
     size = len(header) + sum(s.nbytes for s in specs)
     return Exported(part, size, names, aliases, _plain_values(checkpoint.tree[part]))

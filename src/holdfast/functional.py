@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Literal, overload
 
+from holdfast.catalog.keyfiles import KeySource, TrustSource, read_signing_key
+from holdfast.catalog.trust import Verifying
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.clock import Clock, SystemTime, check_count
 from holdfast.core.errors import StateError
@@ -32,11 +34,13 @@ def save(
     tag: str | None = None,
     rng: bool = False,
     self_contained: bool = False,
+    sign: KeySource | None = None,
 ) -> Checkpoint:
     """Save a state as a checkpoint of the run at `url`, and return it when it is durable.
 
     `step` is by default one after the newest. With `rng` the random generators are saved too; with
-    `self_contained` nothing is referred to that an earlier checkpoint holds.
+    `self_contained` nothing is referred to that an earlier checkpoint holds. `sign` is the private key that signs it,
+    as for `Checkpointer`.
 
     Raises:
         UnsupportedValue: something cannot be stored without running code at load; nothing was written.
@@ -44,8 +48,9 @@ def save(
     """
     if step is not None:
         check_count("step", step)
+    key = read_signing_key(sign) if sign is not None else None
     snapshot = take_snapshot(state, Arena(), rng=rng)
-    session = Session(open_store(url), SystemTime())
+    session = Session(open_store(url), SystemTime(), key=key)
     try:
         steps = session.history.steps
         at = step if step is not None else (steps[-1] + 1 if steps else 0)
@@ -61,15 +66,23 @@ def save(
         session.close()
 
 
-def open(url: str | os.PathLike[str] | Store, step: int | str = "latest") -> Checkpoint:
+def open(
+    url: str | os.PathLike[str] | Store,
+    step: int | str = "latest",
+    *,
+    trusted: TrustSource | None = None,
+    verify: Verifying | None = None,
+) -> Checkpoint:
     """Open a checkpoint of the run at `url` lazily: a step, "latest", or a tag.
 
     Needs neither torch nor the model's class. Only the manifest is read; tensors are read when they are indexed.
+    `trusted` and `verify` are as for `Checkpointer`.
 
     Raises:
         NotARun, NoCheckpoint, IntegrityError, UnsupportedVersion: there is nothing sound to open.
+        Untrusted: no trusted key has signed it.
     """
-    return Run(url)[step]
+    return Run(url, trusted=trusted, verify=verify)[step]
 
 
 @overload
@@ -83,6 +96,8 @@ def load(
     unexpected: Sequence[str] = ...,
     cast: Sequence[str] = ...,
     rng: bool = ...,
+    trusted: TrustSource | None = ...,
+    verify: Verifying | None = ...,
 ) -> RestoreReport: ...
 @overload
 def load(
@@ -92,6 +107,8 @@ def load(
     step: int | str = ...,
     only: Sequence[str] = ...,
     rng: bool = ...,
+    trusted: TrustSource | None = ...,
+    verify: Verifying | None = ...,
     as_: Literal["numpy", "torch"] | None = ...,
 ) -> dict[str, object]: ...
 
@@ -106,6 +123,8 @@ def load(
     unexpected: Sequence[str] = (),
     cast: Sequence[str] = (),
     rng: bool = False,
+    trusted: TrustSource | None = None,
+    verify: Verifying | None = None,
     as_: Literal["numpy", "torch"] | None = None,
 ) -> dict[str, object] | RestoreReport:
     """Return a checkpoint's values, or put them into live objects.
@@ -113,12 +132,14 @@ def load(
     Without `into`: a dictionary of new values by top-level key; tensors come back as torch tensors where they were
     and torch is imported (`as_="torch"`), else as numpy arrays (`as_="numpy"`). With `into`: the live objects are
     filled, and the report of it is returned. `only`, `missing`, `unexpected`, `cast` are globs over tree paths.
+    `trusted` and `verify` are as for `Checkpointer`.
 
     Raises:
         IntegrityError: a byte is not what was committed; nothing live was changed.
+        Untrusted: no trusted key has signed it; nothing live was changed.
         StateError: checkpoint and live objects do not fit; the message names every path.
     """
-    run = Run(url)
+    run = Run(url, trusted=trusted, verify=verify)
     options = RestoreOptions(tuple(only), tuple(missing), tuple(unexpected), tuple(cast))
     if into is not None:
         return _load_into(run, into, step, options, rng=rng)
@@ -130,7 +151,7 @@ def load(
 def _load_into(
     run: Run, into: Mapping[str, object], step: int | str, options: RestoreOptions, *, rng: bool
 ) -> RestoreReport:
-    restored = restore_state(run.history, into, step, options, rng=rng)
+    restored = restore_state(run.history, into, step, options, trust=run.trust, rng=rng)
     if restored.replaced:
         if not isinstance(into, MutableMapping):
             raise StateError(

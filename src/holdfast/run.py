@@ -9,19 +9,30 @@ from collections.abc import Callable, Iterator, Sequence
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.index import check_index
-from holdfast.catalog.keys import INDEX, LOG, TAGS, TIDY
+from holdfast.catalog.keyfiles import KeySource, TrustSource, make_trust, read_signing_key
+from holdfast.catalog.keys import INDEX, LOG, SIGNATURES, TAGS, TIDY
 from holdfast.catalog.lease import LeaseDoc, holder, is_held
 from holdfast.catalog.runlog import LogWriter, timeline
+from holdfast.catalog.signatures import add_signature, check_signatures
 from holdfast.catalog.tags import Tag, delete_tag, read_tags, set_tag
 from holdfast.catalog.tidiness import check_mark
-from holdfast.catalog.verify import Problem
+from holdfast.catalog.trust import Verifying
+from holdfast.catalog.verify import Problem, verify_manifest
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.clock import SystemTime, TimeSource
 from holdfast.core.errors import HoldfastError, IntegrityError, NoCheckpoint, PolicyError, StateError
 from holdfast.core.names import check_tag
 from holdfast.core.records import CheckpointRecord, Observation
 from holdfast.format.events import Event, Observed, decode_events
-from holdfast.format.manifest import clock_from_doc, clock_to_doc, floats_from_doc, floats_to_doc
+from holdfast.format.manifest import (
+    clock_from_doc,
+    clock_to_doc,
+    decode_manifest,
+    floats_from_doc,
+    floats_to_doc,
+)
+from holdfast.format.signature import Statement
+from holdfast.format.signing import SigningKey
 from holdfast.loop.session import Session
 from holdfast.policies import Decision, Mode, Rule, best_of, plan, require_retention
 from holdfast.stores import Store, open_store
@@ -32,16 +43,25 @@ __all__ = ["Run"]
 class Run:
     """The history of a run, read from its store.
 
-    Iterating yields its checkpoints, oldest first. Changing it (`remove`, `prune`) takes the run's lease for a moment.
+    Iterating yields its checkpoints, oldest first. `trusted` and `verify` are as for `Checkpointer`: a checkpoint that
+    no trusted key has signed is not handed out. Changing it (`remove`, `prune`) takes the run's lease for a moment.
 
     Raises:
         NotARun: the place holds no run.
     """
 
-    def __init__(self, url: str | os.PathLike[str] | Store, *, time: TimeSource | None = None) -> None:
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | Store,
+        *,
+        trusted: TrustSource | None = None,
+        verify: Verifying | None = None,
+        time: TimeSource | None = None,
+    ) -> None:
+        self._time = time or SystemTime()
+        self.trust = make_trust(verify, trusted, time=self._time)
         self.store = open_store(url)
         self.identity = read_identity(self.store)
-        self._time = time or SystemTime()
         self.history = History(self.store, self.identity.run)
 
     def __repr__(self) -> str:
@@ -60,8 +80,10 @@ class Run:
             yield self[step]
 
     def __getitem__(self, which: int | str) -> Checkpoint:
-        """Return the checkpoint of a step, "latest", or a tag. Raises NoCheckpoint, IntegrityError."""
-        return Checkpoint(self.store, self.history.resolve(which)[1])
+        """Return the checkpoint of a step, "latest", or a tag. Raises NoCheckpoint, IntegrityError, Untrusted."""
+        entry, manifest = self.history.resolve(which)
+        self.trust.check(self.store, entry.key, manifest, self.id)
+        return Checkpoint(self.store, manifest)
 
     def refresh(self) -> None:
         """Look at the store again."""
@@ -145,6 +167,33 @@ class Run:
         log.record(Observed(clock, floats_to_doc({metric: float(value)}), manifest.attempt))
         log.flush()
 
+    def sign(
+        self,
+        which: int | str,
+        key: KeySource | SigningKey,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Statement:
+        """Verify every byte of a checkpoint, then sign it; return what was signed. `key` is as for `Checkpointer`.
+
+        Raises:
+            IntegrityError: it does not verify; nothing was signed.
+        """
+        key = key if isinstance(key, SigningKey) else read_signing_key(key)
+        entry, manifest = self.history.resolve(which)
+        raw = self.store.read(entry.key)
+        if decode_manifest(raw, entry.key) != manifest:
+            raise IntegrityError(f"{entry.key}: was exchanged while it was read; read it again")
+        problems = list(verify_manifest(self.store, manifest, progress))
+        if problems:
+            raise IntegrityError(f"step {manifest.step} is not signed: {problems[0].message}")
+        return add_signature(self.store, manifest, raw, key, self._time.now()).statement
+
+    def signers(self, which: int | str) -> dict[str, bool | None]:
+        """Return the ids of the keys that signed a checkpoint, and of each whether it is trusted with it: None where
+        nobody was asked to be trusted."""
+        entry, manifest = self.history.resolve(which)
+        return self.trust.signers(self.store, entry.key, manifest)
+
     def verify(
         self, steps: Sequence[int] | None = None, progress: Callable[[int], None] = lambda done: None
     ) -> dict[int, list[Problem]]:
@@ -160,7 +209,7 @@ class Run:
         return found
 
     def verify_beside(self) -> list[Problem]:
-        """Read the run's tags, its log, its index and its mark and return what is wrong with them."""
+        """Read the run's tags, its log, its signatures, its index and its mark and return what is wrong with them."""
         problems: list[Problem] = []
         read_tags(self.store, lambda e: problems.append(Problem(TAGS, str(e))))
         for found in self.store.list(LOG):
@@ -168,6 +217,11 @@ class Run:
                 decode_events(self.store.read(found.key), found.key)
             except IntegrityError as e:
                 problems.append(Problem(LOG, str(e)))
+        for found in self.store.list(SIGNATURES):
+            try:
+                check_signatures(self.store, found.key)
+            except IntegrityError as e:
+                problems.append(Problem(found.key, str(e)))
         for key, check in ((INDEX, check_index), (TIDY, check_mark)):
             try:
                 check(self.store)

@@ -172,7 +172,16 @@ def test_export_writes_a_file_that_safetensors_reads(cli, run: Path, tmp_path: P
 def test_export_json(cli, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "w.safetensors"
     found = cli("export", run, out, "--part", "rng", "--json").json
-    assert set(found) == {"step", "part", "file", "size_bytes", "tensors", "tied", "values_left_out"}
+    assert set(found) == {
+        "step",
+        "part",
+        "file",
+        "size_bytes",
+        "tensors",
+        "tied",
+        "values_left_out",
+        "signature",
+    }
     assert found["size_bytes"] == out.stat().st_size
     assert found["values_left_out"] > 0
 

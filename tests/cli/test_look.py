@@ -152,7 +152,7 @@ def test_show_json(cli, run: Path) -> None:
     found = cli("show", f"{run}@200", "--json").json
     assert set(found) == {
         "run", "step", "attempt", "parent", "time", "clock", "reasons", "metrics", "tags", "exact", "demoted",
-        "stored_bytes", "new_bytes", "environment", "parts", "tensors",
+        "stored_bytes", "new_bytes", "environment", "parts", "tensors", "signed_by",
     }  # fmt: skip
     assert list(found["parts"]) == ["model", "config", "rng"]
     assert found["parts"]["config"]["values"] == {

@@ -36,6 +36,7 @@ FLOORS = {
 LAZY_IMPORTS_ALLOWED = {
     "holdfast",
     "holdfast.catalog.unpacking",
+    "holdfast.format.signing",
     "holdfast.state.adapters",
     "holdfast.state.registry",
     "holdfast.state.sampler",

@@ -22,7 +22,8 @@ from holdfast.catalog.keys import (
     trash_key,
 )
 from holdfast.catalog.lease import Lease
-from holdfast.catalog.summary import Summaries, summarize
+from holdfast.catalog.signatures import add_signature, forgotten_signatures, orphaned_signatures
+from holdfast.catalog.summary import Summaries, Summary, summarize
 from holdfast.core.errors import (
     CommitConflict,
     CommitUnknown,
@@ -33,6 +34,7 @@ from holdfast.core.errors import (
     StoreError,
 )
 from holdfast.format.manifest import Manifest, decode_manifest, encode_manifest
+from holdfast.format.signing import SigningKey
 from holdfast.stores import Store
 
 __all__ = [
@@ -89,8 +91,8 @@ def read_entry(store: Store, entry: Entry) -> Manifest:
     return manifest
 
 
-def commit(store: Store, manifest: Manifest, lease: Lease) -> Entry:
-    """Make a checkpoint exist. Its data must be durable already.
+def commit(store: Store, manifest: Manifest, lease: Lease, key: SigningKey | None = None) -> Entry:
+    """Make a checkpoint exist, signed where there is a key. Its data must be durable already.
 
     A step that has a checkpoint gets a newer state under the next ordinal; the older one is removed afterwards by
     whoever prunes.
@@ -103,13 +105,15 @@ def commit(store: Store, manifest: Manifest, lease: Lease) -> Entry:
     lease.check()
     present = newest_states(store.names(CHECKPOINTS, after=step_prefix(manifest.step))).get(manifest.step)
     ordinal = present.ordinal + 1 if present is not None else 0
-    key = manifest_key(manifest.step, ordinal)
+    name, raw = manifest_key(manifest.step, ordinal), encode_manifest(manifest)
+    if key is not None:
+        add_signature(store, manifest, raw, key, manifest.time)  # no commit without its signature
     try:
-        store.create(key, encode_manifest(manifest))  # durability: the commit
+        store.create(name, raw)  # durability: the commit
     except StoreError as e:
-        _settle(store, key, manifest, e)
+        _settle(store, name, manifest, e)
     lease.check()
-    return Entry(key, manifest.step, ordinal)
+    return Entry(name, manifest.step, ordinal)
 
 
 def _settle(store: Store, key: str, manifest: Manifest, cause: StoreError) -> None:
@@ -160,17 +164,20 @@ def remove(store: Store, victims: Sequence[Entry], known: Summaries) -> int:
     summaries are known. While one of the others cannot be read all data stays, for a later `reclaim`.
     """
     sizes: dict[str, int] = {}
+    gone: list[Summary] = []
     known.settled, unread = False, 0
     for entry in victims:
         try:
-            sizes |= (known.by_key.get(entry.key) or summarize(read_entry(store, entry))).sizes()
+            gone.append(known.by_key.get(entry.key) or summarize(read_entry(store, entry)))
+            sizes |= gone[-1].sizes()
         except HoldfastError:  # what a broken one needs is found by `reclaim`
             unread += 1
     unread += _delete_names(store, victims)  # durability: no name before its bytes
     if not known.complete(store):
         return 0
     unreferenced = sorted(key for key in sizes if is_data_key(key) and not known.needs(key))
-    store.delete([name for key in unreferenced for name in (key, packed_key(key))])
+    packed = [packed_key(key) for key in unreferenced]
+    store.delete([*unreferenced, *packed, *forgotten_signatures(gone, known)])
     known.settled = unread == 0
     return sum(sizes[key] for key in unreferenced)
 
@@ -203,6 +210,6 @@ def reclaim(
     for key in orphans:
         with contextlib.suppress(NotFound):  # its writer lives, and has given up
             freed += store.info(key).size
-    store.delete(orphans)
+    store.delete([*orphans, *orphaned_signatures(store, known)])
     known.settled = True
     return freed

@@ -55,6 +55,7 @@ class History:
 
     def __init__(self, store: Store, run: str = "") -> None:
         self.store = store
+        self.run = run
         self._known = Summaries()
         self.manifests: Mapping[int, tuple[Entry, Manifest]] = _Manifests(self)
         self.broken_tags: list[str] = []

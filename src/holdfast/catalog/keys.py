@@ -13,6 +13,7 @@ __all__ = [
     "LEASES",
     "LOG",
     "RUN",
+    "SIGNATURES",
     "TAGS",
     "TIDY",
     "TRASH",
@@ -24,6 +25,7 @@ __all__ = [
     "packed_key",
     "parse_manifest_key",
     "plain_key",
+    "signature_key",
     "step_prefix",
     "tag_key",
     "trash_key",
@@ -38,6 +40,7 @@ TAGS = "tags"
 LOG = "log"
 LEASES = "lease"
 TRASH = "trash"
+SIGNATURES = "signatures"
 
 PACKED = ".zst"
 
@@ -74,6 +77,11 @@ def tag_key(tag: str) -> str:
 def trash_key(step: int, attempt: str) -> str:
     """Return the key under which a manifest that was set aside is kept."""
     return f"{TRASH}/{step_name(step)}-{attempt}.json"
+
+
+def signature_key(step: int, attempt: str) -> str:
+    """Return the key of the signatures of what one attempt to save a step committed."""
+    return f"{SIGNATURES}/{step_name(step)}-{attempt}.json"
 
 
 def is_data_key(key: str) -> bool:

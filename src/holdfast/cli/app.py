@@ -14,11 +14,13 @@ from holdfast.cli.cat import cat
 from holdfast.cli.diff import diff
 from holdfast.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, UNEXPECTED, USAGE, code_of
 from holdfast.cli.export import export
+from holdfast.cli.keygen import keygen
 from holdfast.cli.ls import ls
 from holdfast.cli.output import fail, line, note
 from holdfast.cli.prune import prune
 from holdfast.cli.rm import rm
 from holdfast.cli.show import show
+from holdfast.cli.sign import sign
 from holdfast.cli.tag import tag, untag
 from holdfast.cli.teaching import HELP, epilog, rules
 from holdfast.cli.verify import verify
@@ -26,7 +28,20 @@ from holdfast.core.errors import HoldfastError
 
 __all__ = ["build", "main"]
 
-_VERBS: tuple[Callable[..., None], ...] = (ls, show, diff, cat, verify, tag, untag, prune, rm, export)
+_VERBS: tuple[Callable[..., None], ...] = (
+    ls,
+    show,
+    diff,
+    cat,
+    verify,
+    tag,
+    untag,
+    prune,
+    rm,
+    export,
+    sign,
+    keygen,
+)
 
 # click's UsageError, by way of a subclass that every typer has: newer ones bring a click of their own.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

@@ -10,7 +10,7 @@ import typer
 
 from holdfast.analysis.statistics import Statistics, describe
 from holdfast.checkpoint import Checkpoint, StoredTensorView
-from holdfast.cli.options import Json, Target
+from holdfast.cli.options import Json, Target, Trusted
 from holdfast.cli.output import emit, line, progress, stdout
 from holdfast.cli.table import show_facts
 from holdfast.cli.targets import checkpoint_of
@@ -38,13 +38,14 @@ def cat(
         ),
     ],
     values: Annotated[bool, typer.Option("--values", help="Print the values themselves.")] = False,
+    trust: Trusted = None,
     json: Json = False,
 ) -> None:
     """Show one tensor: its place, statistics and first values.
 
     With an index, as in 'model/fc.weight[0:4]', show the values there.
     """
-    checkpoint = checkpoint_of(target)
+    checkpoint = checkpoint_of(target, trust)
     view, index = _find(checkpoint, name)
     key, start, end = checkpoint.reader.place(view.name)
     place = {"file": key, "first_byte": start, "end_byte": end}

@@ -13,7 +13,7 @@ from holdfast.analysis.diff import Difference, TensorChange, compare
 from holdfast.analysis.runs import data_bytes
 from holdfast.analysis.values import ABSENT, ValueChange, short
 from holdfast.checkpoint import Checkpoint
-from holdfast.cli.options import Json
+from holdfast.cli.options import Json, Trusted
 from holdfast.cli.output import emit, line, progress, text
 from holdfast.cli.table import Column, show_table
 from holdfast.cli.targets import checkpoint_of, split_target
@@ -51,13 +51,14 @@ def diff(
     top: Annotated[
         int, typer.Option(min=0, help="How many changed tensors of each part to show; 0 for all.")
     ] = 10,
+    trust: Trusted = None,
     json: Json = False,
 ) -> None:
     """Show what changed from one checkpoint to another, the most changed first.
 
     Write `diff RUN@100 RUN@200`, `diff RUN@best OTHER`, or `diff RUN 100 200`.
     """
-    before, after = _both(a, b, c)
+    before, after = _both(a, b, c, trust)
     with progress("comparing", data_bytes(after, part)) as advance:
         found = compare(before, after, part=part, progress=advance)
     if json:
@@ -70,11 +71,11 @@ def diff(
     _print_summary(found)
 
 
-def _both(a: str, b: str, c: str | None) -> tuple[Checkpoint, Checkpoint]:
+def _both(a: str, b: str, c: str | None, trust: list[str] | None) -> tuple[Checkpoint, Checkpoint]:
     path, _ = split_target(a)
     if c is not None:
-        return checkpoint_of(f"{path}@{b}"), checkpoint_of(f"{path}@{c}")
-    return checkpoint_of(a), checkpoint_of(f"{path}{b}" if b.startswith("@") else b)
+        return checkpoint_of(f"{path}@{b}", trust), checkpoint_of(f"{path}@{c}", trust)
+    return checkpoint_of(a, trust), checkpoint_of(f"{path}{b}" if b.startswith("@") else b, trust)
 
 
 def _print_tensors(found: Difference, after: Checkpoint, top: int) -> None:

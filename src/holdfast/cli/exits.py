@@ -15,6 +15,7 @@ from holdfast.core.errors import (
     StateError,
     StoreError,
     UnsupportedVersion,
+    Untrusted,
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "OK",
     "STORE",
     "UNEXPECTED",
+    "UNTRUSTED",
     "USAGE",
     "code_of",
 ]
@@ -38,6 +40,7 @@ NOT_FOUND = 3
 INTEGRITY = 4
 HELD = 5
 STORE = 6
+UNTRUSTED = 7
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -49,6 +52,7 @@ CODES = {
     INTEGRITY: "stored bytes are wrong or gone, or a newer holdfast wrote them",
     HELD: "another process holds the run for writing",
     STORE: "the disk or store refused: permission, space, I/O",
+    UNTRUSTED: "no trusted key has signed it",
     INTERRUPTED: "interrupted by Ctrl-C",
 }
 
@@ -58,6 +62,7 @@ _BY_ERROR: tuple[tuple[type[HoldfastError] | tuple[type[HoldfastError], ...], in
     ((IntegrityError, UnsupportedVersion), INTEGRITY),
     ((LeaseHeld, LeaseLost, CommitConflict), HELD),
     (StoreError, STORE),
+    (Untrusted, UNTRUSTED),
     ((PolicyError, StateError), USAGE),
 )
 

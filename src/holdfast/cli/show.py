@@ -12,7 +12,7 @@ from rich.text import Text
 from holdfast.analysis.outline import Node, outline
 from holdfast.analysis.values import short
 from holdfast.checkpoint import Checkpoint
-from holdfast.cli.options import Json, Target
+from holdfast.cli.options import Json, Target, Trusted
 from holdfast.cli.output import emit, line, stdout, text
 from holdfast.cli.table import Column, show_facts, show_table
 from holdfast.cli.targets import open_target
@@ -43,10 +43,11 @@ def show(
     target: Target,
     part: PartOption = None,
     depth: Annotated[int, typer.Option(min=1, help="How many levels of the state to open.")] = 2,
+    trust: Trusted = None,
     json: Json = False,
 ) -> None:
     """Show what a checkpoint holds: when and why it was saved, and its state."""
-    run, which = open_target(target)
+    run, which = open_target(target, trust)
     checkpoint = run["latest" if which is None else which]
     if part is not None and part not in checkpoint.parts:
         raise NoCheckpoint(
@@ -94,9 +95,16 @@ def _print_head(run: Run, checkpoint: Checkpoint, record: CheckpointRecord) -> N
             "attempt",
             text(f"{manifest.attempt}", ("  after " + manifest.parent if manifest.parent else "", "dim")),
         ),
+        ("signed", _signers(run, checkpoint.step)),
         *_environment(checkpoint.environment),
     ]
     show_facts(facts)
+
+
+def _signers(run: Run, step: int) -> str:
+    """Return who signed, which only --trust checks."""
+    said = {True: "", False: " (not trusted)", None: " (not checked; see --trust)"}
+    return "  ".join(f"key {key}{said[trusted]}" for key, trusted in run.signers(step).items())
 
 
 def _environment(environment: dict[str, str]) -> Iterator[tuple[str, object]]:
@@ -168,6 +176,7 @@ def _document(
         "time": record.time,
         "clock": clock_document(checkpoint.clock),
         "reasons": record.reasons,
+        "signed_by": run.signers(checkpoint.step),
         "metrics": record.metrics,
         "tags": sorted(record.tags),
         "exact": manifest.exact,

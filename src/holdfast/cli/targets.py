@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+import typer
+
+from holdfast.catalog.keyfiles import read_signing_key
 from holdfast.catalog.keys import RUN
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.errors import PolicyError, StoreError
+from holdfast.format.signing import SigningKey
 from holdfast.run import Run
 from holdfast.stores import open_store
 
-__all__ = ["checkpoint_of", "open_target", "split_target"]
+__all__ = ["checkpoint_of", "open_key", "open_target", "split_target"]
 
 _WHICH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -28,15 +33,22 @@ def split_target(target: str) -> tuple[str, int | str | None]:
     return path, int(which) if which.isdigit() else which
 
 
-def open_target(target: str) -> tuple[Run, int | str | None]:
+def open_target(target: str, trusted: Sequence[str] | None = None) -> tuple[Run, int | str | None]:
     """Return the run of a target and the step or tag it names. Raises NotARun."""
     path, which = split_target(target)
-    return Run(path), which
+    return Run(path, trusted=trusted or None), which
 
 
-def checkpoint_of(target: str) -> Checkpoint:
-    """Return the checkpoint that a target names, the newest by default. Raises NotARun, NoCheckpoint."""
-    run, which = open_target(target)
+def open_key(source: str) -> SigningKey:
+    """Return a private key; its passphrase is asked for where it has one and the environment does not."""
+    return read_signing_key(
+        source, ask=lambda name: str(typer.prompt(f"passphrase of {name}", hide_input=True, err=True))
+    )
+
+
+def checkpoint_of(target: str, trusted: Sequence[str] | None = None) -> Checkpoint:
+    """Return the checkpoint that a target names, the newest by default. Raises NotARun, NoCheckpoint, Untrusted."""
+    run, which = open_target(target, trusted)
     return run["latest" if which is None else which]
 
 

@@ -20,6 +20,7 @@ HoldfastError
 │   └── CommitUnknown                 neither success nor failure could be established
 ├── LeaseHeld                         another process writes this run
 ├── LeaseLost                         this process no longer holds the run
+├── Untrusted                         a signature is missing, wrong, or of a key that is not trusted
 ├── StateError(ValueError)            the live state and the checkpoint do not fit; carries tree paths
 │   └── UnsupportedValue(TypeError)   cannot be stored without running code at load
 ├── PolicyError(ValueError)           a trigger, a retention rule or a metric makes no sense
@@ -56,6 +57,7 @@ __all__ = [
     "Truncated",
     "UnsupportedValue",
     "UnsupportedVersion",
+    "Untrusted",
 ]
 
 
@@ -136,6 +138,10 @@ class LeaseHeld(HoldfastError):
 
 class LeaseLost(HoldfastError):
     """Another process took this run over; nothing more may be committed from here."""
+
+
+class Untrusted(HoldfastError):
+    """A checkpoint is not signed by a key that is trusted with its run; nothing live was changed."""
 
 
 class StateError(HoldfastError, ValueError):

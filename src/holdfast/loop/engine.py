@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from holdfast.catalog.keyfiles import Signing
 from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import HoldfastError, PolicyError
 from holdfast.format.events import Resumed, Verdicted
@@ -48,6 +49,7 @@ class Engine:
         stop: EarlyStopping | None,
         options: RestoreOptions,
         settings: SaveSettings,
+        signing: Signing,
         deadline_seconds: float,
         time: TimeSource,
     ) -> None:
@@ -55,6 +57,7 @@ class Engine:
         self._keep = keep
         self._options = options
         self._time = time
+        self._trust = signing.trust
         self.tracker = Tracker(save, stop, time)
         able = can_have_process(store)
         if settings.writer == "process" and not able:
@@ -63,7 +66,8 @@ class Engine:
                 'store that can be opened by URL; use writer="thread"'
             )
         in_process = able and settings.writer in ("process", "auto")
-        self.session = Session(store, time, wait=True, host=WriterProcess() if in_process else None)
+        host = WriterProcess() if in_process else None
+        self.session = Session(store, time, wait=True, host=host, key=signing.key)
         self.gradients = PendingGradients(state)
         self.interrupts = Interrupts(deadline_seconds, self.session.newest)
         self.source: BatchSource | None = None
@@ -115,7 +119,7 @@ class Engine:
         """Put a checkpoint into the live objects; a whole one sets the clock too."""
         self.wait()
         options = replace(self._options, only=tuple(only))
-        restored = restore_state(self.session.history, self.state, which, options)
+        restored = restore_state(self.session.history, self.state, which, options, trust=self._trust)
         self.state.update(restored.replaced)
         self.restore_report = restored.report
         for note in restored.report.notes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from holdfast.catalog.history import History
+from holdfast.catalog.trust import Trust
 from holdfast.core.collector import collector_held
 from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError, StoreError
 from holdfast.core.names import matches
@@ -40,30 +41,35 @@ def restore_state(
     which: int | str,
     options: RestoreOptions,
     *,
+    trust: Trust,
     rng: bool = True,
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
-    "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it left.
+    "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it left. One
+    that is not trusted is not passed over: whether to go back behind it is for a person to say.
 
     Raises:
         NoCheckpoint: there is none.
+        Untrusted: no trusted key has signed it.
         IntegrityError: the one that was asked for does not verify.
         StateError: it does not fit the live objects; the message names every path.
     """
     history.refresh()
     if which != "latest":
-        _, manifest = history.resolve(which)
+        entry, manifest = history.resolve(which)
+        trust.check(history.store, entry.key, manifest, history.run)
         return _restore_one(history, manifest, state, options, {}, rng=rng)
     passed_over: dict[int, str] = {}
     for step in sorted({*history.manifests, *history.broken}, reverse=True):
         try:
             if step in history.broken:
                 raise history.broken[step][1]
-            _, manifest = history.manifests[step]
+            entry, manifest = history.manifests[step]
             if manifest.demoted:
                 passed_over[step] = "holds weights only"
                 continue
+            trust.check(history.store, entry.key, manifest, history.run)
             return _restore_one(history, manifest, state, options, passed_over, rng=rng)
         except (IntegrityError, StoreError) as e:
             passed_over[step] = str(e)

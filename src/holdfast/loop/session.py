@@ -10,18 +10,21 @@ from dataclasses import dataclass
 
 import msgspec
 
-from holdfast.catalog.checkpoints import commit, reclaim
+from holdfast.catalog.checkpoints import Entry, commit, reclaim
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import create_run
 from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
+from holdfast.catalog.signatures import read_signatures
 from holdfast.catalog.tags import Tag, delete_tag, set_tag
 from holdfast.catalog.tidiness import HALF_MADE_SECONDS, TRASH_SECONDS, Tidiness
+from holdfast.catalog.trust import Trust, TrustedKey
 from holdfast.core.clock import Clock, TimeSource
-from holdfast.core.errors import CommitUnknown
+from holdfast.core.errors import CommitUnknown, Untrusted
 from holdfast.core.records import CheckpointRecord
 from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
+from holdfast.format.signing import SigningKey
 from holdfast.policies import Decision, Rule, best_of, plan
 from holdfast.policies.best import Best
 from holdfast.saving.environment import fingerprint
@@ -60,7 +63,7 @@ class Begun:
 
 class Session:
     """A run held for writing. Opening takes the lease (`wait`: once one from elsewhere has expired) and frees what dead
-    writers left behind.
+    writers left behind. With a key every commit is signed.
 
     Raises:
         LeaseHeld: another living process writes the run.
@@ -68,13 +71,20 @@ class Session:
     """
 
     def __init__(
-        self, store: Store, time: TimeSource, *, wait: bool = False, host: Host | None = None
+        self,
+        store: Store,
+        time: TimeSource,
+        *,
+        wait: bool = False,
+        host: Host | None = None,
+        key: SigningKey | None = None,
     ) -> None:
         self.store = store
         self.time = time
         self.parent: str | None = None
         self._closed = False
         self._host = host or Here()
+        self._key = key
         try:
             self._vouched = prove_create(store)
             self.identity = create_run(store, time.now())
@@ -86,7 +96,7 @@ class Session:
         self._tidiness = Tidiness(self.history, self.identity.run, self.lease)
         self.log = LogWriter(store, f"g{self.lease.generation:012d}")
         try:
-            self._host.start(store, self.lease)
+            self._host.start(store, self.lease, key)
             self._reclaim()
         except BaseException:
             self._host.close()
@@ -297,13 +307,31 @@ class Session:
 
     def _demote(self, decision: Decision) -> None:
         """Replace a checkpoint by one that holds its weights alone."""
-        _, manifest = self.history.manifests[decision.step]
+        entry, manifest = self.history.manifests[decision.step]
         weights = {name: part for name, part in manifest.parts.items() if part.kind == WEIGHTS}
         if not weights:
             return
+        if not self._may_sign_anew(entry, manifest):
+            logger.warning(
+                "step %d is not demoted: it is signed, and without its signer's key what is left would not be",
+                manifest.step,
+            )
+            return
         lighter = msgspec.structs.replace(manifest, parts=weights, demoted=True)
         with self._tidiness.freeing():
-            self.history.take(commit(self.store, lighter, self.lease), lighter)
+            self.history.take(commit(self.store, lighter, self.lease, self._key), lighter)
         self.log.record(
             Removed(self.time.now(), manifest.step, manifest.attempt, "demoted", list(decision.reasons))
         )
+
+    def _may_sign_anew(self, entry: Entry, manifest: Manifest) -> bool:
+        """Return whether a manifest made of this one may take its place: with our key only where that vouches for this
+        one too, for a planted manifest must not be made ours; without, only where nobody does."""
+        if self._key is None:
+            return not read_signatures(self.store, manifest.step, manifest.attempt)
+        own = Trust("require", (TrustedKey(self._key.public, "this run's own key"),), self.time)
+        try:
+            own.vouched(self.store, entry.key, manifest, self.identity.run)
+        except Untrusted:
+            return False
+        return True

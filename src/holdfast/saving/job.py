@@ -16,6 +16,7 @@ from holdfast.catalog.runlog import write_segment
 from holdfast.catalog.tags import Tag, set_tag
 from holdfast.core.errors import IntegrityError, StoreError
 from holdfast.format.manifest import FileEntry, Manifest, Part, decode_manifest
+from holdfast.format.signing import SigningKey
 from holdfast.saving.image import Image
 from holdfast.saving.persist import KnownTensors, persist_parts
 from holdfast.stores import Store
@@ -69,8 +70,8 @@ class Host(Protocol):
         """The process that commits, 0 for this one."""
         ...
 
-    def start(self, store: Store, lease: Lease) -> None:
-        """Commit under this lease from now on."""
+    def start(self, store: Store, lease: Lease, key: SigningKey | None = None) -> None:
+        """Commit under this lease from now on, and sign with this key."""
         ...
 
     def begin(self, job: Job, image: Image) -> None:
@@ -118,12 +119,13 @@ class Committer:
 
     store: Store
     lease: Lease
+    key: SigningKey | None = None
     _known: KnownTensors | None = None
     _held_by: Base | None = None  # which checkpoint `_known` is of
     _ahead: Ahead = field(default_factory=Ahead)  # what earlier waves of the present attempt have written
 
     def carry_out(self, job: Job, image: Image) -> Committed:
-        """Make an image a committed checkpoint: data, log, manifest, tags, in this order."""
+        """Make an image a committed checkpoint: data, log, signature, manifest, tags, in this order."""
         known = self._known_of(job.base)
         step, attempt = job.manifest.step, job.manifest.attempt
         if self._ahead.attempt != attempt:
@@ -143,7 +145,7 @@ class Committer:
             raise
         self._known, self._ahead = None, Ahead()
         files, written = ahead.known.files, ahead.written
-        entry = commit(self.store, with_files(job, image, files, written), self.lease)
+        entry = commit(self.store, with_files(job, image, files, written), self.lease, self.key)
         self._known, self._held_by = ahead.known, Base(entry.key, attempt)
         for tag in job.tags:
             set_tag(self.store, Tag(tag, step, attempt, job.manifest.time))
@@ -170,8 +172,8 @@ class Here:
     pid: int = 0
     _committer: Committer | None = None
 
-    def start(self, store: Store, lease: Lease) -> None:
-        self._committer = Committer(store, lease)
+    def start(self, store: Store, lease: Lease, key: SigningKey | None = None) -> None:
+        self._committer = Committer(store, lease, key)
 
     def begin(self, job: Job, image: Image) -> None:
         pass

@@ -12,12 +12,14 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from holdfast.catalog.checkpoints import entries, read_entry
+from holdfast.catalog.keyfiles import PASSPHRASE_VARIABLE
 from holdfast.catalog.lease import Lease
 from holdfast.core.errors import CommitUnknown, HoldfastError, SaveFailed
 from holdfast.core.memory import Memory
+from holdfast.format.signing import SigningKey
 from holdfast.saving.image import Image
 from holdfast.saving.job import Committed, Job, discard
 from holdfast.saving.progress import Progress
@@ -76,7 +78,7 @@ class WriterProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={**_without_keys(os.environ), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
                 start_new_session=True,  # Ctrl-C in a terminal is for the trainer
             )
         self._inbox = Inbox(ours)
@@ -92,10 +94,10 @@ class WriterProcess:
         """The process that commits."""
         return self._process.pid
 
-    def start(self, store: Store, lease: Lease) -> None:
-        """Commit to this store under this lease from now on."""
-        self._store, self._lease = store, lease
-        self._say(Open(store.url, lease.doc))
+    def start(self, store: Store, lease: Lease, key: SigningKey | None = None) -> None:
+        """Commit to this store under this lease from now on, and sign with this key."""
+        self._store, self._lease, self._key = store, lease, key
+        self._say(Open(store.url, lease.doc, key.der() if key is not None else b""))
 
     def begin(self, job: Job, image: Image) -> None:
         """Tell the writer of a job, and of each step forward of the copy. The rest is its own doing."""
@@ -104,7 +106,7 @@ class WriterProcess:
             self._letting_go()
             self._spawn()
             self._lease.change_writer(self.pid)
-            self.start(self._store, self._lease)
+            self.start(self._store, self._lease, self._key)
         fds = [image.memory.fd] if image.memory is not None and image.memory is not self._memory else []
         self._memory = image.memory
         self._say(Begin(job, *self._told.shorten(image), bool(fds)), fds)
@@ -188,6 +190,15 @@ class WriterProcess:
         """Let the process end."""
         self._say(Bye())
         self._letting_go()
+
+
+def _without_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without private keys and their passphrase: a writer is told its key on the socket."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name != PASSPHRASE_VARIABLE and "PRIVATE KEY-----" not in value
+    }
 
 
 def _let_go(sock: socket.socket, process: subprocess.Popen[bytes], stderr: int) -> None:

@@ -19,6 +19,7 @@ from holdfast.catalog.lease import Lease
 from holdfast.core.clock import SystemTime
 from holdfast.core.errors import SaveFailed
 from holdfast.core.memory import Memory
+from holdfast.format.signing import SigningKey
 from holdfast.saving.image import Image
 from holdfast.saving.job import Committer
 from holdfast.saving.progress import Progress
@@ -113,7 +114,8 @@ class Server:
         if isinstance(message, Open):
             store = open_store(message.url)
             self._lease = Lease(store, message.lease, SystemTime())
-            self._committer = Committer(store, self._lease)
+            key = SigningKey.of_der(message.key) if message.key else None
+            self._committer = Committer(store, self._lease, key)
         elif isinstance(message, Begin):
             if message.new_memory:
                 self._memory = None  # the one before may go

@@ -40,10 +40,17 @@ _READ_BYTES = 1 << 20
 
 
 class Open(msgspec.Struct, tag=True):
-    """Commit to this store under this lease from now on."""
+    """Commit to this store under this lease from now on, and sign with this key (unencrypted; empty for none)."""
 
     url: str
     lease: LeaseDoc
+    key: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Open({self.url!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [("url", self.url)]
 
 
 class PartMessage(msgspec.Struct):
