@@ -16,7 +16,8 @@ from itertools import chain
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.catalog.identity import read_identity
-from holdfast.catalog.keys import RUN, TAGS, packed_key, parse_manifest_key
+from holdfast.catalog.keys import RUN, TAGS, packed_key, parse_manifest_key, signature_key
+from holdfast.catalog.signatures import read_signatures
 from holdfast.catalog.tags import decode_tag
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import (
@@ -33,6 +34,7 @@ from holdfast.format.datafile import DataHeader, encode_header
 from holdfast.format.manifest import FileEntry, Manifest, decode_manifest
 from holdfast.format.packed import Pack
 from holdfast.format.packing import Packing
+from holdfast.format.signature import encode_signatures
 from holdfast.replication.segments import copy_log
 from holdfast.replication.spooling import spooled
 from holdfast.replication.streaming import verified_pieces
@@ -45,6 +47,7 @@ __all__ = [
     "copy_checkpoint",
     "copy_file",
     "copy_identity",
+    "copy_signatures",
     "copy_tags",
     "read_manifest",
     "send_blocks",
@@ -156,7 +159,7 @@ def _naming(source: Store) -> Iterator[None]:
 def copy_checkpoint(
     source: Store, target: Store, key: str, *, pack: Pack | None = None, progress: Progress = _silent
 ) -> Copied:
-    """Copy the checkpoint whose manifest is at `key`: its data files, then the manifest, byte for byte.
+    """Copy the checkpoint whose manifest is at `key`: its data files, its signatures, then the manifest, byte for byte.
 
     A file that the target holds is not copied again, so a second call finishes what the first did not.
 
@@ -167,6 +170,7 @@ def copy_checkpoint(
     raw, manifest = read_manifest(source, key)
     present = _present_manifest(target, key, raw)
     copied = _copy_files(source, target, manifest, pack=pack, progress=progress)
+    copied += copy_signatures(source, target, manifest)
     if present == raw:
         return copied
     try:
@@ -179,6 +183,29 @@ def copy_checkpoint(
             raise
         return copied
     return copied + Copied(1, len(raw))
+
+
+def copy_signatures(source: Store, target: Store, manifest: Manifest) -> Copied:
+    """Make the target hold every signature of a checkpoint that the source holds; it keeps those it has besides.
+
+    They are not checked here: whom to trust is for a reader to say. What is damaged at the source is not copied.
+    """
+    step, attempt = manifest.step, manifest.attempt
+    try:
+        theirs = read_signatures(source, step, attempt)
+    except IntegrityError as e:
+        logger.warning("signatures of %s are not copied: %s", source.url, e)
+        return Copied()
+    try:
+        ours = read_signatures(target, step, attempt)
+    except IntegrityError:
+        ours = []
+    new = [s for s in theirs if s not in ours]
+    if not new:
+        return Copied()
+    raw = encode_signatures([*ours, *new])
+    target.replace(signature_key(step, attempt), raw)
+    return Copied(1, len(raw))
 
 
 def read_manifest(store: Store, key: str) -> tuple[bytes, Manifest]:
