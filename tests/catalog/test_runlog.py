@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from holdfast.catalog.runlog import LogReader, LogWriter, timeline
+from holdfast.catalog import runlog
+from holdfast.catalog.runlog import LogReader, LogWriter, timeline, write_segment
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import StoreError
 from holdfast.format.events import Event, Observed, Removed, Resumed, Saved, Started, Verdicted, Verified
@@ -201,3 +202,42 @@ def test_other_events_pass_through() -> None:
     ]
     assert timeline([*others, resumed(3)]) == [*others, resumed(3)]
     assert timeline([]) == []
+
+
+# ---- segments that grow by being replaced ----------------------------------------------------------------------------
+
+
+def test_a_long_log_is_few_objects_where_a_store_cannot_append(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runlog, "SEGMENT_BYTES", 2000)
+    store = NotAppendable()
+    writer, reader = LogWriter(store, "w"), LogReader(store)
+    for step in range(100):
+        writer.record(seen(step))
+        writer.flush()
+        assert reader.events()[-1] == seen(step)
+    assert reader.events() == LogReader(store).events() == [seen(step) for step in range(100)]
+    sizes = [o.size for o in store.list("log")]
+    assert sum(sizes) / 2000 - 1 < len(sizes) < sum(sizes) / 1800 + 2
+    assert max(sizes) < 2000 + 200
+
+
+@pytest.mark.parametrize("order", ["in order", "out of order", "first fails", "second fails"])
+def test_what_two_take_at_once_is_all_kept(order: str) -> None:
+    store = NotAppendable()
+    writer = LogWriter(store, "w")
+    writer.record(seen(0))
+    writer.flush()
+    writer.record(seen(1))
+    first = writer.take()
+    writer.record(seen(2))
+    second = writer.take()
+    for turn in (second, first) if order == "out of order" else (first, second):
+        if (turn is first and order == "first fails") or (turn is second and order == "second fails"):
+            writer.give_back(*turn)
+        else:
+            write_segment(store, *turn)
+            writer.wrote(*turn)
+    writer.record(seen(3))
+    writer.flush()
+    found = LogReader(store).events()
+    assert sorted(found, key=repr) == sorted([seen(step) for step in range(4)], key=repr)

@@ -10,7 +10,8 @@ import pytest
 import holdfast
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import StoreError
-from holdfast.stores import MemoryStore, Prefixed, Throttled, open_store, prove_create
+from holdfast.stores import MemoryStore, Prefixed, Throttled, open_store, prove_create, services
+from servers.flaky import flaky_proxy
 from servers.moto import S3Server
 
 
@@ -25,13 +26,6 @@ class Liar(MemoryStore):
         self.replace(key, data)
 
 
-class Refuser(Liar):
-    """Does not know the condition at all."""
-
-    def create(self, key: str, data: Buffer) -> None:
-        raise StoreError("status 501, NotImplemented")
-
-
 STATE = {"weights": {"w": np.arange(6.0)}}
 
 
@@ -43,9 +37,23 @@ def test_a_store_that_silently_overwrites_is_refused_by_name() -> None:
     assert store.list("") == []
 
 
-def test_a_store_that_knows_no_condition_is_refused() -> None:
-    with pytest.raises(StoreError, match=r"NotImplemented.*single_writer=1"):
-        holdfast.save(Refuser(), STATE)
+def test_a_server_that_knows_no_condition_is_refused_unless_the_user_vouches(
+    s3: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "RETRY_SECONDS", 0.2)
+    with flaky_proxy(s3.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.plan("PUT", "/probe/", "501 before", times=100)
+        with pytest.raises(StoreError, match=r"501.*does not know conditional puts.*single_writer=1"):
+            holdfast.save(s3_url, STATE)
+        proxy.plan("PUT", "/run.json", "501 before", times=1)
+        assert "vouched" in holdfast.save(f"{s3_url}?single_writer=1", STATE).environment["single_writer"]
+
+
+def test_a_bucket_that_is_not_there_is_not_called_a_liar(s3: S3Server) -> None:
+    with pytest.raises(StoreError, match="create the bucket") as raised:
+        holdfast.save("s3://no-such-bucket-here/run", STATE)
+    assert "single_writer" not in str(raised.value)
 
 
 @pytest.mark.parametrize("wrap", [lambda s: Prefixed(s, "run"), lambda s: Throttled(Throttled(s, 1e9), 1e9)])

@@ -29,9 +29,15 @@ __all__ = ["Facts", "LogReader", "LogWriter", "timeline", "write_segment"]
 
 logger = logging.getLogger("holdfast")
 
+SEGMENT_BYTES = 256 << 10
+
 
 class LogWriter:
-    """Collects events and makes them durable on `flush`. Each writer has a series of segments of its own."""
+    """Collects events and makes them durable on `flush`. Each writer has a series of segments of its own.
+
+    Where a store cannot append, a segment grows by being replaced, up to a bound, so that a long run's log stays a few
+    objects. Only one that nobody is about to write grows: what is taken while another is under way gets a new one.
+    """
 
     def __init__(self, store: Store, writer: str) -> None:
         self._store = store
@@ -41,6 +47,8 @@ class LogWriter:
         self._flushing = threading.Lock()
         self._numbers = itertools.count(1)
         self._key = log_key(writer, 0)
+        self._held = b""  # by the present segment, where it grows by being replaced
+        self._under_way: dict[str, int] = {}  # segments that were taken: how much of each was durable before
 
     def record(self, event: Event) -> None:
         """Add an event; it is durable after the next `flush`."""
@@ -49,19 +57,34 @@ class LogWriter:
             self._pending.append(line)
 
     def take(self) -> tuple[str, bytes]:
-        """Return (segment, lines) of what is not durable yet, for someone else to write; `give_back` if that fails."""
+        """Return (segment, bytes) for someone else to write what is not durable yet: lines for its end where the store
+        can append, else all that it is to hold. Tell what became of it: `wrote` or `give_back`."""
         with self._lock:
-            lines, self._pending = self._pending, []
-            if lines and not self._store.appendable:
-                self._key = log_key(self._writer, next(self._numbers))
-            return self._key, b"".join(lines)
+            lines, self._pending = b"".join(self._pending), []
+            if not lines or self._store.appendable:
+                return self._key, lines
+            if not self._held or self._key in self._under_way or len(self._held) >= SEGMENT_BYTES:
+                self._begin_segment()
+            self._under_way[self._key] = len(self._held)
+            return self._key, self._held + lines
 
-    def give_back(self, lines: bytes) -> None:
+    def wrote(self, key: str, data: bytes) -> None:
+        """Note that what was taken is durable."""
+        with self._lock:
+            self._under_way.pop(key, None)
+            if key == self._key:
+                self._held = data
+
+    def give_back(self, key: str, data: bytes) -> None:
         """Take lines back whose write failed. Their segment is never touched again: the next one gets them."""
         with self._lock:
+            lines = data[self._under_way.pop(key, 0) :]
             if lines:
                 self._pending = [lines, *self._pending]
-            self._key = log_key(self._writer, next(self._numbers))
+            self._begin_segment()
+
+    def _begin_segment(self) -> None:
+        self._key, self._held = log_key(self._writer, next(self._numbers)), b""
 
     def flush(self) -> None:
         """Make every recorded event durable."""
@@ -70,14 +93,15 @@ class LogWriter:
             try:
                 write_segment(self._store, key, lines)
             except BaseException:
-                self.give_back(lines)
+                self.give_back(key, lines)
                 raise
+            self.wrote(key, lines)
 
 
 def write_segment(store: Store, key: str, lines: bytes) -> None:
     """Make lines of the log durable, at the end of a segment where the store can append."""
     if lines:
-        (store.append if store.appendable else store.create)(key, lines)
+        (store.append if store.appendable else store.replace)(key, lines)
 
 
 def _decode_sound(raw: bytes, key: str) -> list[Event]:

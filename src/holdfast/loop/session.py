@@ -175,10 +175,11 @@ class Session:
         try:
             done = self._host.finish(job, image)
         except BaseException as e:
-            self.log.give_back(job.log_lines)
+            self.log.give_back(job.log_key, job.log_lines)
             if isinstance(e, CommitUnknown):
                 self.history.refresh()  # it may be there, and then what it needs must stay
             raise
+        self.log.wrote(job.log_key, job.log_lines)
         manifest = with_files(job, image, done.files, done.new_bytes)
         self.parent = manifest.attempt
         with self._tidiness.freeing():

@@ -10,7 +10,13 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 
 from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, PermissionDenied, StoreError
 
@@ -62,6 +68,11 @@ def _ours(e: Exception, doing: str, place: str) -> StoreError:
         return PermissionDenied(
             f"{failed}; check the credentials in the environment and what they may do there"
         )
+    if doing == "create" and is_unsupported(e):
+        return StoreError(
+            f"{failed}; the server does not know conditional puts, which every commit needs. Use one that honours "
+            "If-None-Match; or, if never more than one process writes there, add ?single_writer=1 to the URL"
+        )
     if isinstance(e, AlreadyExistsError):
         return AlreadyExists(f"{place} exists already")
     if isinstance(e, FileNotFoundError):
@@ -76,7 +87,7 @@ def is_out_of_range(e: Exception) -> bool:
 
 def is_unsupported(e: Exception) -> bool:
     """Return whether a server says that it does not know what was asked of it."""
-    return _found(_STATUS, str(e)) in ("501", "405")
+    return isinstance(e, NotSupportedError) or _found(_STATUS, str(e)) in ("501", "405")
 
 
 def _found(pattern: re.Pattern[str], text: str) -> str:

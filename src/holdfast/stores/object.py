@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
+from obstore.exceptions import AlreadyExistsError, BaseError
 
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import AlreadyExists, HoldfastError, InvalidFormat, NotFound, StoreError, Truncated
@@ -167,9 +167,8 @@ class ObjectStore:
         marks = {MARK: mark}
         try:
             obstore.put(client, key, _flat(data), mode="create", use_multipart=False, attributes=marks)
-        except (BaseError, NotImplementedError) as e:
-            knows_no_condition = isinstance(e, (NotSupportedError, NotImplementedError)) or is_unsupported(e)
-            if not (self.single_writer and knows_no_condition):
+        except BaseError as e:
+            if not (self.single_writer and is_unsupported(e)):
                 raise
             obstore.put(client, key, _flat(data), use_multipart=False, attributes=marks)
 

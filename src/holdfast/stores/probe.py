@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import threading
 
-from holdfast.core.errors import AlreadyExists, PermissionDenied, StoreError
+from holdfast.core.errors import AlreadyExists, StoreError
 from holdfast.stores.address import shown
 from holdfast.stores.base import Served, Store
 from holdfast.stores.wrappers import Delegating
@@ -34,7 +34,8 @@ def prove_create(store: Store) -> str:
     A server is asked once in the life of a process, and nothing stays of it. Stores of this machine need no proof.
 
     Raises:
-        StoreError: the server overwrites, or does not know what is asked of it; the message says what to do.
+        StoreError: the server overwrites, or does not know the condition; the message says what to do. Or it cannot
+            be written to at all.
     """
     served = _served(store)
     if served is None:
@@ -67,13 +68,6 @@ def _probe(store: Store, url: str) -> None:
             f"{shown(url)}: the server silently overwrote an object that was to be created only if absent, so two "
             f"writers could destroy each other's checkpoints. {_remedy(url)}"
         ) from None
-    except PermissionDenied:
-        raise
-    except StoreError as e:
-        raise StoreError(
-            f"{shown(url)}: an object could not be created only if absent, which every commit needs: {e}. "
-            f"{_remedy(url)}"
-        ) from e
     finally:
         with contextlib.suppress(StoreError):  # what says no to this is told already
             store.delete([key])
