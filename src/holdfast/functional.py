@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -11,7 +12,7 @@ from holdfast.catalog.keyfiles import KeySource, TrustSource, read_signing_key
 from holdfast.catalog.trust import Verifying
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.clock import Clock, SystemTime, check_count
-from holdfast.core.errors import StateError
+from holdfast.core.errors import HoldfastError, StateError
 from holdfast.loop.resume import restore_state
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import metric_number
@@ -61,9 +62,13 @@ def save(
             (tag,) if tag else (),
             self_contained=self_contained,
         )
-        return Checkpoint(session.store, session.persist(snapshot.image, order))
-    finally:
-        session.close()
+        saved = Checkpoint(session.store, session.persist(snapshot.image, order))
+    except BaseException:
+        with contextlib.suppress(HoldfastError):  # what failed first is what is said
+            session.close()
+        raise
+    session.close()
+    return saved
 
 
 def open(

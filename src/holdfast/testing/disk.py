@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 from holdfast.core.buffers import Buffer
 from holdfast.stores.disk import OsDisk
-from holdfast.testing.plan import Fault, FaultPlan
+from holdfast.testing.plan import Crash, Fault, FaultPlan
 
 __all__ = ["FaultDisk", "FaultyDisk"]
 
@@ -40,18 +41,25 @@ class FaultDisk(OsDisk):
     def _look(self, call: str, path: str, act: Callable[[], Result]) -> Result:
         return self.plan.around(call, path, act, self._error, changes=False)
 
-    def _opened(self, fd: int, path: str) -> int:
-        self._paths[fd] = path
-        return fd
+    def _open(self, call: str, path: str, act: Callable[[], int], *, changes: bool = True) -> int:
+        opened: list[int] = []
+        try:
+            self.plan.around(call, path, lambda: opened.append(act()), self._error, changes=changes)
+        except BaseException:
+            for fd in opened:  # nobody was told of it
+                os.close(fd)
+            raise
+        self._paths[opened[0]] = path
+        return opened[0]
 
     def open_new(self, path: str) -> int:
-        return self._opened(self._change("open", path, lambda: OsDisk.open_new(self, path)), path)
+        return self._open("open", path, lambda: OsDisk.open_new(self, path))
 
     def open_append(self, path: str) -> int:
-        return self._opened(self._change("append", path, lambda: OsDisk.open_append(self, path)), path)
+        return self._open("append", path, lambda: OsDisk.open_append(self, path))
 
     def open_read(self, path: str) -> int:
-        return self._opened(self._look("open_read", path, lambda: OsDisk.open_read(self, path)), path)
+        return self._open("open_read", path, lambda: OsDisk.open_read(self, path), changes=False)
 
     def write(self, fd: int, data: Buffer) -> int:
         whole = memoryview(data).cast("B")
@@ -72,7 +80,8 @@ class FaultDisk(OsDisk):
         path = self._path(fd)
         self._paths.pop(fd, None)
         try:
-            self._look("close", path, lambda: None)
+            with contextlib.suppress(Crash):  # when a process dies its descriptors are closed
+                self._look("close", path, lambda: None)
         finally:
             super().close(fd)
 
