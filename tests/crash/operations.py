@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import torch
 
 import holdfast
 from holdfast import Checkpointer, Run, best, every, last
@@ -124,6 +123,8 @@ def remove(store: Store) -> None:
 
 def import_(store: Store) -> None:
     """Take in what torch.save and safetensors wrote, as a user does: read it their way, save it ours."""
+    import torch  # here, for the processes that are started without need of it
+
     wanted = state(3)
     with tempfile.TemporaryDirectory() as elsewhere:
         path = Path(elsewhere, "model")
