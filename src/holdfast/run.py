@@ -6,24 +6,22 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 
+from holdfast.catalog.beside import verify_beside
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
-from holdfast.catalog.index import check_index
 from holdfast.catalog.keyfiles import KeySource, TrustSource, make_trust, read_signing_key
-from holdfast.catalog.keys import INDEX, LOG, SIGNATURES, TAGS, TIDY
 from holdfast.catalog.lease import LeaseDoc, holder, is_held
 from holdfast.catalog.runlog import LogWriter, timeline
-from holdfast.catalog.signatures import add_signature, check_signatures
-from holdfast.catalog.tags import Tag, delete_tag, read_tags, set_tag
-from holdfast.catalog.tidiness import check_mark
+from holdfast.catalog.signatures import add_signature
+from holdfast.catalog.tags import Tag, delete_tag, set_tag
 from holdfast.catalog.trust import Verifying
 from holdfast.catalog.verify import Problem, verify_manifest
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.clock import SystemTime, TimeSource
-from holdfast.core.errors import HoldfastError, IntegrityError, NoCheckpoint, PolicyError, StateError
+from holdfast.core.errors import HoldfastError, NoCheckpoint, PolicyError, StateError
 from holdfast.core.names import check_tag
 from holdfast.core.records import CheckpointRecord, Observation
-from holdfast.format.events import Event, Observed, decode_events
+from holdfast.format.events import Event, Observed, Untagged
 from holdfast.format.manifest import (
     clock_from_doc,
     clock_to_doc,
@@ -136,6 +134,9 @@ class Run:
             raise NoCheckpoint(
                 f"{self.store.url} has no tag {name!r}; its tags are: {', '.join(self.tags) or 'none'}"
             )
+        log = LogWriter(self.store, f"o{secrets.token_hex(6)}")
+        log.record(Untagged(self._time.now(), name))
+        log.flush()  # durability: before the tag goes, so that a copy elsewhere does not bring it back
         delete_tag(self.store, name)
 
     @property
@@ -209,25 +210,8 @@ class Run:
         return found
 
     def verify_beside(self) -> list[Problem]:
-        """Read the run's tags, its log, its signatures, its index and its mark and return what is wrong with them."""
-        problems: list[Problem] = []
-        read_tags(self.store, lambda e: problems.append(Problem(TAGS, str(e))))
-        for found in self.store.list(LOG):
-            try:
-                decode_events(self.store.read(found.key), found.key)
-            except IntegrityError as e:
-                problems.append(Problem(LOG, str(e)))
-        for found in self.store.list(SIGNATURES):
-            try:
-                check_signatures(self.store, found.key)
-            except IntegrityError as e:
-                problems.append(Problem(found.key, str(e)))
-        for key, check in ((INDEX, check_index), (TIDY, check_mark)):
-            try:
-                check(self.store)
-            except IntegrityError as e:
-                problems.append(Problem(key, str(e)))
-        return problems
+        """Read the run's identity, tags, log, signatures and other documents and return what is wrong with them."""
+        return list(verify_beside(self.store))
 
     def plan(self, keep: Rule) -> tuple[Decision, ...]:
         """Return what a retention rule would keep and drop, with the reasons. Changes nothing."""

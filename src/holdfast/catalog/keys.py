@@ -12,6 +12,7 @@ __all__ = [
     "INDEX",
     "LEASES",
     "LOG",
+    "PROOFS",
     "RUN",
     "SIGNATURES",
     "TAGS",
@@ -34,6 +35,7 @@ __all__ = [
 RUN = "run.json"
 INDEX = "index.json"
 TIDY = "tidy.json"
+PROOFS = "proofs.json"
 CHECKPOINTS = "checkpoints"
 DATA = "data"
 TAGS = "tags"

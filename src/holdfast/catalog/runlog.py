@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import threading
 from dataclasses import dataclass, field
 
 from holdfast.catalog.keys import LOG, log_key
-from holdfast.core.errors import IntegrityError
+from holdfast.core.errors import IntegrityError, InvalidFormat
 from holdfast.format.events import (
+    Damaged,
     Event,
     Observed,
     Removed,
@@ -24,7 +26,7 @@ from holdfast.format.manifest import floats_from_doc
 from holdfast.format.sealed import LINE_DIGEST_CHARS
 from holdfast.stores import ObjectInfo, Store
 
-__all__ = ["Facts", "LogReader", "LogWriter", "timeline", "write_segment"]
+__all__ = ["Facts", "LogReader", "LogWriter", "check_segment", "timeline", "write_segment"]
 
 
 logger = logging.getLogger("holdfast")
@@ -104,6 +106,17 @@ def write_segment(store: Store, key: str, lines: bytes) -> None:
         (store.append if store.appendable else store.replace)(key, lines)
 
 
+def check_segment(raw: bytes, key: str) -> None:
+    """Raise IntegrityError when a line of a segment does not verify, or the whole is another segment."""
+    events = decode_events(raw, key)
+    holder = _HOLDER.fullmatch(key)
+    expected = int(holder[1]) if holder else None
+    found = {e.generation for e in events if isinstance(e, Started)}
+    if found - {expected} or (holder and not int(holder[2]) and events and not found):
+        said = f"that of generation {min(found)}" if found else "none of the holder's"
+        raise InvalidFormat(f"{key}: holds another segment of the log, {said}; files were swapped")
+
+
 def _decode_sound(raw: bytes, key: str) -> list[Event]:
     """Return the events of whole lines; one that does not verify is reported and left out, as no line needs another."""
     try:
@@ -121,29 +134,43 @@ def _decode_sound(raw: bytes, key: str) -> list[Event]:
 
 @dataclass(slots=True)
 class Facts:
-    """What the log says of checkpoints: metrics attached after a commit and what was verified, by attempt; and the
-    attempt that training last went on from."""
+    """What the log says of checkpoints: metrics attached after a commit and when it was last found whole, or not, by
+    attempt; and the attempt that training last went on from."""
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    verified: set[str] = field(default_factory=set)
+    found: dict[str, tuple[float, bool]] = field(default_factory=dict)
     resumed: str | None = None
+
+    @property
+    def verified(self) -> set[str]:
+        """The attempts of which every byte was right when it was last read."""
+        return {attempt for attempt, (_, whole) in self.found.items() if whole}
 
     def add(self, event: Event) -> None:
         """Take an event in."""
         if isinstance(event, Observed) and event.attempt is not None:
             self.metrics.setdefault(event.attempt, {}).update(floats_from_doc(event.metrics))
-        elif isinstance(event, Verified):
-            self.verified.add(event.attempt)
+        elif isinstance(event, (Verified, Damaged)):
+            self._find(event.attempt, event.time, whole=isinstance(event, Verified))
         elif isinstance(event, Resumed):
             self.resumed = event.attempt
+
+    def _find(self, attempt: str, time: float, *, whole: bool) -> None:
+        """Take in what was found; who writes without the lease has segments in no particular order, so times count."""
+        before = self.found.get(attempt, (time, True))
+        if before[0] < time or (before[0] == time and before[1]):
+            self.found[attempt] = (time, whole)
 
     def join(self, later: Facts) -> None:
         """Take in what a later segment says."""
         for attempt, metrics in later.metrics.items():
             self.metrics.setdefault(attempt, {}).update(metrics)
-        self.verified |= later.verified
+        for attempt, (time, whole) in later.found.items():
+            self._find(attempt, time, whole=whole)
         self.resumed = self.resumed if later.resumed is None else later.resumed
 
+
+_HOLDER = re.compile(rf"{LOG}/g(\d{{12}})-(\d{{6}})\.jsonl")
 
 # Lines that say nothing of a checkpoint, as `encode_event` writes them: nearly all of a long log. They are told by how
 # they begin, and what the loop observed by its attempt, in front of the digest. Lines written in another way are read.

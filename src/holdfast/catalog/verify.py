@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -11,11 +11,11 @@ from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.errors import HoldfastError
 from holdfast.core.memory import map_pages
 from holdfast.core.names import name_in_file
-from holdfast.format.manifest import Manifest
+from holdfast.format.manifest import FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
 from holdfast.stores import Store
 
-__all__ = ["Problem", "verify_manifest"]
+__all__ = ["Problem", "unheld_tensors", "verify_file", "verify_manifest"]
 
 THREADS = 3
 
@@ -54,12 +54,25 @@ def verify_manifest(
             if first_time:
                 yield from _verify_blocks(file, progress)
     if whole:
-        for name in _missing_tensors(manifest, held):
+        for name in unheld_tensors(manifest, held):
             yield Problem(name, f"{name}: no listed data file holds this tensor")
 
 
-def _missing_tensors(manifest: Manifest, held: dict[str, set[str]]) -> list[str]:
-    """Return the tensors that a checkpoint's values refer to and none of its files hold."""
+def verify_file(
+    store: Store, entry: FileEntry, progress: Callable[[int], None] = lambda done: None
+) -> Iterator[Problem]:
+    """Yield what is wrong with one data file: its size and header, then its blocks. `progress` is as above."""
+    try:
+        file = open_file(store, entry)
+    except HoldfastError as e:
+        yield Problem(entry.key, str(e))
+        return
+    yield from _verify_blocks(file, progress)
+
+
+def unheld_tensors(manifest: Manifest, held: Mapping[str, Collection[str]]) -> list[str]:
+    """Return the tensors that a checkpoint's values refer to and none of its files hold. `held` has the names in the
+    files of each part."""
     missing: set[str] = set()
     for part_name, part in manifest.parts.items():
         for leaf in tensor_leaves(part.values(part_name)):

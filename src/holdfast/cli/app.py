@@ -19,6 +19,7 @@ from holdfast.cli.ls import ls
 from holdfast.cli.output import fail, line, note
 from holdfast.cli.prune import prune
 from holdfast.cli.rm import rm
+from holdfast.cli.scrub import scrub
 from holdfast.cli.show import show
 from holdfast.cli.sign import sign
 from holdfast.cli.tag import tag, untag
@@ -34,6 +35,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     diff,
     cat,
     verify,
+    scrub,
     tag,
     untag,
     prune,

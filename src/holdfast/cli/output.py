@@ -29,7 +29,20 @@ from rich.text import Text
 
 from holdfast.cli.exits import BROKEN_PIPE
 
-__all__ = ["confirm", "emit", "fail", "line", "lines", "note", "plain", "progress", "stdout", "text", "write"]
+__all__ = [
+    "confirm",
+    "emit",
+    "fail",
+    "growing_progress",
+    "line",
+    "lines",
+    "note",
+    "plain",
+    "progress",
+    "stdout",
+    "text",
+    "write",
+]
 
 TOGETHER = 100  # lines that are printed at once
 
@@ -166,9 +179,22 @@ def progress(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """Show how many bytes are done and how fast, on a terminal; yield the function that is told of more
     bytes.
     """
-    console = stderr()
-    if not console.is_terminal or total_bytes <= 0:
+    if total_bytes <= 0:
         yield lambda done: None
+        return
+    with growing_progress(label) as (expect, advance):
+        expect(total_bytes)
+        yield advance
+
+
+@contextmanager
+def growing_progress(label: str) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """Do as `progress` does where the work finds out how much there is; yield the functions that are told of more
+    bytes to do, and of more bytes done.
+    """
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda total: None, lambda done: None
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -178,5 +204,9 @@ def progress(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(plain(label), total=total_bytes)
-        yield lambda done: bar.advance(task, done)
+        task = bar.add_task(plain(label), total=None)
+
+        def expect(total: int) -> None:
+            bar.update(task, total=(bar.tasks[0].total or 0) + total)
+
+        yield expect, lambda done: bar.advance(task, done)

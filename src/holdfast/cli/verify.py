@@ -81,7 +81,7 @@ def _print_problems(found: dict[int, list[Problem]], beside: list[Problem]) -> N
         for problem in problems:
             line((f"step {step}: ", "bold red"), problem.message)
     for problem in beside:
-        line((f"{problem.key}: ", "bold red"), problem.message)
+        line((f"{problem.key.partition('/')[0]}: ", "bold red"), problem.message)
 
 
 def _document(

@@ -13,12 +13,14 @@ from holdfast.format.manifest import ClockDoc
 from holdfast.format.sealed import LINE_DIGEST_CHARS, seal, unseal
 
 __all__ = [
+    "Damaged",
     "Event",
     "Observed",
     "Removed",
     "Resumed",
     "Saved",
     "Started",
+    "Untagged",
     "Verified",
     "Verdicted",
     "decode_events",
@@ -87,7 +89,24 @@ class Verified(msgspec.Struct, frozen=True, tag="verified", tag_field="event"):
     attempt: str
 
 
-Event = Verified | Started | Resumed | Observed | Saved | Verdicted | Removed
+class Damaged(msgspec.Struct, frozen=True, tag="damaged", tag_field="event"):
+    """Something that this checkpoint needs was read and was wrong: the objects with these keys. It counts as verified
+    no more until it is verified again."""
+
+    time: float
+    step: int
+    attempt: str
+    keys: list[str]
+
+
+class Untagged(msgspec.Struct, frozen=True, tag="untagged", tag_field="event"):
+    """A tag was removed on purpose: one that was set earlier and is found elsewhere is not to come back."""
+
+    time: float
+    tag: str
+
+
+Event = Damaged | Untagged | Verified | Started | Resumed | Observed | Saved | Verdicted | Removed
 _DECODER = msgspec.json.Decoder(Event)
 
 
