@@ -18,7 +18,7 @@ from holdfast.catalog.trust import Verifying
 from holdfast.catalog.verify import Problem, verify_manifest
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.clock import SystemTime, TimeSource
-from holdfast.core.errors import HoldfastError, NoCheckpoint, PolicyError, StateError
+from holdfast.core.errors import HoldfastError, IntegrityError, NoCheckpoint, PolicyError, StateError
 from holdfast.core.names import check_tag
 from holdfast.core.records import CheckpointRecord, Observation
 from holdfast.format.events import Event, Observed, Untagged

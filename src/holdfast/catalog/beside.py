@@ -1,4 +1,4 @@
-"""Verify what lies beside the checkpoints of a run: its identity, tags, log, signatures, and the documents that only save work."""
+"""Verify what lies beside the checkpoints: identity, tags, log, signatures, and the documents that only save work."""
 
 from __future__ import annotations
 
