@@ -127,7 +127,8 @@ def test_when_idle() -> None:
 
 
 def test_the_interval_of_young_and_daly() -> None:
-    assert best_interval(50, 3600, 1.0) == 600  # sqrt(2 * 50 * 3600)
+    # Young: sqrt(2 * 50 * 3600) = 600; Daly: 600 * (1 + sqrt(50 / 7200) / 3 + 50 / 7200 / 9)
+    assert best_interval(50, 3600, 1.0) == pytest.approx(617.1296)
     assert best_interval(50, 3600, 0.01) == 5000  # stretched: 50 s are 1 % of 5000 s
     assert best_interval(0, 3600, 0.01) == 1
 
@@ -141,9 +142,9 @@ def test_auto() -> None:
     trigger = auto(max_overhead=1.0, mtbf="1h")
     assert trigger.fires(moment(1, None)) == "first save, to measure its cost"
     assert trigger.fires(moment(1, None, in_flight=True)) is None
-    assert trigger.fires(moment(599, 50)) is None
-    assert trigger.fires(moment(600, 50)) == "every 10m, as a save costs 50s"
-    assert trigger.fires(moment(600, 50, in_flight=True)) is None
+    assert trigger.fires(moment(617, 50)) is None
+    assert trigger.fires(moment(618, 50)) == "every 10m 17s, as a save costs 50s"
+    assert trigger.fires(moment(618, 50, in_flight=True)) is None
     assert auto(max_overhead=0.01, mtbf=3600).fires(moment(4999, 50)) is None
 
 

@@ -10,7 +10,8 @@ from holdfast.policies.best import best
 from holdfast.policies.early_stopping import EarlyStopping, StoppingFold, Verdict
 from holdfast.policies.grids import at, every, log_spaced
 from holdfast.policies.metrics import best_of, improves, order_key
-from holdfast.policies.moments import EVENTS, auto, best_interval, on, when_idle
+from holdfast.policies.moments import EVENTS, auto, on, when_idle
+from holdfast.policies.optimum import best_interval
 from holdfast.policies.plan import Decision, decide, plan, relevant, require_retention, require_trigger
 from holdfast.policies.retention import demote, last, limit, tagged, thin, where, within
 from holdfast.policies.rules import Rule

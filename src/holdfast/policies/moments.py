@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,12 +9,12 @@ from holdfast.core.errors import PolicyError
 from holdfast.core.records import Moment
 from holdfast.core.units import exact_seconds, format_seconds, parse_seconds
 from holdfast.policies.arguments import amount
+from holdfast.policies.optimum import best_interval
 from holdfast.policies.rules import Rule
 
-__all__ = ["EVENTS", "Auto", "On", "WhenIdle", "auto", "best_interval", "on", "when_idle"]
+__all__ = ["EVENTS", "Auto", "On", "WhenIdle", "auto", "on", "when_idle"]
 
 EVENTS = ("start", "end", "epoch_end", "eval_end", "improved", "stop", "preempt", "exception")
-SHORTEST_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -73,17 +72,6 @@ class Auto(Rule):
 
     def __repr__(self) -> str:
         return f"auto(max_overhead={self.max_overhead!r}, mtbf={exact_seconds(self.mtbf_seconds)!r})"
-
-
-def best_interval(save_seconds: float, mtbf_seconds: float, max_overhead: float) -> float:
-    """Return the seconds between saves that lose the least time to saving and to failures together.
-
-    That is sqrt(2 * cost * mean time between failures), stretched so that saving takes no more than the
-    fraction `max_overhead` of the time; at least one second. Sources: J. W. Young, "A first order
-    approximation to the optimum checkpoint interval", CACM 17(9), 1974; J. T. Daly, FGCS 22(3), 2006.
-    """
-    least_lost = math.sqrt(2 * save_seconds * mtbf_seconds)
-    return max(least_lost, save_seconds / max_overhead, SHORTEST_SECONDS)
 
 
 def on(*events: str) -> On:
