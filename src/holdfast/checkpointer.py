@@ -21,6 +21,9 @@ from holdfast.loop.batches import BatchSource
 from holdfast.loop.engine import Engine
 from holdfast.loop.saver import Overlapping, SaveSettings, WhenBusy, WriterKind
 from holdfast.policies import EarlyStopping, Rule, Verdict, every, require_retention, require_trigger
+from holdfast.replication.keeper import MirrorStatus
+from holdfast.replication.mirror import MirrorLike
+from holdfast.replication.replicas import Ack, Replicas
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store, open_store
 
@@ -54,6 +57,11 @@ class Checkpointer:
             the machine or container has to give. A larger state is written piece by piece while the loop waits.
         self_contained: write every tensor anew, instead of referring to an earlier checkpoint for what did not change.
         deadline_seconds: how long after SIGTERM or Ctrl-C the process may live to make its last checkpoint.
+        mirrors: further places that hold copies of the checkpoints: directories, URLs, or `Mirror(...)` for one with
+            a rule, compression or a bandwidth of its own. Copying goes on behind training and never fails it.
+        ack: how many locations, the run's own included, must hold a save before `wait()` returns: "local" (the run's
+            own), a number, or "all".
+        mirror_seconds: how long `wait()` waits for them at most, and `close()` for the mirrors to catch up.
         missing, unexpected, cast: globs over tree paths where a restore may be less than strict.
         sign: the private key that signs every commit: a PEM file of `holdfast keygen`, or "env:NAME" for a variable.
         trusted: whose signatures count: public keys (PEM, base64, or a file), trust files (`.toml`), or a list of them.
@@ -79,6 +87,9 @@ class Checkpointer:
         memory: int | str | None = None,
         self_contained: bool = False,
         deadline_seconds: float = 30.0,
+        mirrors: Sequence[MirrorLike] | None = None,
+        ack: Ack = "local",
+        mirror_seconds: float = 300.0,
         missing: Sequence[str] = (),
         unexpected: Sequence[str] = (),
         cast: Sequence[str] = (),
@@ -95,8 +106,9 @@ class Checkpointer:
         self._pid = os.getpid()
         self._depth = 0
         self._foreign = False  # the loop is somebody else's: it ends when we are closed
+        store = open_store(url)
         self._engine = Engine(
-            open_store(url),
+            store,
             self.state,
             save=require_trigger(save) if save is not None else every(minutes=10),
             keep=require_retention(keep) if keep is not None else None,
@@ -111,6 +123,7 @@ class Checkpointer:
             ),
             signing=signing,
             deadline_seconds=deadline_seconds,
+            replicas=Replicas(store, mirrors, ack=ack, seconds=mirror_seconds, time=time),
             time=time,
         )
         _open.add(self)
@@ -134,6 +147,11 @@ class Checkpointer:
     def stopped(self) -> Verdict | None:
         """The verdict that ended training early, with its reason, or None."""
         return self._engine.stopped
+
+    @property
+    def mirrors(self) -> list[MirrorStatus]:
+        """How each mirror stands: its newest step, what it still lacks, and what went wrong last."""
+        return self._engine.replicas.statuses
 
     @property
     def capture_report(self) -> CaptureReport | None:
@@ -268,8 +286,13 @@ class Checkpointer:
         return self._engine.restore(which, only).report
 
     def wait(self) -> None:
-        """Return when every save that was started is durable. Raises SaveFailed when one failed."""
-        self._engine.wait()
+        """Return when every save that was started is durable, in as many locations as `ack=` asks for.
+
+        Raises:
+            SaveFailed: one failed.
+            NotReplicated: mirrors did not take the newest one within `mirror_seconds`; the message names them.
+        """
+        self._engine.acknowledge()
 
     def close(self) -> None:
         """Wait for what is under way and give the run up. Safe to call twice.

@@ -249,6 +249,14 @@ class History:
         have = ", ".join(map(str, self._sound()[-8:])) or "none"
         raise NoCheckpoint(f"{self.store.url} has no checkpoint {which!r}; its newest steps are: {have}")
 
+    def key_of(self, which: int | str) -> str | None:
+        """Return the key of the manifest of a step, sound or broken, or of a tag; None if there is none."""
+        with contextlib.suppress(HoldfastError):
+            number = isinstance(which, int) or which.isdigit()
+            step = int(which) if number else self._step_of(str(which))
+            return self._entries[step].key if step in self._entries else None
+        return None
+
     def _step_of(self, name: str) -> int:
         tag = find_tag(self.store, name)
         if tag is not None and self._has(tag):

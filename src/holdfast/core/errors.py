@@ -24,6 +24,7 @@ HoldfastError
 ├── StateError(ValueError)            the live state and the checkpoint do not fit; carries tree paths
 │   └── UnsupportedValue(TypeError)   cannot be stored without running code at load
 ├── PolicyError(ValueError)           a trigger, a retention rule or a metric makes no sense
+├── NotReplicated(TimeoutError)       fewer locations than ack= asks for hold a checkpoint in time
 ├── SaveFailed(RuntimeError)          a background save failed; raised at the next boundary and at exit
 └── MissingDependency(ImportError)    an optional dependency is not installed; says the pip line
 ```
@@ -48,6 +49,7 @@ __all__ = [
     "NoCheckpoint",
     "NotARun",
     "NotFound",
+    "NotReplicated",
     "OutOfSpace",
     "PermissionDenied",
     "PolicyError",
@@ -154,6 +156,10 @@ class UnsupportedValue(StateError, TypeError):
 
 class PolicyError(HoldfastError, ValueError):
     """A trigger, retention rule, metric or interval makes no sense as given."""
+
+
+class NotReplicated(HoldfastError, TimeoutError):
+    """Fewer locations than `ack=` asks for hold a checkpoint in time; it is whole where it is, and copying goes on."""
 
 
 class SaveFailed(HoldfastError, RuntimeError):

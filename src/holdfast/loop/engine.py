@@ -11,10 +11,11 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from time import monotonic
 
 from holdfast.catalog.keyfiles import Signing
 from holdfast.core.clock import Clock, TimeSource
-from holdfast.core.errors import HoldfastError, PolicyError
+from holdfast.core.errors import HoldfastError, NotReplicated, PolicyError
 from holdfast.format.events import Resumed, Verdicted
 from holdfast.format.manifest import clock_from_doc
 from holdfast.loop.batches import BatchSource
@@ -25,6 +26,7 @@ from holdfast.loop.saver import SaveHow, Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict
+from holdfast.replication.replicas import Replicas
 from holdfast.saving.remote import WriterProcess, can_have_process
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store
@@ -51,6 +53,7 @@ class Engine:
         settings: SaveSettings,
         signing: Signing,
         deadline_seconds: float,
+        replicas: Replicas,
         time: TimeSource,
     ) -> None:
         self.state = state
@@ -65,9 +68,13 @@ class Engine:
                 f'writer="process": no other process can write to {store.url} for this one: that takes Linux and a '
                 'store that can be opened by URL; use writer="thread"'
             )
+        self.replicas = replicas
+        replicas.bring_back()
         in_process = able and settings.writer in ("process", "auto")
         host = WriterProcess() if in_process else None
         self.session = Session(store, time, wait=True, host=host, key=signing.key)
+        replicas.remember(self.session.identity.run)
+        self.tell_mirrors()
         self.gradients = PendingGradients(state)
         self.interrupts = Interrupts(deadline_seconds, self.session.newest)
         self.source: BatchSource | None = None
@@ -85,6 +92,7 @@ class Engine:
         self._warm = False
         self._moved = False  # a restore set the clock, and nothing was trained since
         self._saved_clock: Clock | None = None
+        self._leave_by: float | None = None  # after a signal, on the machine's monotonic clock
 
     @property
     def clock(self) -> Clock:
@@ -119,7 +127,12 @@ class Engine:
         """Put a checkpoint into the live objects; a whole one sets the clock too."""
         self.wait()
         options = replace(self._options, only=tuple(only))
-        restored = restore_state(self.session.history, self.state, which, options, trust=self._trust)
+        restored = restore_state(
+            self.session.history, self.state, which, options, trust=self._trust, mend=self.replicas.mend
+        )
+        came_from = self.replicas.brought.get(restored.manifest.step)
+        if came_from is not None:
+            restored.report.notes.append(f"it was brought back from the mirror {came_from}")
         self.state.update(restored.replaced)
         self.restore_report = restored.report
         for note in restored.report.notes:
@@ -202,6 +215,7 @@ class Engine:
         """Raise what a stop signal asks for, once every save is durable."""
         if self.interrupts.stop_signal is not None:
             self.wait()
+            self._leave_by = self.interrupts.deadline
             leave = self.interrupts.leave()
             self.interrupts.remove()
             raise leave
@@ -213,6 +227,7 @@ class Engine:
         self.wait()
         self.session.log.flush()
         self.leave_if_told()
+        self.acknowledge()
 
     # ---- saving ---------------------------------------------------------------------------------------------------
 
@@ -238,7 +253,15 @@ class Engine:
         self._saved_clock = self.clock
 
     def _after_commit(self) -> None:
-        self.session.label_and_retain(self._best, self._keep)
+        try:
+            self.session.label_and_retain(self._best, self._keep)
+        finally:
+            self.tell_mirrors()
+
+    def tell_mirrors(self) -> None:
+        """Have the mirrors catch up, behind training, with what the run holds now."""
+        session = self.session
+        self.replicas.tell(session.history, session.identity.run, session.lease.generation)
 
     def save_after(self, error: Exception) -> None:
         """Save after an exception in the loop, if the save rule asks for it; never hide the exception."""
@@ -256,6 +279,11 @@ class Engine:
         """Return when every save is durable. Raises SaveFailed when one failed."""
         self._saver.wait()
 
+    def acknowledge(self) -> None:
+        """Return when every save is in as many locations as was asked for. Raises SaveFailed, NotReplicated."""
+        self.wait()
+        self.replicas.acknowledge()
+
     def close(self) -> None:
         """Wait for what is under way and give the run up."""
         if self.closed:
@@ -267,10 +295,28 @@ class Engine:
         try:
             self.wait()
         except BaseException:
+            self.replicas.stop()
             with contextlib.suppress(HoldfastError):  # the first failure is the one to raise
                 self.session.close()
             raise
-        self.session.close()
+        try:
+            self._close_mirrors()
+        finally:
+            self.session.close()
+
+    def _close_mirrors(self) -> None:
+        """Wait for the mirrors, and after a signal no longer than the process may live."""
+        if not self.replicas.keepers:
+            return
+        self.session.log.flush()
+        self.tell_mirrors()
+        if self._leave_by is None:
+            self.replicas.close()
+            return
+        try:
+            self.replicas.close(max(0.0, self._leave_by - monotonic()))
+        except NotReplicated as e:  # the signal is what is raised
+            logger.error("%s", e)
 
     def refuse_closed(self) -> None:
         """Raise PolicyError when the run was given up."""

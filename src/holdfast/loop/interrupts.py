@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -33,6 +34,7 @@ class Interrupts:
         self.stop_signal: int | None = None
         self.save_signal: int | None = None
         self.aborted = False
+        self.deadline: float | None = None  # to be gone a little before it, on the monotonic clock
 
     def install(self) -> None:
         """Put the handlers in place; does nothing outside the main thread or when a signal is ignored."""
@@ -79,6 +81,7 @@ class Interrupts:
         name = signal.Signals(number).name
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         _say(f"{name}: saving at the end of this step, then stopping{again}")
+        self.deadline = time.monotonic() + self._deadline_seconds - min(1.0, self._deadline_seconds / 5)
         self._timer = threading.Timer(self._deadline_seconds, self._give_up, (number,))
         self._timer.daemon = True
         self._timer.start()

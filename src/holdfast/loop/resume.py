@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from holdfast.catalog.history import History
 from holdfast.catalog.trust import Trust
@@ -21,6 +22,8 @@ from holdfast.state.reports import RestoreOptions, RestoreReport
 from holdfast.state.rng import restore_rng
 
 __all__ = ["Restored", "restore_state"]
+
+Mend: TypeAlias = Callable[[str], list[str]]
 
 logger = logging.getLogger("holdfast")
 
@@ -43,11 +46,13 @@ def restore_state(
     *,
     trust: Trust,
     rng: bool = True,
+    mend: Mend | None = None,
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
     "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it left. One
-    that is not trusted is not passed over: whether to go back behind it is for a person to say.
+    that is not trusted is not passed over: whether to go back behind it is for a person to say. Where one does not
+    verify `mend`, if given, is told the key of its manifest and may mend it, and returns what it did, in words.
 
     Raises:
         NoCheckpoint: there is none.
@@ -56,26 +61,43 @@ def restore_state(
         StateError: it does not fit the live objects; the message names every path.
     """
     history.refresh()
-    if which != "latest":
-        entry, manifest = history.resolve(which)
-        trust.check(history.store, entry.key, manifest, history.run)
-        return _restore_one(history, manifest, state, options, {}, rng=rng)
     passed_over: dict[int, str] = {}
+
+    def attempt(one: int | str) -> Restored:
+        entry, manifest = history.resolve(one)
+        trust.check(history.store, entry.key, manifest, history.run)
+        return _restore_one(history, manifest, state, options, passed_over, rng=rng)
+
+    if which != "latest":
+        return _mended(history, which, attempt, mend)
     for step in sorted({*history.manifests, *history.broken}, reverse=True):
         try:
-            if step in history.broken:
-                raise history.broken[step][1]
-            entry, manifest = history.manifests[step]
-            if manifest.demoted:
+            if step not in history.broken and history.summary(step).demoted:
                 passed_over[step] = "holds weights only"
                 continue
-            trust.check(history.store, entry.key, manifest, history.run)
-            return _restore_one(history, manifest, state, options, passed_over, rng=rng)
-        except (IntegrityError, StoreError) as e:
+            return _mended(history, step, attempt, mend)
+        except (IntegrityError, StoreError, NoCheckpoint) as e:  # the last: it was deleted just now
             passed_over[step] = str(e)
             logger.warning("step %d does not verify, falling back to an older checkpoint: %s", step, e)
     what = "; ".join(f"step {s}: {why}" for s, why in passed_over.items())
     raise NoCheckpoint(f"{history.store.url} has no checkpoint to resume from{': ' + what if what else ''}")
+
+
+def _mended(
+    history: History, which: int | str, attempt: Callable[[int | str], Restored], mend: Mend | None
+) -> Restored:
+    """Restore a checkpoint; one that does not verify once more, if it could be mended."""
+    try:
+        return attempt(which)
+    except (IntegrityError, StoreError):
+        key = history.key_of(which)
+        notes = mend(key) if mend is not None and key is not None else []
+        if not notes:
+            raise
+    history.refresh()
+    restored = attempt(which)
+    restored.report.notes += notes
+    return restored
 
 
 def _restore_one(

@@ -122,9 +122,11 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class MirrorPlan:
-    """What to do: `copy`, the most precious first, and `remove` afterwards. `displace`: the steps where another state, or
-    a manifest that does not verify, is to be set aside as the copy is put in its place. `kept` says why for every step
-    that the mirror ought to hold."""
+    """What to do: `copy`, the most precious first, and `remove` afterwards.
+
+    `displace` are the steps where another state, or a manifest that does not verify, is to be set aside as the copy is
+    put in its place. `kept` says why for every step that the mirror ought to hold.
+    """
 
     copy: tuple[Held, ...]
     displace: frozenset[int]

@@ -209,7 +209,9 @@ class Keeper:
             self._news.notify_all()
         if new:
             logger.warning(
-                "the mirror %s is not up to date: %s. Training goes on, and it is tried again", self.store.url, error
+                "the mirror %s is not up to date: %s. Training goes on, and it is tried again",
+                self.store.url,
+                error,
             )
 
     def _succeed(self, number: int) -> None:

@@ -58,9 +58,7 @@ def remembered(mirror: Mirror, store: Store) -> RememberedMirror:
     except PolicyError:
         told = False
     bandwidth = 0 if mirror.bandwidth is None else parse_bytes(mirror.bandwidth)
-    return RememberedMirror(
-        store.url, keep if told else "", told, mirror.compress, bandwidth, mirror.verify
-    )
+    return RememberedMirror(store.url, keep if told else "", told, mirror.compress, bandwidth, mirror.verify)
 
 
 def read_mirrors(store: Store, run: str) -> list[RememberedMirror]:

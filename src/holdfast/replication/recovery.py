@@ -75,7 +75,9 @@ def bring_back(primary: Store, mirrors: Sequence[Store], time: TimeSource) -> di
         if answer.found is not None:
             seen[url] = answer.found
         else:
-            logger.warning("the mirror %s cannot be read (%s); what it holds is not considered", url, answer.error)
+            logger.warning(
+                "the mirror %s cannot be read (%s); what it holds is not considered", url, answer.error
+            )
     mine = _glance_at_primary(primary)
     _refuse_strangers(primary, mine, seen)
     lost = mine.run is None
@@ -191,9 +193,9 @@ def _fetch_tagged(primary: Store, source: Source, mine: Source, newest: int) -> 
         held = source.location.held.get(tag.step)
         if held is None or tag.step in mine.location.held or tag.step >= newest or tag.step in brought:
             continue
-        if held.record.attempt == tag.attempt and not _given_up(held, past, has_another=True):
-            if _fetch(primary, held, source):
-                brought[tag.step] = source.store.url
+        kept = held.record.attempt == tag.attempt and not _given_up(held, past, has_another=True)
+        if kept and _fetch(primary, held, source):
+            brought[tag.step] = source.store.url
     return brought
 
 
