@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 
 from holdfast.catalog.beside import verify_beside
+from holdfast.catalog.deletion import Freed
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.keyfiles import KeySource, TrustSource, make_trust, read_signing_key
@@ -14,6 +16,7 @@ from holdfast.catalog.lease import LeaseDoc, holder, is_held
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.signatures import add_signature
 from holdfast.catalog.tags import Tag, delete_tag, set_tag
+from holdfast.catalog.trash import Deleted, describe_trash, list_trash, restore_from_trash
 from holdfast.catalog.trust import Verifying
 from holdfast.catalog.verify import Problem, verify_manifest
 from holdfast.checkpoint import Checkpoint
@@ -21,7 +24,8 @@ from holdfast.core.clock import SystemTime, TimeSource
 from holdfast.core.errors import HoldfastError, IntegrityError, NoCheckpoint, PolicyError, StateError
 from holdfast.core.names import check_tag
 from holdfast.core.records import CheckpointRecord, Observation
-from holdfast.format.events import Event, Observed, Untagged
+from holdfast.core.units import parse_seconds
+from holdfast.format.events import Event, Observed, Removed, Untagged
 from holdfast.format.manifest import (
     clock_from_doc,
     clock_to_doc,
@@ -35,7 +39,9 @@ from holdfast.loop.session import Session
 from holdfast.policies import Decision, Mode, Rule, best_of, plan, require_retention
 from holdfast.stores import Store, open_store
 
-__all__ = ["Run"]
+__all__ = ["GRACE", "Run"]
+
+GRACE = "24h"
 
 
 class Run:
@@ -218,32 +224,84 @@ class Run:
         rule, together = require_retention(keep), self.history.stored_together
         return plan(self.records(), rule, now=self._time.now(), stored_together=together)
 
-    def prune(self, keep: Rule) -> tuple[Decision, ...]:
+    def prune(self, keep: Rule, *, grace: str | float = GRACE) -> tuple[Decision, ...]:
         """Delete and demote what a retention rule lets go, and return what was decided.
+
+        What is deleted stays in the trash for `grace` (seconds, or text such as "24h"), and `undelete` brings it back;
+        0 frees it at once. What demoting gives up is freed at once.
 
         Raises:
             LeaseHeld: a training process writes the run; its own retention rule is in force.
         """
+        grace_seconds = _whole_seconds(grace)
         session = Session(self.store, self._time)
         try:
-            return session.retain(require_retention(keep))
+            return session.retain(require_retention(keep), grace_seconds)
         finally:
             session.close()
             self.refresh()
 
-    def remove(self, steps: Sequence[int], *, force: bool = False) -> int:
-        """Delete checkpoints; return the bytes freed.
+    def remove(self, steps: Sequence[int], *, force: bool = False, grace: str | float = GRACE) -> int:
+        """Delete checkpoints, by way of the trash as `prune` does; return the bytes that are freed, at once or when the
+        grace has ended. One that does not verify is freed at once.
 
         Raises:
             NoCheckpoint: one of them does not exist; nothing was deleted.
             StateError: it is tagged or the last one, and `force` is not given.
             LeaseHeld: a training process writes the run.
         """
+        grace_seconds = _whole_seconds(grace)
         self.check_removal(steps, force=force)
         session = Session(self.store, self._time)
         try:
             there = {*session.history.steps, *session.history.broken}
-            return session.remove_steps([s for s in steps if s in there], {})
+            present = [s for s in steps if s in there]
+            return session.remove_steps(present, {}, grace_seconds=grace_seconds)
+        finally:
+            session.close()
+            self.refresh()
+
+    def trash(self) -> list[Deleted]:
+        """Return the checkpoints that were deleted and not yet freed, in step order."""
+        return describe_trash(self.store, self.history.known)
+
+    def undelete(self, step: int, attempt: str | None = None) -> Checkpoint:
+        """Bring a checkpoint back from the trash, with the tags that are free; of several of a step the one that was
+        deleted last, or that of an attempt. Works while the run is being trained.
+
+        Raises:
+            NoCheckpoint: the trash holds none of this step.
+            MissingObject, Truncated, DigestMismatch: its data is not all there; nothing was changed.
+            StateError: the step has another checkpoint now; nothing was changed.
+        """
+        found = [t for t in list_trash(self.store) if t.step == step and attempt in (None, t.attempt)]
+        if not found:
+            have = (
+                ", ".join(str(s) for s in dict.fromkeys(t.step for t in list_trash(self.store))) or "nothing"
+            )
+            raise NoCheckpoint(f"the trash of {self.store.url} holds no step {step}; it holds: {have}")
+        _, manifest, doc = restore_from_trash(self.store, found[-1])
+        self.refresh()
+        now = self._time.now()
+        for name in doc.tags:
+            if name not in self.history.tags():
+                set_tag(self.store, Tag(name, step, manifest.attempt, now))
+        log = LogWriter(self.store, f"o{secrets.token_hex(6)}")
+        log.record(Removed(now, step, manifest.attempt, "brought back", []))
+        log.flush()
+        return Checkpoint(self.store, manifest)
+
+    def collect(self, *, grace: str | float | None = None) -> Freed:
+        """Free what nothing refers to: what has been in the trash for long enough, attempts of writers that died,
+        half-made files and uploads older than an hour. With `grace`, everything that has been in the trash for so long.
+
+        Raises:
+            LeaseHeld: a training process writes the run; it frees these things itself.
+        """
+        grace_seconds = None if grace is None else parse_seconds(grace)
+        session = Session(self.store, self._time)
+        try:
+            return session.freed + session.collect(grace_seconds)
         finally:
             session.close()
             self.refresh()
@@ -266,3 +324,7 @@ class Run:
             raise StateError(
                 f"this would delete the last checkpoint of {self.store.url}; force it if that is meant"
             )
+
+
+def _whole_seconds(grace: str | float) -> int:
+    return math.ceil(parse_seconds(grace))

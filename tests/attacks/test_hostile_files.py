@@ -115,7 +115,7 @@ def test_removing_a_checkpoint_removes_a_link_and_not_what_it_leads_to(
     path = data_path(store)
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    holdfast.Run(store).remove([2], force=True)
+    holdfast.Run(store).remove([2], force=True, grace=0)
     assert not path.is_symlink()
     assert (tmp_path / "elsewhere").exists()
 

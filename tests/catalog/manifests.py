@@ -9,7 +9,8 @@ from holdfast.catalog.lease import acquire
 from holdfast.catalog.summary import Summaries, summarize
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import StoreError
-from holdfast.format.manifest import FORMAT_VERSION, FileEntry, Manifest, Part, decode_manifest
+from holdfast.format.manifest import FORMAT_VERSION, FileEntry, Manifest, Part
+from holdfast.format.trash import decode_trash
 from holdfast.stores import MemoryStore, Store
 from holdfast.testing import MockClock
 
@@ -50,7 +51,7 @@ def known(*manifests: tuple[Entry, Manifest]) -> Summaries:
 
 
 def set_aside(store: Store) -> list[Manifest]:
-    return [decode_manifest(store.read(o.key), o.key) for o in store.list("trash")]
+    return [decode_trash(store.read(o.key), o.key)[0] for o in store.list("trash")]
 
 
 def attempts(store: Store) -> list[tuple[int, str]]:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import pytest
 from manifests import Interrupted, attempts, data_key, known, manifest, put, set_aside
 
-from holdfast.catalog.checkpoints import (
-    Entry,
-    entries,
-    read_entry,
-    reclaim,
-    remove,
-    retire,
-)
+from holdfast.catalog.checkpoints import Entry, entries, read_entry
+from holdfast.catalog.deletion import Ages, collect, remove
 from holdfast.catalog.lease import Lease, acquire
+from holdfast.catalog.trash import Leaving, retire
 from holdfast.core.errors import (
     InvalidFormat,
     MissingObject,
@@ -21,6 +16,8 @@ from holdfast.core.errors import (
 from holdfast.format.manifest import encode_manifest
 from holdfast.stores import Store
 from holdfast.testing import MockClock
+
+EVERYTHING = Ages(now=2.0**40)
 
 
 @pytest.fixture
@@ -71,13 +68,13 @@ def test_other_names_are_no_checkpoints(store: Interrupted, name: str) -> None:
 
 def test_what_is_set_aside_is_not_listed_and_keeps_its_bytes(store: Interrupted) -> None:
     one, _ = put(store, manifest(1, "aa"), manifest(2, "bb"))
-    retire(store, [(one, "aa")])
-    retire(store, [(one, "aa")])  # again, after a crash: nothing left to do
+    retire(store, [Leaving(one, "aa")], now=1.0, grace_seconds=60)
+    retire(store, [Leaving(one, "aa")], now=1.0, grace_seconds=60)  # again, after a crash: nothing left to do
     assert attempts(store) == [(2, "bb")]
     assert [(m.step, m.attempt) for m in set_aside(store)] == [(1, "aa")]
-    assert reclaim(store) == 0
+    assert collect(store).nbytes == 0
     assert data(store) == [data_key(1, "aa"), data_key(2, "bb")]
-    assert reclaim(store, trash_before=2**40) == 10
+    assert collect(store, ages=EVERYTHING).nbytes == 10
     assert data(store) == [data_key(2, "bb")]
     assert set_aside(store) == []
 
@@ -85,7 +82,7 @@ def test_what_is_set_aside_is_not_listed_and_keeps_its_bytes(store: Interrupted)
 def test_setting_aside_takes_older_states_of_the_step_along(store: Interrupted) -> None:
     put(store, manifest(1, "aa"), manifest(1, "bb"))
     (newest,) = entries(store)
-    retire(store, [(newest, "bb")])
+    retire(store, [Leaving(newest, "bb")], now=1.0, grace_seconds=60)
     assert entries(store) == [], "the older state does not rise again"
 
 
@@ -150,10 +147,10 @@ def test_reclaiming_frees_attempts_that_never_committed_and_older_states(store: 
     put(store, manifest(1, "aa"), manifest(1, "bb"), manifest(2, "cc"))
     store.write("data/000000000003-dead/m.safetensors", [b"y" * 33])
     store.write("data/000000000003-dead/o.safetensors", [b"y" * 4])
-    assert reclaim(store) == 10 + 33 + 4
+    assert collect(store).nbytes == 10 + 33 + 4
     assert attempts(store) == [(1, "bb"), (2, "cc")]
     assert data(store) == [data_key(1, "bb"), data_key(2, "cc")]
-    assert reclaim(store) == 0
+    assert collect(store).nbytes == 0
 
 
 @pytest.mark.parametrize("place", ["checkpoints/000000000009.json", "trash/000000000009-aa.json"])
@@ -164,10 +161,10 @@ def test_nothing_is_reclaimed_while_a_manifest_cannot_be_read(
     put(store, manifest(1))
     store.replace(place, content)
     store.write("data/000000000003-dead/m.safetensors", [b"y"])
-    assert reclaim(store) == 0
+    assert collect(store).nbytes == 0
     assert len(data(store)) == 2
     store.delete([place])
-    assert reclaim(store) == 1
+    assert collect(store).nbytes == 1
 
 
 def test_other_peoples_files_neither_stop_reclaiming_nor_are_touched(store: Interrupted) -> None:
@@ -183,6 +180,6 @@ def test_other_peoples_files_neither_stop_reclaiming_nor_are_touched(store: Inte
     ]
     for key in mine:
         store.create(key, b"do not touch")
-    assert reclaim(store) == 1
+    assert collect(store).nbytes == 1
     for key in (*mine, "checkpoints/README.txt"):
         assert store.read(key) == b"do not touch"

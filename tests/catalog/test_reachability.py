@@ -18,7 +18,7 @@ from manifests import Interrupted, fail, set_aside
 
 import holdfast
 from holdfast.catalog import tidiness
-from holdfast.catalog.checkpoints import reclaim
+from holdfast.catalog.deletion import Ages, collect
 from holdfast.catalog.verify import verify_manifest
 from holdfast.core.clock import Clock
 from holdfast.core.errors import CommitUnknown, HoldfastError, StoreError
@@ -148,7 +148,7 @@ class Run(RuleBasedStateMachine):
     def remove_any_from_outside(self, pick) -> None:
         self.session.close()
         victim = pick.choice(sorted(self.saved))
-        holdfast.Run(self.store, time=self.clock).remove([victim], force=True)
+        holdfast.Run(self.store, time=self.clock).remove([victim], force=True, grace=0)
         del self.saved[victim]
         self._take_up()
 
@@ -231,7 +231,7 @@ class Run(RuleBasedStateMachine):
 
     @rule()
     def reclaim_everything(self) -> None:
-        reclaim(self.store, trash_before=2**40)
+        collect(self.store, ages=Ages(now=2.0**40))
         run = holdfast.Run(self.store, time=self.clock)
         needed = {key for step in run.steps for key in run[step].manifest.file_keys}
         assert {o.key for o in self.store.list("data")} == needed

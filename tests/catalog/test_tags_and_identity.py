@@ -6,12 +6,13 @@ import msgspec
 import pytest
 from manifests import data_key, manifest, put
 
-from holdfast.catalog.checkpoints import entries, retire
+from holdfast.catalog.checkpoints import entries
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import create_run, read_identity
 from holdfast.catalog.keys import RUN, tag_key
 from holdfast.catalog.runlog import LogWriter
 from holdfast.catalog.tags import Tag, delete_tag, read_tags, set_tag
+from holdfast.catalog.trash import Leaving, retire
 from holdfast.core.errors import (
     DigestMismatch,
     IntegrityError,
@@ -151,7 +152,7 @@ def test_the_history_reads_what_is_asked_for_and_follows_changes(store: MemorySt
     put(store, manifest(2, "cc"))
     history.refresh()
     assert [history.manifests[s][1].attempt for s in history.steps] == ["aa", "cc"]
-    retire(store, [(entries(store)[0], "aa")])
+    retire(store, [Leaving(entries(store)[0], "aa")], now=1.0, grace_seconds=60)
     history.refresh()
     assert history.steps == [2]
 

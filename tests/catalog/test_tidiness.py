@@ -155,7 +155,7 @@ def test_what_a_broken_one_needed_is_searched_for(store: Watched, clock: MockClo
     (its,) = [key for key in before if key.startswith("data/000000000002-")]
     store.replace("checkpoints/000000000002.json", b"spoilt")
     if act == "remove":
-        holdfast.Run(store, time=clock).remove([2])
+        holdfast.Run(store, time=clock).remove([2], grace=0)
     else:
         with held(store, clock) as session:
             save(session, 2, 7.0)

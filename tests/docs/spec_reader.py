@@ -20,6 +20,7 @@ from blake3 import blake3
 
 COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,254}")
 MANIFEST_KEY = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
+TRASH_KEY = re.compile(r"trash/(\d{12})-([0-9a-f]+)(?:-(\d{1,12}))?\.json")
 MANIFEST_DEFAULTS: dict[str, Any] = {
     "metrics": {}, "reasons": [], "parent": None, "new_bytes": 0, "exact": True, "demoted": False,
     "world_size": 1, "environment": {}, "loop": {},
@@ -316,6 +317,20 @@ class SpecRun:
         require(set(content) <= MANIFEST_MEMBERS, "members of a manifest")
         require(content["step"] == step, "the step")
         return {**MANIFEST_DEFAULTS, **content}
+
+    def trash(self) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+        """What was deleted, by key: the document, and the manifest in it."""
+        found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        for key in self._keys("trash"):
+            raw = (self.root / key).read_bytes()
+            document = open_sealed(raw)
+            step, attempt, grace = TRASH_KEY.fullmatch(key).groups()  # type: ignore[union-attr]
+            inner = raw if "deleted" not in document else raw[raw.index(b',"manifest":') + 12 : -78] + b"\n"
+            manifest = open_sealed(inner)
+            require((manifest["step"], manifest["attempt"]) == (int(step), attempt), "the key in the trash")
+            require(document.get("grace_seconds", 86400) == int(grace or 86400), "the grace in the key")
+            found[key] = document, manifest
+        return found
 
     def tags(self) -> dict[str, dict[str, Any]]:
         found = {k: open_sealed((self.root / k).read_bytes()) for k in self._keys("tags")}

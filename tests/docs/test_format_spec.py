@@ -228,6 +228,17 @@ def test_what_a_manifest_says_is_the_same(root: Path) -> None:
     assert mine.holder()["released"]
 
 
+def test_what_is_in_the_trash_is_the_same(root: Path) -> None:
+    ours, theirs = holdfast.Run(root).trash(), SpecRun(root).trash()
+    assert ours
+    assert [(d.step, d.attempt) for d in ours] == sorted(
+        (m["step"], m["attempt"]) for _, m in theirs.values()
+    )
+    assert {d.time for d in ours} == {document["deleted"] for document, _ in theirs.values()}
+    assert {d.reasons for d in ours} == {tuple(document["reasons"]) for document, _ in theirs.values()}
+    assert all(document["key"].startswith("checkpoints/") for document, _ in theirs.values())
+
+
 def test_the_log_is_the_same(root: Path) -> None:
     run, mine = holdfast.Run(root), SpecRun(root)
     ours = [type(e).__struct_config__.tag for e in run.events()]

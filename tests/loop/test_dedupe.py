@@ -45,6 +45,6 @@ def test_a_limit_in_bytes_counts_shared_files_once() -> None:
     assert sum(r.stored_bytes for r in run.records()) > 2_800_000
     kept = [d.step for d in run.plan(limit("800 kB")) if d.action == "keep"]
     assert kept == [3, 4, 5, 6]  # 400 kB and four times 80 kB with their headers
-    run.prune(limit("800 kB"))
+    run.prune(limit("800 kB"), grace=0)
     assert Run(store).steps == kept
     assert sum(o.size for o in store.list("data")) <= 800_000

@@ -67,7 +67,7 @@ def demoted(primary: Store) -> None:
 
 
 def removed_by_hand(primary: Store) -> None:
-    holdfast.Run(primary).remove([2])
+    holdfast.Run(primary).remove([2], grace=0)
 
 
 def committed_again(primary: Store) -> None:
@@ -113,7 +113,7 @@ def test_passes_of_one_reconciler_follow_a_run_that_goes_on(primary: MemoryStore
 def test_a_pass_sees_what_others_did_to_the_mirror(primary: MemoryStore, mirror: Store) -> None:
     reconciler = Reconciler(mirror, Goal(), clock := MockClock())
     reconciler.run(source_of(primary))
-    holdfast.Run(mirror).remove([2])
+    holdfast.Run(mirror).remove([2], grace=0)
     assert reconciler.run(source_of(primary)).placed == [2]
     mirror.delete(mirror.names("data")[:1])
     assert reconciler.run(source_of(primary)).placed == []
@@ -138,7 +138,7 @@ def test_packed_copies_hold_the_same_checkpoints(primary: MemoryStore, mirror: S
     reconcile(primary, mirror, Goal(pack=Pack(), verify=True))
     assert_is_copy(mirror, primary)
     assert all(key.endswith(".zst") for key in mirror.names("data"))
-    holdfast.Run(primary).remove([2])
+    holdfast.Run(primary).remove([2], grace=0)
     reconcile(primary, mirror, Goal(pack=Pack()))
     assert_is_copy(mirror, primary)
     assert not left_over(mirror)
@@ -197,7 +197,7 @@ def test_a_bad_manifest_at_the_primary_takes_nothing_away(primary: MemoryStore, 
 def test_a_bad_tag_at_the_primary_stops_removals(primary: MemoryStore, mirror: Store) -> None:
     holdfast.Run(primary).tag("good", 2)
     reconcile(primary, mirror)
-    holdfast.Run(primary).remove([1])
+    holdfast.Run(primary).remove([1], grace=0)
     flip(primary, "tags/good.json", 10)
     reconcile(primary, mirror)
     assert steps(mirror) == [1, 2, 3, 4]
@@ -246,7 +246,7 @@ def a_mirror_with_all_kinds_of_work(primary: MemoryStore) -> MemoryStore:
     mirror = MemoryStore("mirror")
     reconcile(primary, mirror)
     roll_back(primary, 2, 5)
-    holdfast.Run(primary).remove([1])
+    holdfast.Run(primary).remove([1], grace=0)
     save(primary, 2)
     holdfast.Run(primary).tag("good", 4)
     return mirror

@@ -1,29 +1,17 @@
-"""The acts on a run's checkpoints: list, read, commit, set aside, remove, reclaim.
+"""The acts on a run's checkpoints: list, read, commit. How they go is in `catalog.deletion` and `catalog.trash`.
 
 Writing is data first, manifest last; deleting is the reverse. A crash between any two calls leaves at worst bytes that
-nothing refers to, which `reclaim` frees.
+nothing refers to, which `collect` frees.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from holdfast.catalog.keys import (
-    CHECKPOINTS,
-    DATA,
-    TRASH,
-    is_data_key,
-    manifest_key,
-    packed_key,
-    parse_manifest_key,
-    step_prefix,
-    trash_key,
-)
+from holdfast.catalog.keys import CHECKPOINTS, manifest_key, parse_manifest_key, step_prefix
 from holdfast.catalog.lease import Lease
-from holdfast.catalog.signatures import add_signature, forgotten_signatures, orphaned_signatures
-from holdfast.catalog.summary import Summaries, Summary, summarize
+from holdfast.catalog.signatures import add_signature
 from holdfast.core.errors import (
     CommitConflict,
     CommitUnknown,
@@ -37,16 +25,7 @@ from holdfast.format.manifest import Manifest, decode_manifest, encode_manifest
 from holdfast.format.signing import SigningKey
 from holdfast.stores import Store
 
-__all__ = [
-    "Entry",
-    "commit",
-    "entries",
-    "newest_states",
-    "read_entry",
-    "reclaim",
-    "remove",
-    "retire",
-]
+__all__ = ["Entry", "commit", "entries", "newest_states", "read_entry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +81,12 @@ def commit(store: Store, manifest: Manifest, lease: Lease, key: SigningKey | Non
         CommitConflict: a rival committed at this very place.
         CommitUnknown: the store failed in a way that leaves the outcome open.
     """
-    lease.check()
     present = newest_states(store.names(CHECKPOINTS, after=step_prefix(manifest.step))).get(manifest.step)
     ordinal = present.ordinal + 1 if present is not None else 0
     name, raw = manifest_key(manifest.step, ordinal), encode_manifest(manifest)
     if key is not None:
         add_signature(store, manifest, raw, key, manifest.time)  # no commit without its signature
+    lease.check()  # behind the look: what a new holder commits is not overtaken under a higher ordinal
     try:
         store.create(name, raw)  # durability: the commit
     except StoreError as e:
@@ -134,82 +113,3 @@ def _settle(store: Store, key: str, manifest: Manifest, cause: StoreError) -> No
     raise CommitConflict(
         f"{key}: another writer committed this step first; its checkpoint is intact"
     ) from cause
-
-
-def retire(store: Store, leaving: Sequence[tuple[Entry, str]]) -> None:
-    """Set checkpoints aside, each with its attempt: they are no longer listed, their bytes stay until `reclaim` frees
-    the trash."""
-    for entry, attempt in leaving:
-        with contextlib.suppress(NotFound):
-            store.replace(trash_key(entry.step, attempt), store.read(entry.key))
-    _delete_names(store, [entry for entry, _ in leaving])
-
-
-def _delete_names(store: Store, gone: Sequence[Entry]) -> int:
-    """Delete manifests. Older states of the same steps go first: without the newer ones they would be listed again.
-    Return how many such there were."""
-    newest = {e.step: e.ordinal for e in gone}
-    found = [(parse_manifest_key(key), key) for key in store.names(CHECKPOINTS)]
-    older = [key for parsed, key in found if parsed is not None and parsed[1] < newest.get(parsed[0], 0)]
-    if older:
-        store.delete(older)
-    store.delete([e.key for e in gone])
-    return len(older)
-
-
-def remove(store: Store, victims: Sequence[Entry], known: Summaries) -> int:
-    """Delete checkpoints, then every data file that only they referred to; return the bytes freed.
-
-    What must stay is what the store lists, not what the caller remembers: `known` saves reading manifests whose
-    summaries are known. While one of the others cannot be read all data stays, for a later `reclaim`.
-    """
-    sizes: dict[str, int] = {}
-    gone: list[Summary] = []
-    known.settled, unread = False, 0
-    for entry in victims:
-        try:
-            gone.append(known.by_key.get(entry.key) or summarize(read_entry(store, entry)))
-            sizes |= gone[-1].sizes()
-        except HoldfastError:  # what a broken one needs is found by `reclaim`
-            unread += 1
-    unread += _delete_names(store, victims)  # durability: no name before its bytes
-    if not known.complete(store):
-        return 0
-    unreferenced = sorted(key for key in sizes if is_data_key(key) and not known.needs(key))
-    packed = [packed_key(key) for key in unreferenced]
-    store.delete([*unreferenced, *packed, *forgotten_signatures(gone, known)])
-    known.settled = unread == 0
-    return sum(sizes[key] for key in unreferenced)
-
-
-def reclaim(
-    store: Store,
-    known: Summaries | None = None,
-    *,
-    trash_before: float = 0.0,
-    half_made_before: float = 0.0,
-) -> int:
-    """Free what nothing refers to: attempts that never committed, older states of a step, trash and half-made files
-    from before the given times (seconds since the Unix epoch). `known` is as for `remove`.
-
-    Only the holder of the lease may call this, with no save under way. While any manifest cannot be read no data is
-    freed: what it refers to is unknown, and it may be repaired. Returns the bytes freed.
-    """
-    store.sweep(half_made_before)
-    store.delete([o.key for o in store.list(TRASH) if o.modified < trash_before])
-    manifests = [key for key in store.names(CHECKPOINTS) if parse_manifest_key(key) is not None]
-    newest = {e.key for e in newest_states(manifests).values()}
-    store.delete([key for key in manifests if key not in newest])
-    names = store.names(DATA)
-    known = Summaries() if known is None else known
-    known.settled = False
-    if not known.complete(store):
-        return 0
-    orphans = [key for key in names if is_data_key(key) and not known.needs(key)]
-    freed = 0
-    for key in orphans:
-        with contextlib.suppress(NotFound):  # its writer lives, and has given up
-            freed += store.info(key).size
-    store.delete([*orphans, *orphaned_signatures(store, known)])
-    known.settled = True
-    return freed

@@ -7,17 +7,21 @@ index, and those manifests that it cannot speak of. A manifest that it speaks of
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeAlias
 
-from holdfast.catalog.checkpoints import Entry, newest_states, read_entry, remove, retire
+from holdfast.catalog.checkpoints import Entry, newest_states, read_entry
+from holdfast.catalog.deletion import remove
 from holdfast.catalog.index import Index
-from holdfast.catalog.keys import CHECKPOINTS, TRASH, trash_key
+from holdfast.catalog.keys import CHECKPOINTS, TRASH, TRASH_SECONDS, trash_key
 from holdfast.catalog.lease import Lease
+from holdfast.catalog.readers import find_readers
 from holdfast.catalog.runlog import Facts, LogReader
 from holdfast.catalog.summary import Summaries, Summary, summarize
 from holdfast.catalog.tags import Tag, find_tag, read_tags
+from holdfast.catalog.trash import BROKEN, Leaving, retire
 from holdfast.core.errors import HoldfastError, LeaseLost, MissingObject, NoCheckpoint, StoreError
 from holdfast.core.records import CheckpointRecord
 from holdfast.format.events import Event, Removed, Resumed, Started
@@ -34,12 +38,12 @@ BEHIND, BEHIND_AT_CLOSE = (
 )  # manifests that come and go before the index is stored anew; or more, in a long history
 
 
-Marks: TypeAlias = tuple[dict[str, set[str]], Facts]
+Marks: TypeAlias = tuple[dict[str, set[str]], Facts, frozenset[str]]
 
 
 def marked_with(record: CheckpointRecord, marks: Marks) -> CheckpointRecord:
-    """Return a record with what tags and the log say of it."""
-    names, facts = marks
+    """Return a record with what tags and the log say of it, and whether it is being read."""
+    names, facts, read = marks
     attempt = record.attempt
     return replace(
         record,
@@ -47,6 +51,7 @@ def marked_with(record: CheckpointRecord, marks: Marks) -> CheckpointRecord:
         tags=frozenset(names.get(attempt, ())),
         verified=attempt in facts.verified,
         resumed_from=attempt == facts.resumed,
+        leased=attempt in read,
     )
 
 
@@ -56,6 +61,7 @@ class History:
     def __init__(self, store: Store, run: str = "") -> None:
         self.store = store
         self.run = run
+        self.free: Callable[[Sequence[str]], None] = store.delete  # of data that nothing needs any more
         self._known = Summaries()
         self.manifests: Mapping[int, tuple[Entry, Manifest]] = _Manifests(self)
         self.broken_tags: list[str] = []
@@ -185,7 +191,7 @@ class History:
         """Return every checkpoint as policies see it, in step order. `tags` saves reading them again."""
         self._load()
         marks = self.marks(tags)
-        marked = {*marks[0], *marks[1].metrics, *marks[1].verified, marks[1].resumed}
+        marked = {*marks[0], *marks[1].metrics, *marks[1].verified, marks[1].resumed, *marks[2]}
         plain = [self._plain_record(self._entries[step].key) for step in self._sound()]
         return [marked_with(record, marks) if record.attempt in marked else record for record in plain]
 
@@ -194,11 +200,12 @@ class History:
         return marked_with(self.plain_record(step), self.marks())
 
     def marks(self, tags: Mapping[str, Tag] | None = None) -> Marks:
-        """Return what may be said of checkpoints beside their manifests: tags by attempt, and what the log tells."""
+        """Return what may be said of checkpoints beside their manifests: tags by attempt, what the log tells, and the
+        attempts that are being read."""
         names: dict[str, set[str]] = {}
         for name, tag in (self.tags() if tags is None else tags).items():
             names.setdefault(tag.attempt, set()).add(name)
-        return names, self._log.facts()
+        return names, self._log.facts(), find_readers(self.store).attempts
 
     def plain_record(self, step: int) -> CheckpointRecord:
         """Return one checkpoint as policies see it, but for what tags and the log say of it."""
@@ -276,12 +283,12 @@ class History:
         self._opened = (entry, manifest)
         if before is not None and before != entry:
             self._load()
-            remove(self.store, [before], self._known)
+            remove(self.store, [before], self._known, self.free)
 
     def drop(self, steps: Sequence[int]) -> int:
         """Delete checkpoints, sound or broken, and the data that only they need; return the bytes freed."""
         self._load()
-        return remove(self.store, [self._leave(step) for step in steps], self._known)
+        return remove(self.store, [self._leave(step) for step in steps], self._known, self.free)
 
     def _leave(self, step: int) -> Entry:
         self._broken.pop(step, None)
@@ -289,17 +296,44 @@ class History:
         self._records.pop(entry.key, None)
         return entry
 
-    def set_aside(self, steps: Sequence[int]) -> dict[int, str]:
-        """Put checkpoints, sound or broken, into the trash; return their attempts ("broken" for a broken one)."""
+    def set_aside(
+        self,
+        steps: Sequence[int],
+        *,
+        now: float,
+        grace_seconds: int = TRASH_SECONDS,
+        why: Mapping[int, Sequence[str]] = MappingProxyType({}),
+        tags: Mapping[str, Tag] = MappingProxyType({}),
+    ) -> dict[int, str]:
+        """Put checkpoints, sound or broken, into the trash; return their attempts (BROKEN for a broken one)."""
         self._load()
-        attempts = {s: "broken" if s in self._broken else self.summary(s).attempt for s in steps}
-        leaving = [(self._leave(step), attempt) for step, attempt in attempts.items()]
-        retire(self.store, leaving)
-        for entry, attempt in leaving:
-            summary = self._known.discard(entry.key)
+        attempts = {s: BROKEN if s in self._broken else self.summary(s).attempt for s in steps}
+        leaving = [
+            Leaving(
+                self._leave(step), attempt, tuple(why.get(step, ())),
+                tuple(sorted(n for n, tag in tags.items() if tag.attempt == attempt and not tag.automatic)),
+            )
+            for step, attempt in attempts.items()
+        ]  # fmt: skip
+        retire(self.store, leaving, now=now, grace_seconds=grace_seconds)
+        for one in leaving:
+            summary = self._known.discard(one.entry.key)
             if summary is not None:
-                self._known.add(trash_key(entry.step, attempt), summary)
+                self._known.add(trash_key(one.entry.step, one.attempt, grace_seconds), summary)
         return attempts
+
+    def only_of(self, steps: Sequence[int]) -> int:
+        """Return the bytes of the data that of all sound listed checkpoints only these need."""
+        self._load()
+        sizes: dict[str, int] = {}
+        kept: set[str] = set()
+        for step in self._sound():
+            needed = self.summary(step).sizes()
+            if step in steps:
+                sizes |= needed
+            else:
+                kept |= needed.keys()
+        return sum(size for key, size in sizes.items() if key not in kept)
 
     def index(self, lease: Lease, *, closing: bool = False) -> None:
         """Store the index anew when it is far behind. It is a cache: that it cannot be stored is no failure."""

@@ -13,11 +13,13 @@ __all__ = [
     "LEASES",
     "LOG",
     "PROOFS",
+    "READERS",
     "RUN",
     "SIGNATURES",
     "TAGS",
     "TIDY",
     "TRASH",
+    "TRASH_SECONDS",
     "data_prefix",
     "is_data_key",
     "lease_key",
@@ -27,6 +29,8 @@ __all__ = [
     "parse_manifest_key",
     "plain_key",
     "signature_key",
+    "parse_trash_key",
+    "reader_key",
     "step_prefix",
     "tag_key",
     "trash_key",
@@ -43,10 +47,14 @@ LOG = "log"
 LEASES = "lease"
 TRASH = "trash"
 SIGNATURES = "signatures"
+READERS = "readers"
+
+TRASH_SECONDS = 24 * 3600  # how long the trash keeps what does not say so itself
 
 PACKED = ".zst"
 
 _DATA_FILE = re.compile(rf"data/\d{{12}}-[0-9A-Za-z]+/[^/]+\.safetensors(?:{re.escape(PACKED)})?")
+_TRASH = re.compile(r"trash/(\d{12})-([0-9A-Za-z]+)(?:-(\d{1,12}))?\.json")
 _MANIFEST = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
 
 
@@ -76,9 +84,23 @@ def tag_key(tag: str) -> str:
     return f"{TAGS}/{check_tag(tag)}.json"
 
 
-def trash_key(step: int, attempt: str) -> str:
-    """Return the key under which a manifest that was set aside is kept."""
-    return f"{TRASH}/{step_name(step)}-{attempt}.json"
+def trash_key(step: int, attempt: str, grace_seconds: int | None = None) -> str:
+    """Return the key under which a manifest that was deleted is kept for so long; by default TRASH_SECONDS.
+
+    The key says how long, so that a listing alone tells what may go, whatever became of the object's content.
+    """
+    return f"{TRASH}/{step_name(step)}-{attempt}{'' if grace_seconds is None else f'-{grace_seconds}'}.json"
+
+
+def parse_trash_key(key: str) -> tuple[int, str, int] | None:
+    """Return (step, attempt, grace in seconds) of a key in the trash, or None when it is not one of ours."""
+    found = _TRASH.fullmatch(key)
+    return (int(found[1]), found[2], int(found[3] or TRASH_SECONDS)) if found else None
+
+
+def reader_key(reader: str) -> str:
+    """Return the key of the lease of a reader."""
+    return f"{READERS}/{reader}.json"
 
 
 def signature_key(step: int, attempt: str) -> str:

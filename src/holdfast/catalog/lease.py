@@ -59,6 +59,11 @@ class LeaseDoc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     writer_started: str = ""
 
     @property
+    def owner_let_go(self) -> bool:
+        """Whether it was released, by an owner that is known."""
+        return self.released and self.pid > 0
+
+    @property
     def owner(self) -> str:
         return f"process {self.pid} on {self.host}"
 
@@ -201,6 +206,7 @@ def acquire(
     generation = max(present.generation if present is not None else 0, above) + 1
     doc = _new_doc(generation, time.now(), writer)
     lease = Lease(store, doc, time)
+    lease.displaced = present is not None and not (present.owner_let_go or _holder_has_ended(present))
     try:
         store.create(lease_key(generation), seal(msgspec.json.encode(doc)))
         lease.check()  # a rival that deleted what was seen here has left its number, or a lower one, free
@@ -279,6 +285,7 @@ class Lease:
         self._time = time
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self.displaced = False  # the holder before may still live: its time was over
         _leases.add(self)
 
     def start_heartbeat(self) -> None:
@@ -333,6 +340,11 @@ class Lease:
                 return
             self._doc = msgspec.structs.replace(self._doc, expires=self._time.now() + LEASE_SECONDS)
             self._store.replace(lease_key(self.generation), seal(msgspec.json.encode(self._doc)))
+
+    def store_time(self) -> float:
+        """Renew, and return the time by the store's own clock, which dates everything that lies there."""
+        self.check_and_renew()
+        return self._store.info(lease_key(self.generation)).modified
 
     def release(self) -> None:
         """Give the run up, so that another process may take it at once."""

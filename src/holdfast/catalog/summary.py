@@ -8,13 +8,15 @@ from types import MappingProxyType
 
 import msgspec
 
-from holdfast.catalog.keys import CHECKPOINTS, TRASH, parse_manifest_key, plain_key
+from holdfast.catalog.keys import CHECKPOINTS, TRASH, parse_manifest_key, parse_trash_key, plain_key
+from holdfast.catalog.readers import Readers, find_readers
 from holdfast.core.errors import HoldfastError
 from holdfast.core.records import CheckpointRecord
 from holdfast.format.manifest import ClockDoc, Manifest, clock_from_doc, decode_manifest, floats_from_doc
+from holdfast.format.trash import decode_trash
 from holdfast.stores import Store
 
-__all__ = ["Summaries", "Summary", "summarize"]
+__all__ = ["Summaries", "Summary", "read_summary", "summarize"]
 
 
 class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
@@ -79,8 +81,14 @@ def summarize(manifest: Manifest) -> Summary:
     )
 
 
+def read_summary(store: Store, key: str) -> Summary:
+    """Return what the manifest at a key says, listed or in the trash. Raises NotFound, IntegrityError."""
+    raw = store.read(key)
+    return summarize(decode_manifest(raw, key) if parse_trash_key(key) is None else decode_trash(raw, key)[0])
+
+
 class Summaries:
-    """The manifests of a run that are known, listed or set aside, by key; and with them which data is needed.
+    """The manifests of a run that are known, listed or in the trash, by key; and with them which data is needed.
 
     What is needed is counted as manifests come and go, so a question costs what it asks for and not the history.
     """
@@ -88,6 +96,7 @@ class Summaries:
     def __init__(self, known: Mapping[str, Summary] = MappingProxyType({})) -> None:
         self.by_key: dict[str, Summary] = dict(known)
         self.settled = True  # what was deleted last left no data behind that nothing needs
+        self.readers = Readers()  # as of the last look
         self._needs: Counter[str] | None = None  # made when first asked for
 
     def add(self, key: str, summary: Summary) -> None:
@@ -105,21 +114,22 @@ class Summaries:
         return gone
 
     def needs(self, data_key: str) -> bool:
-        """Return whether any known manifest needs a data file, packed or not."""
+        """Return whether any known manifest, or a reader, needs a data file, packed or not."""
         if self._needs is None:
             self._needs = Counter(key for summary in self.by_key.values() for key in summary.sizes())
-        return self._needs[plain_key(data_key)] > 0
+        return self._needs[plain_key(data_key)] > 0 or plain_key(data_key) in self.readers.files
 
     def complete(self, store: Store) -> bool:
         """Go by what the store lists now, older states of a step and the trash included: forget what is gone, read what
-        is new. Return False when a manifest cannot be read, so that what it needs is unknown."""
+        is new, and look who reads. Return False when one cannot be read, so that what it needs is unknown."""
         listed = [key for key in store.names(CHECKPOINTS) if parse_manifest_key(key) is not None]
-        listed += store.names(TRASH)
+        listed += [key for key in store.names(TRASH) if parse_trash_key(key) is not None]
         for key in self.by_key.keys() - set(listed):
             self.discard(key)
         try:
             for key in [key for key in listed if key not in self.by_key]:
-                self.add(key, summarize(decode_manifest(store.read(key), key)))
+                self.add(key, read_summary(store, key))
+            self.readers = find_readers(store)
         except HoldfastError:
             return False
-        return True
+        return not self.readers.unknown

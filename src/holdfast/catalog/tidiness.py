@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from holdfast.catalog.deletion import Ages, expired
 from holdfast.catalog.history import History
 from holdfast.catalog.keys import TIDY, TRASH
 from holdfast.catalog.lease import Lease
@@ -30,7 +31,6 @@ from holdfast.stores import Store
 __all__ = ["Tidiness", "check_mark"]
 
 MARK_FROM = 64  # manifests: fewer are searched as quickly
-TRASH_SECONDS = 24 * 3600.0
 HALF_MADE_SECONDS = 3600.0  # younger ones may be under way
 SEARCH_SECONDS = 24 * 3600.0  # for what those leave who write without the lease: tags, observations
 
@@ -56,7 +56,7 @@ class Tidiness:
             self
         }  # what was begun and is not known to have ended well; first: the search
 
-    def inherited(self, now: float) -> bool:
+    def inherited(self, now: float, ages: Ages) -> bool:
         """Return whether the holder before left nothing that is to be freed now."""
         try:
             mark = _read(self._store)
@@ -65,8 +65,8 @@ class Tidiness:
         if (mark.run, mark.generation) != (self._run, self._lease.generation - 1):
             return False
         self._next_search = SEARCH_SECONDS
-        oldest = min((o.modified for o in self._store.list(TRASH)), default=now)
-        if not now < mark.search_by <= now + SEARCH_SECONDS or oldest < now - TRASH_SECONDS:
+        due = expired(self._store.list(TRASH), ages)
+        if not now < mark.search_by <= now + SEARCH_SECONDS or due:
             return False
         self._search_by = mark.search_by
         self._owing.discard(self)

@@ -11,6 +11,7 @@ import typer
 
 from holdfast import __version__
 from holdfast.cli.cat import cat
+from holdfast.cli.collect import collect
 from holdfast.cli.diff import diff
 from holdfast.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, UNEXPECTED, USAGE, code_of
 from holdfast.cli.export import export
@@ -24,6 +25,8 @@ from holdfast.cli.show import show
 from holdfast.cli.sign import sign
 from holdfast.cli.tag import tag, untag
 from holdfast.cli.teaching import HELP, epilog, rules
+from holdfast.cli.trash import trash
+from holdfast.cli.undo import undo
 from holdfast.cli.verify import verify
 from holdfast.core.errors import HoldfastError
 
@@ -40,6 +43,9 @@ _VERBS: tuple[Callable[..., None], ...] = (
     untag,
     prune,
     rm,
+    trash,
+    undo,
+    collect,
     export,
     sign,
     keygen,

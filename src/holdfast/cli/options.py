@@ -6,10 +6,17 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Json", "RunPath", "Target", "Trusted", "Yes"]
+__all__ = ["Grace", "Json", "Now", "RunPath", "Target", "Trusted", "Yes", "grace_of"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
+Now = Annotated[bool, typer.Option("--now", help="Free it at once, past the trash; there is no way back.")]
+Grace = Annotated[
+    str,
+    typer.Option(
+        "--grace", metavar="DURATION", help="How long it stays in the trash, to be brought back by undo."
+    ),
+]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run: a directory or URL.", show_default=False)]
 Target = Annotated[
     str,
@@ -26,3 +33,8 @@ Trusted = Annotated[
         show_default=False,
     ),
 ]
+
+
+def grace_of(grace: str, *, now: bool) -> str:
+    """Return how long what is deleted stays in the trash."""
+    return "0s" if now else grace

@@ -8,16 +8,17 @@ from typing import Annotated
 import typer
 
 from holdfast.analysis.runs import freed_bytes
-from holdfast.cli.options import Json, RunPath, Yes
+from holdfast.cli.options import Grace, Json, Now, RunPath, Yes, grace_of
 from holdfast.cli.output import confirm, emit, line, note, text
 from holdfast.cli.table import Column, show_table
 from holdfast.cli.words import age, bytes_, count
 from holdfast.core.errors import StateError
+from holdfast.core.units import format_seconds, parse_seconds
 from holdfast.policies import Decision
 from holdfast.policies.parse import parse_rule
-from holdfast.run import Run
+from holdfast.run import GRACE, Run
 
-__all__ = ["ask_first", "prune"]
+__all__ = ["ask_first", "prune", "way_back"]
 
 _STYLES = {"keep": "green", "drop": "bold red", "demote": "yellow"}
 
@@ -36,13 +37,16 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Show what would happen and change nothing.")
     ] = False,
+    grace: Grace = GRACE,
+    now: Now = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Delete the checkpoints that a retention rule does not keep.
 
     The plan is shown first, with the reason for each. Tagged checkpoints, the newest, the newest verified one
-    and the one the run resumed from are kept whatever the rule says.
+    and the one the run resumed from are kept whatever the rule says. What is deleted stays in the trash for a
+    day (--grace), from where `holdfast undo` brings it back.
     """
     run = Run(path)
     rule = parse_rule(keep)
@@ -53,12 +57,16 @@ def prune(
         _print_plan(run, plan, going)
     if not dry_run and not idle:
         ask_first(yes, f"Delete {count(len(going), 'checkpoint')}?" if going else "Keep only their weights?")
-        done = run.prune(rule)
+        done = run.prune(rule, grace=grace_of(grace, now=now))
         if [(d.step, d.action) for d in done] != [(d.step, d.action) for d in plan]:
             note(("the run changed meanwhile; what was done is what the rule says now", "yellow"))
         plan = done
         if not json:
-            line(("done", "green"), f": {count(len(run), 'checkpoint')} left")
+            line(
+                ("done", "green"),
+                f": {count(len(run), 'checkpoint')} left",
+                *way_back(grace, now=now or not going),
+            )
     if json:
         emit(
             {
@@ -83,6 +91,14 @@ def ask_first(yes: bool, question: str) -> None:
     if not answer:
         line("nothing was changed")
         raise typer.Exit(0)
+
+
+def way_back(grace: str, *, now: bool) -> tuple[str, ...]:
+    """Return how what was deleted is brought back; nothing where it was freed at once."""
+    seconds = parse_seconds(grace_of(grace, now=now))
+    return (
+        (f"; `holdfast undo` brings back what was deleted, for {format_seconds(seconds)}",) if seconds else ()
+    )
 
 
 def _print_plan(run: Run, plan: Sequence[Decision], going: Sequence[int]) -> None:

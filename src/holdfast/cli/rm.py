@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.options import Json, RunPath, Yes
+from holdfast.cli.options import Grace, Json, Now, RunPath, Yes, grace_of
 from holdfast.cli.output import emit, line, text
-from holdfast.cli.prune import ask_first
+from holdfast.cli.prune import ask_first, way_back
 from holdfast.cli.table import Column, show_table
 from holdfast.cli.words import age, bytes_, count
-from holdfast.run import Run
+from holdfast.run import GRACE, Run
 
 __all__ = ["rm"]
 
@@ -24,12 +24,15 @@ def rm(
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Also delete tagged ones and the last one.")
     ] = False,
+    grace: Grace = GRACE,
+    now: Now = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Delete checkpoints, and every byte that only they needed.
 
-    A checkpoint with a tag and the last one of a run are deleted with --force only.
+    A checkpoint with a tag and the last one of a run are deleted with --force only. What is deleted stays in the trash
+    for a day (--grace), from where `holdfast undo` brings it back; one that does not verify is gone at once.
     """
     run = Run(path)
     chosen = list(dict.fromkeys(steps))
@@ -37,13 +40,15 @@ def rm(
     if not json:
         _print_victims(run, chosen)
     ask_first(yes, f"Delete {count(len(chosen), 'checkpoint')}?")
-    freed = run.remove(chosen, force=force)
+    freed = run.remove(chosen, force=force, grace=grace_of(grace, now=now))
+    back = way_back(grace, now=now)
     if json:
         emit({"run": run.store.url, "removed": chosen, "freed_bytes": freed, "left": run.steps})
     else:
         line(
             (f"deleted {count(len(chosen), 'checkpoint')}", "green"),
-            f", {bytes_(freed)} freed; {len(run)} left",
+            f", {bytes_(freed)} {'to be ' if back else ''}freed; {len(run)} left",
+            *back,
         )
 
 

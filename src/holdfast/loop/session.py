@@ -6,18 +6,20 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
-from holdfast.catalog.checkpoints import Entry, commit, reclaim
+from holdfast.catalog.checkpoints import Entry, commit
+from holdfast.catalog.deletion import Ages, Freed, collect
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import create_run
 from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.signatures import read_signatures
 from holdfast.catalog.tags import Tag, delete_tag, set_tag
-from holdfast.catalog.tidiness import HALF_MADE_SECONDS, TRASH_SECONDS, Tidiness
+from holdfast.catalog.tidiness import HALF_MADE_SECONDS, Tidiness
+from holdfast.catalog.trash import BROKEN
 from holdfast.catalog.trust import Trust, TrustedKey
 from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import CommitUnknown, Untrusted
@@ -38,6 +40,7 @@ __all__ = ["SaveOrder", "Session"]
 logger = logging.getLogger("holdfast")
 
 WEIGHTS = "module"
+ATTEMPT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class Session:
         self.store = store
         self.time = time
         self.parent: str | None = None
+        self.freed = Freed()  # of what was found when the run was taken up
         self._closed = False
         self._host = host or Here()
         self._key = key
@@ -97,7 +101,7 @@ class Session:
         self.log = LogWriter(store, f"g{self.lease.generation:012d}")
         try:
             self._host.start(store, self.lease, key)
-            self._reclaim()
+            self._take_over()
         except BaseException:
             self._host.close()
             self.lease.release()
@@ -203,7 +207,7 @@ class Session:
         """Record that every byte of a checkpoint was read and was right."""
         self.log.record(Verified(self.time.now(), manifest.step, manifest.attempt))
 
-    def label_and_retain(self, best: Best | None, keep: Rule | None) -> None:
+    def label_and_retain(self, best: Best | None, keep: Rule | None, grace_seconds: int = 0) -> None:
         """Point the tag "best" at the best checkpoint, then delete and demote what the retention rule lets go."""
         if best is not None or keep is not None:
             self.log.flush()
@@ -212,7 +216,7 @@ class Session:
             if best is not None and self._publish_best(best, tags, records):
                 records = self.history.records(tags)
             if keep is not None:
-                self._retain(keep, tags, records)
+                self._retain(keep, tags, records, grace_seconds)
         self.history.index(self.lease)
 
     def _publish_best(self, best: Best, tags: dict[str, Tag], records: Sequence[CheckpointRecord]) -> bool:
@@ -224,14 +228,14 @@ class Session:
         set_tag(self.store, tags["best"])
         return True
 
-    def retain(self, keep: Rule) -> tuple[Decision, ...]:
+    def retain(self, keep: Rule, grace_seconds: int = 0) -> tuple[Decision, ...]:
         """Delete and demote what the retention rule lets go; return what was decided."""
         self.log.flush()
         tags = self.history.tags()
-        return self._retain(keep, tags, self.history.records(tags))
+        return self._retain(keep, tags, self.history.records(tags), grace_seconds)
 
     def _retain(
-        self, keep: Rule, tags: dict[str, Tag], records: Sequence[CheckpointRecord]
+        self, keep: Rule, tags: dict[str, Tag], records: Sequence[CheckpointRecord], grace_seconds: int
     ) -> tuple[Decision, ...]:
         decisions = plan(records, keep, now=self.time.now(), stored_together=self.history.stored_together)
         if self.history.broken_tags:  # what they protect is unknown
@@ -239,28 +243,38 @@ class Session:
             logger.warning("nothing is deleted: %s. Remove that tag or set it again", broken)
             return ()
         drops = [d for d in decisions if d.action == "drop"]
-        self._remove_steps([d.step for d in drops], {d.step: list(d.reasons) for d in drops}, tags)
+        why = {d.step: list(d.reasons) for d in drops}
+        self._remove_steps([d.step for d in drops], why, tags, grace_seconds)
         for d in decisions:
             if d.action == "demote" and not self.history.summary(d.step).demoted:
                 self._demote(d)
         return decisions
 
-    def remove_steps(self, steps: Sequence[int], why: dict[int, list[str]]) -> int:
-        """Delete checkpoints, their tags, and the bytes only they needed; return the bytes freed."""
-        return self._remove_steps(steps, why, self.history.tags()) if steps else 0
+    def remove_steps(self, steps: Sequence[int], why: dict[int, list[str]], *, grace_seconds: int = 0) -> int:
+        """Delete checkpoints, their tags, and the bytes only they needed, by way of the trash if there is a grace.
+        Return the bytes freed now, or when the grace has ended."""
+        return self._remove_steps(steps, why, self.history.tags(), grace_seconds) if steps else 0
 
-    def _remove_steps(self, steps: Sequence[int], why: dict[int, list[str]], tags: Mapping[str, Tag]) -> int:
+    def _remove_steps(
+        self, steps: Sequence[int], why: dict[int, list[str]], tags: Mapping[str, Tag], grace_seconds: int
+    ) -> int:
         if not steps:
             return 0
         self.lease.check()
         for name, tag in tags.items():
             if tag.step in steps:
                 delete_tag(self.store, name)
-        attempts = {
-            s: "broken" if s in self.history.broken else self.history.summary(s).attempt for s in steps
-        }
+        # One that does not verify is of no use in the trash, and would keep all data there with it.
+        aside = [s for s in steps if grace_seconds and s not in self.history.broken]
+        attempts = {s: BROKEN if s in self.history.broken else self.history.summary(s).attempt for s in steps}
+        freed = self.history.only_of(aside) if aside else 0
         with self._tidiness.freeing():
-            freed = self.history.drop(steps)
+            if aside:
+                self.history.set_aside(
+                    aside, now=self.time.now(), grace_seconds=grace_seconds, tags=tags,
+                    why={s: why.get(s) or ["asked for"] for s in aside},
+                )  # fmt: skip
+            freed += self.history.drop([s for s in steps if s not in aside])
         for s, attempt in attempts.items():
             self.log.record(Removed(self.time.now(), s, attempt, "removed", why.get(s, [])))
         self.log.flush()
@@ -273,7 +287,7 @@ class Session:
         """
         later = sorted(s for s in {*self.history.steps, *self.history.broken} if s > step)
         with self._tidiness.freeing():
-            aside = self.history.set_aside(later)
+            aside = self.history.set_aside(later, now=self.time.now(), why={s: [why] for s in later})
         for s, attempt in aside.items():
             self.log.record(Removed(self.time.now(), s, attempt, "set aside", [why]))
         return later
@@ -291,20 +305,27 @@ class Session:
         finally:
             self.lease.release()
 
-    def _reclaim(self) -> None:
+    def _take_over(self) -> None:
         """Free what dead writers left behind, unless the holder before left nothing."""
-        now = self.time.now()
-        if self._tidiness.inherited(now):
+        now, ages = self.time.now(), Ages(now=self.lease.store_time())
+        if self._tidiness.inherited(now, ages):
             return
-        freed = reclaim(
-            self.store,
-            self.history.known,
-            trash_before=now - TRASH_SECONDS,
-            half_made_before=now - HALF_MADE_SECONDS,
-        )
-        if freed:
-            logger.info("freed %d bytes that dead writers had left in %s", freed, self.store.url)
-        self._tidiness.searched(now)
+        self.freed = self._collect(ages)
+        if self.freed.nbytes:
+            logger.info("freed %d bytes that dead writers had left in %s", self.freed.nbytes, self.store.url)
+
+    def collect(self, grace_seconds: float | None = None) -> Freed:
+        """Free what nothing refers to, and what has been in the trash for long enough: for as long as each is to stay
+        there, or for `grace_seconds`. No save may be under way."""
+        return self._collect(Ages(now=self.lease.store_time(), grace_seconds=grace_seconds))
+
+    def _collect(self, ages: Ages) -> Freed:
+        # A holder whose time was over may still live: what it has just written is left alone for a while.
+        margin = ATTEMPT_SECONDS if self.lease.displaced else 0.0
+        ages = replace(ages, half_made_seconds=HALF_MADE_SECONDS, attempt_seconds=margin)
+        freed = collect(self.store, self.history.known, ages, self.lease.check)
+        self._tidiness.searched(self.time.now())
+        return freed
 
     def _demote(self, decision: Decision) -> None:
         """Replace a checkpoint by one that holds its weights alone."""

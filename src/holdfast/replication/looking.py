@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from holdfast.catalog.history import History, Marks, marked_with
-from holdfast.catalog.keys import TRASH, packed_key
+from holdfast.catalog.keys import TRASH, packed_key, parse_trash_key
 from holdfast.catalog.tags import read_tags
 from holdfast.core.errors import IntegrityError
 from holdfast.format.events import Removed, Resumed, Started
@@ -94,6 +94,7 @@ def past_of(turns: Iterable[Started | Resumed | Removed], store: Store) -> Past:
         elif event.action != "demoted":  # it was brought back
             departed.pop(event.attempt, None)
     for key in store.names(TRASH):
-        attempt = key.rpartition("-")[2].removesuffix(".json")
-        departed.setdefault(attempt, "removed")
+        parsed = parse_trash_key(key)
+        if parsed is not None:
+            departed.setdefault(parsed[1], "removed")
     return Past(departed, tuple(found))

@@ -10,13 +10,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from holdfast.catalog.checkpoints import reclaim
+from holdfast.catalog.deletion import Ages, collect
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.keys import DATA, TAGS, tag_key
 from holdfast.catalog.lease import Lease, acquire
 from holdfast.catalog.tags import read_tags
-from holdfast.catalog.tidiness import HALF_MADE_SECONDS, TRASH_SECONDS
 from holdfast.catalog.verify import verify_manifest
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import (
@@ -161,7 +160,7 @@ class Reconciler:
         outcome.copied += copy_tags(source.store, self.target)
         self._untag(source, history)
         if thorough and not outcome.failed:
-            self._reclaim(history)
+            self._reclaim(lease, history)
             self._thorough_at = self.time.monotonic()
         elif outcome.failed:
             self._history = None
@@ -205,7 +204,7 @@ class Reconciler:
             self._copy(source, lease, history, held, outcome)
         except OutOfSpace:
             self._remove(source, lease, history, outcome)
-            self._reclaim(history)
+            self._reclaim(lease, history, grace_seconds=0.0)  # a full store has no room for a trash
             self._copy(source, lease, history, held, outcome)
 
     def _copy(self, source: Source, lease: Lease, history: History, held: Held, outcome: Outcome) -> None:
@@ -218,9 +217,8 @@ class Reconciler:
             self._copy_data(source.store, manifest)
         lease.check()
         if in_the_way and held.step in (*history.steps, *history.broken):
-            history.set_aside(
-                [held.step]
-            )  # the data is there: for a moment only no state of the step is listed
+            # The data is there: for a moment only no state of the step is listed.
+            history.set_aside([held.step], now=self.time.now())
         outcome.copied += copy_checkpoint(
             source.store, self.target, key, pack=self.goal.pack, progress=self.advance
         )
@@ -252,7 +250,8 @@ class Reconciler:
         doomed = [r for r in removable(outcome.plan, outcome.mirror, outcome.placed) if r.step in there]
         if doomed:
             lease.check()
-            history.set_aside([r.step for r in doomed if r.how == "set aside"])
+            aside = {r.step: r.reasons for r in doomed if r.how == "set aside"}
+            history.set_aside([*aside], now=self.time.now(), why=aside)
             history.drop([r.step for r in doomed if r.how == "removed"])
             outcome.removed += [r.step for r in doomed]
 
@@ -267,11 +266,6 @@ class Reconciler:
             if tag_key(name) not in named and (untagged or tag.step not in theirs):
                 self.target.delete([tag_key(name)])
 
-    def _reclaim(self, history: History) -> None:
-        now = self.time.now()
-        reclaim(
-            self.target,
-            history.known,
-            trash_before=now - TRASH_SECONDS,
-            half_made_before=now - HALF_MADE_SECONDS,
-        )
+    def _reclaim(self, lease: Lease, history: History, grace_seconds: float | None = None) -> None:
+        ages = Ages(now=lease.store_time(), grace_seconds=grace_seconds)
+        collect(self.target, history.known, ages, lease.check)

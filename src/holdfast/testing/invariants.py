@@ -15,6 +15,7 @@ import numpy as np
 
 from holdfast.catalog.content import open_file
 from holdfast.catalog.history import History
+from holdfast.catalog.summary import read_summary
 from holdfast.core.errors import CommitConflict, CommitUnknown, HoldfastError
 from holdfast.format.manifest import decode_manifest
 from holdfast.functional import load, save
@@ -160,7 +161,7 @@ def left_over(store: str | os.PathLike[str] | Store) -> set[str]:
     needed: set[str] = set()
     for key in manifests:
         if key.endswith(".json"):
-            needed |= {k for f in decode_manifest(place.read(key), key).file_keys for k in (f, f"{f}.zst")}
+            needed |= {k for f in read_summary(place, key).sizes() for k in (f, f"{f}.zst")}
     return set(place.names("data")) - needed
 
 
