@@ -11,7 +11,7 @@ from packing import pack_all
 
 import holdfast
 from holdfast import Checkpointer, Run
-from holdfast.catalog.checkpoints import reclaim
+from holdfast.catalog.deletion import collect
 from holdfast.catalog.keys import is_data_key, packed_key, plain_key
 from holdfast.core.errors import IntegrityError, MissingObject
 from holdfast.export import export_part
@@ -97,7 +97,7 @@ def test_a_run_goes_on_from_it_and_still_shares_what_did_not_change(store: Store
 def test_removing_checkpoints_frees_packed_files_and_those_only(store: Store) -> None:
     needed = {e.key for p in Run(store).history.resolve(3)[1].parts.values() for e in p.files}
     run = Run(store)
-    run.remove([1, 2])
+    run.remove([1, 2], grace=0)
     assert {plain_key(key) for key in data_keys(store)} == needed
     assert same(holdfast.load(store, step=3), state(3))
 
@@ -108,7 +108,7 @@ def test_reclaiming_frees_packed_orphans_and_keeps_what_is_needed(store: Store) 
     foreign = "data/000000000009-abcd/model.safetensors.gz"
     store.write(orphan, [b"x" * 10])
     store.write(foreign, [b"x"])
-    assert reclaim(store) == 10
+    assert collect(store).nbytes == 10
     assert data_keys(store) == before
     assert foreign in store.names("data"), "what we did not write is none of our business"
     for step in (1, 2, 3):
