@@ -289,7 +289,7 @@ class Run:
         log = LogWriter(self.store, f"o{secrets.token_hex(6)}")
         log.record(Removed(now, step, manifest.attempt, "brought back", []))
         log.flush()
-        return Checkpoint(self.store, manifest)
+        return self[step]
 
     def collect(self, *, grace: str | float | None = None) -> Freed:
         """Free what nothing refers to: what has been in the trash for long enough, attempts of writers that died,

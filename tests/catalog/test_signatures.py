@@ -446,7 +446,7 @@ def test_signatures_leave_with_their_checkpoints(keys: dict[str, Path]) -> None:
     store = MemoryStore("leaving")
     for step in (1, 2, 3):
         save(store, keys["ours.pem"], step)
-    Run(store).remove([1])
+    Run(store).remove([1], grace=0)
     assert [o.key[11:23] for o in store.list("signatures")] == [f"{s:012d}" for s in (2, 3)]
 
 
