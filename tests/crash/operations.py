@@ -101,6 +101,33 @@ def prune(store: Store) -> None:
     Run(store).prune(last(1) | best("loss", mode="max"))
 
 
+def prune_now(store: Store) -> None:
+    Run(store).prune(last(1) | best("loss", mode="max"), grace=0)
+
+
+def in_the_trash(store: Store) -> None:
+    """Four checkpoints, of which two are deleted, and what a writer left that died."""
+    four_checkpoints(store)
+    Run(store).tag("wanted", 2)
+    Run(store).remove([1, 2], force=True)
+    store.write("data/000000000009-dead0000/model.safetensors", [b"x" * 100])
+    store.delete(["tidy.json"])
+
+
+def undo(store: Store) -> None:
+    run = Run(store)
+    for deleted in run.trash():
+        run.undelete(deleted.step)
+
+
+def collect(store: Store) -> None:
+    Run(store).collect(grace=0)
+
+
+def collect_what_is_due(store: Store) -> None:
+    Run(store).collect()
+
+
 def four_checkpoints(store: Store) -> None:
     two_checkpoints(store)
     for step in (3, 4):
@@ -168,7 +195,11 @@ OPERATIONS = [
         uploads=True,
     ),
     Operation("prune", prune, truth(1, 4), truth(1, 2, 3, 4), prepare=four_checkpoints),
+    Operation("prune at once", prune_now, truth(1, 4), truth(1, 2, 3, 4), prepare=four_checkpoints),
     Operation("remove", remove, truth(2), truth(1, 2)),
+    Operation("undo", undo, truth(3, 4), truth(1, 2, 3, 4), prepare=in_the_trash),
+    Operation("collect", collect, truth(3, 4), truth(3, 4), prepare=in_the_trash),
+    Operation("collect what is due", collect_what_is_due, truth(3, 4), truth(3, 4), prepare=in_the_trash),
     Operation("tag", tag, truth(1, 2), truth(1, 2)),
     Operation("import", import_, truth(1, 2), truth(1, 2, 3), commits=3, uploads=True),
     Operation("restore", restore, truth(1, 2), truth(1, 2), calls="*"),

@@ -16,6 +16,7 @@ import numpy as np
 from holdfast.catalog.content import open_file
 from holdfast.catalog.history import History
 from holdfast.catalog.summary import read_summary
+from holdfast.catalog.trash import BROKEN, list_trash, read_trash
 from holdfast.core.errors import CommitConflict, CommitUnknown, HoldfastError
 from holdfast.format.manifest import decode_manifest
 from holdfast.functional import load, save
@@ -51,7 +52,7 @@ INVARIANTS = {
     "I2": "what is listed restores whole, or refuses by name",
     "I3": "what was acknowledged survives power loss; what was not is whole or invisible",
     "I4": "any changed byte is reported, and a wrong value never restored",
-    "I5": "everything that a listed checkpoint needs exists",
+    "I5": "everything that a checkpoint needs exists, be it listed or in the trash",
     "I6": "once the fault is gone the next save works without manual steps, and what a crash left is freed",
     "I7": "two writers never both believe that they committed the same place of the history",
     "I8": "under a deadline the process ends in time, with the new checkpoint or the old one, and says which",
@@ -141,17 +142,20 @@ def no_silent_corruption(
 
 
 def needed_exists(store: str | os.PathLike[str] | Store) -> None:
-    """I5: each file of each listed checkpoint is there, with the length and the header that were committed."""
+    """I5: each file of each checkpoint, listed or in the trash, is there, with the length and the header that were
+    committed."""
     place = open_store(store)
     history = History(place)
-    for step in history.steps:
-        _, manifest = history.manifests[step]
-        for part in manifest.parts.values():
-            for entry in part.files:
-                try:
-                    open_file(place, entry)
-                except HoldfastError as e:
-                    raise Broken("I5", f"step {step} needs {entry.key}: {e}") from e
+    manifests = [(f"step {step}", history.manifests[step][1]) for step in history.steps]
+    for trashed in list_trash(place):
+        if trashed.attempt != BROKEN:
+            manifests.append((f"step {trashed.step} in the trash", read_trash(place, trashed)[0]))
+    for what, manifest in manifests:
+        for entry in (file for part in manifest.parts.values() for file in part.files):
+            try:
+                open_file(place, entry)
+            except HoldfastError as e:
+                raise Broken("I5", f"{what} needs {entry.key}: {e}") from e
 
 
 def left_over(store: str | os.PathLike[str] | Store) -> set[str]:
