@@ -124,7 +124,7 @@ def _bring(primary: Store, mirrors: Sequence[Store], time: TimeSource) -> dict[i
     try:
         mine = look(History(primary, run := read_identity(primary).run), run)
     except NotARun:
-        mine = Source(primary, "", 0, Location(), Past(), ({}, History(primary).marks()[1]))
+        mine = Source(primary, "", 0, Location(), Past(), ({}, History(primary).marks()[1], frozenset()))
     found = [(h, s) for s in sources for h in worth_bringing(mine, s)]
     found.sort(key=lambda pair: pair[0].step, reverse=True)  # stable: of equal ones the nearest
     if not found and mine.run:
