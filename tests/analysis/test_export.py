@@ -127,7 +127,7 @@ def test_which_part(tmp_path: Path) -> None:
 
 def test_a_changed_byte_leaves_no_file(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, model={"a": np.zeros(50_000), "b": np.zeros(50_000)})
-    key, start, _ = checkpoint.reader.place("model/b")
+    ((key, start, _),) = checkpoint.reader.places("model/b")
     raw = bytearray((tmp_path / "run" / key).read_bytes())
     raw[start] ^= 1
     (tmp_path / "run" / key).write_bytes(raw)

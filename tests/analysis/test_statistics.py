@@ -107,7 +107,7 @@ def test_complex32() -> None:
 
 def test_a_changed_byte_is_an_error(tmp_path: Path) -> None:
     checkpoint = holdfast.save(tmp_path / "r", {"m": {"x": np.zeros(50_000)}})
-    key, start, _ = checkpoint.reader.place("m/x")
+    ((key, start, _),) = checkpoint.reader.places("m/x")
     raw = bytearray((tmp_path / "r" / key).read_bytes())
     raw[start + 7] = 1
     (tmp_path / "r" / key).write_bytes(raw)

@@ -22,6 +22,7 @@ from holdfast.catalog.deletion import Ages, collect
 from holdfast.catalog.verify import verify_manifest
 from holdfast.core.clock import Clock
 from holdfast.core.errors import CommitUnknown, HoldfastError, StoreError
+from holdfast.format.digest import BLOCK_BYTES
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.saving.arena import Arena
 from holdfast.saving.snapshot import take_snapshot
@@ -51,8 +52,15 @@ class Store(Interrupted):
         return stream
 
 
+BLOCKS = 10  # of the table, of which a save may change some
+
+
 def large(seed: int) -> np.ndarray:
     return np.full(LARGE, seed, np.float64)
+
+
+def table(seeds: tuple[int, ...]) -> np.ndarray:
+    return np.repeat(np.array(seeds, np.float64), LARGE).reshape(-1, 64)
 
 
 class Run(RuleBasedStateMachine):
@@ -64,7 +72,10 @@ class Run(RuleBasedStateMachine):
         self.next_seed = 1
         self.looked_at: set[str] = set()
         self.saved: dict[int, dict[str, int]] = {}  # step -> what its arrays are filled with
+        self.blocks = (0,) * BLOCKS
+        self.tables: dict[int, tuple[int, ...]] = {}  # step -> what the table's blocks are filled with
         self.mark_from, tidiness.MARK_FROM = tidiness.MARK_FROM, 0
+        self.block_bytes, BLOCK_BYTES[2] = BLOCK_BYTES[2], 8 * LARGE
 
     @initialize()
     def begin(self) -> None:
@@ -72,6 +83,7 @@ class Run(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         tidiness.MARK_FROM = self.mark_from
+        BLOCK_BYTES[2] = self.block_bytes
         if hasattr(self, "session"):
             self.session.close()
 
@@ -82,17 +94,24 @@ class Run(RuleBasedStateMachine):
         self.seeds[part] = self.next_seed
         self.next_seed += 1
 
+    @rule(changed=st.sets(st.integers(0, BLOCKS - 1), min_size=1))
+    def train_rows(self, changed: set[int]) -> None:
+        self.blocks = tuple(self.next_seed if i in changed else seed for i, seed in enumerate(self.blocks))
+        self.next_seed += 1
+
     @rule(part=st.sampled_from(PARTS), seed=st.integers(0, 3))
     def go_back_to_old_values(self, part: str, seed: int) -> None:
         self.seeds[part] = seed
 
     def _persist(self, step: int) -> None:
         state = {part: {"w": large(seed), "b": np.full(3, seed)} for part, seed in self.seeds.items()}
+        state["table"] = {"rows": table(self.blocks)}
         order = SaveOrder(Clock(step=step), {}, ("test",))
         self.session.persist(take_snapshot(state, Arena(), rng=False).image, order)
 
     def _expect(self, step: int) -> None:
         self.saved[step] = dict(self.seeds)
+        self.tables[step] = self.blocks
 
     @rule(ahead=st.integers(0, 2))
     def save(self, ahead: int) -> None:
@@ -160,7 +179,7 @@ class Run(RuleBasedStateMachine):
         step = pick.choice(self.session.history.steps)
         self.session.abandon_after(step, "test")
         self.session.parent = self.session.history.manifests[step][1].attempt
-        self.seeds = dict(self.saved[step])
+        self.seeds, self.blocks = dict(self.saved[step]), self.tables[step]
         for later in [s for s in self.saved if s > step]:
             del self.saved[later]
 
@@ -223,6 +242,7 @@ class Run(RuleBasedStateMachine):
             for part, seed in self.saved[step].items():
                 assert values[part]["w"].tobytes() == large(seed).tobytes(), (step, part)
                 assert values[part]["b"].tolist() == [seed] * 3
+            assert values["table"]["rows"].tobytes() == table(self.tables[step]).tobytes(), step
 
     @invariant()
     def what_was_set_aside_keeps_its_bytes(self) -> None:

@@ -81,6 +81,18 @@ def save_large(store: Store) -> None:
     holdfast.save(store, large(3), step=3)
 
 
+def table(step: int) -> State:
+    """Three blocks, of which two differ from those of the step before."""
+    rows = np.zeros((3, 4 << 20), dtype=np.uint8)
+    rows[step % 3] = step
+    return {"m": {"rows": rows}, "seen": step}
+
+
+def save_rows(store: Store) -> None:
+    """A table of which some blocks stay in the older file."""
+    holdfast.save(store, table(3), step=3)
+
+
 def train(store: Store, writer: Any) -> None:
     """A loop that saves each step, keeps the best and the last, and waits now and then."""
     held = state(2)
@@ -207,4 +219,8 @@ OPERATIONS = [
 LARGE = Operation(
     "save", save_large, {2: large(2)}, {2: large(2), 3: large(3)},
     prepare=lambda s: holdfast.save(s, large(2), step=2), commits=3,
+)  # fmt: skip
+ROWS = Operation(
+    "save", save_rows, {2: table(2)}, {2: table(2), 3: table(3)},
+    prepare=lambda s: holdfast.save(s, table(2), step=2), commits=3,
 )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 from crash import ledger
 from crash.loop import ERRORS, KILLED, LEVELS, FaultKind, every_call
-from crash.operations import LARGE, OPERATIONS, Operation
+from crash.operations import LARGE, OPERATIONS, ROWS, Operation
 from holdfast.catalog import tidiness
 
 THOROUGH = {"save"}  # where even the short run leaves no call out
@@ -58,9 +58,10 @@ def test_of_an_object_store(operation: Operation, kind: FaultKind, scratch: Path
 
 
 @pytest.mark.parametrize("kind", [*KILLED, ERRORS[0], ERRORS[3]], ids=lambda k: k.name)
+@pytest.mark.parametrize("operation", [LARGE, ROWS], ids=["whole", "blocks"])
 def test_of_a_disk_past_the_page_cache(
-    kind: FaultKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    operation: Operation, kind: FaultKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tidiness, "MARK_FROM", 0)
     stride = ledger.budget(7, 1)
-    ledger.count(kind.name, LARGE.name, every_call(LARGE, kind, "disk", tmp_path, stride=stride))
+    ledger.count(kind.name, operation.name, every_call(operation, kind, "disk", tmp_path, stride=stride))

@@ -115,9 +115,18 @@ class Tensor:
     stride: list[int] | None
     start: int
     end: int
+    box: list[list[int]] | None = None
+    rows: list[list[int]] | None = None
+
+    @property
+    def whole(self) -> list[int]:
+        return self.shape if self.box is None else self.box[1]
 
 
-def cut(tensors: list[tuple[int, list[int]]]) -> list[tuple[int, int]]:
+LARGEST = {1: 67108864, 2: 4194304}
+
+
+def cut(tensors: list[tuple[int, list[int]]], version: int) -> list[tuple[int, int]]:
     """The digest blocks of a data region, from (size, shape) of each tensor in data order."""
     blocks: list[tuple[int, int]] = []
     position, group = 0, None
@@ -129,7 +138,8 @@ def cut(tensors: list[tuple[int, list[int]]]) -> list[tuple[int, int]]:
                 blocks.append((group, position))
                 group = None
             row = size // (shape[0] if shape else 1)
-            step = (67108864 // row) * row if row <= 67108864 else 67108864
+            largest = LARGEST[version]
+            step = (largest // row) * row if row <= largest else largest
             blocks += [(position + o, position + min(o + step, size)) for o in range(0, size, step)]
         elif group is None:
             group = position
@@ -225,13 +235,15 @@ class DataFile:
         body = json.loads(header[8:])
         metadata = body.pop("__metadata__")
         layouts = json.loads(metadata.get("layouts", "{}"))
+        self.version = {"holdfast/1": 1, "holdfast/2": 2}.get(metadata["holdfast"], 0)
+        require(self.version, "an unknown version")
         self.tensors = [self._tensor(check_name(n), t, layouts.get(n, {})) for n, t in body.items()]
         position = 0
         for t in self.tensors:
             require(t.start == position, "a hole or an overlap")
             position = t.end
         require(size + position == len(self.raw), "the file's end")
-        self.blocks = cut([(t.end - t.start, t.shape) for t in self.tensors])
+        self.blocks = cut([(t.end - t.start, t.shape) for t in self.tensors], self.version)
         digests = base64.b64decode(metadata["digests"], validate=True)
         self.digests = [digests[i : i + 32] for i in range(0, len(digests), 32)]
         require(len(digests) == 32 * len(self.blocks), "the number of digests")
@@ -258,15 +270,34 @@ class DataFile:
         )
         require(all(0 <= s * size <= 2**62 for s in layout.get("stride") or []), "bounds of the strides")
         require(count * size == end - start, "size and shape")
-        return Tensor(name, kind, shape, layout.get("stride"), start, end)
+        t = Tensor(name, kind, shape, layout.get("stride"), start, end, layout.get("box"), layout.get("rows"))
+        if t.box is not None:
+            offsets, whole = t.box
+            require(len(offsets) == len(whole) == len(shape), "the dimensions of a box")
+            for o, n, w in zip(offsets, shape, whole, strict=True):
+                require(o >= 0 and o + n <= w <= 2**62, "a box inside its whole")
+        if t.rows is not None:
+            require(t.box is not None and len(t.rows) > 1, "rows without a box, or one stretch of them")
+            require(t.rows[0][0] == t.box[0][0] and t.rows[-1][1] <= t.box[1][0], "rows inside the whole")
+            require(
+                all(a < b for a, b in t.rows) and sum(b - a for a, b in t.rows) == shape[0], "number of rows"
+            )
+            require(all(t.rows[i][1] < t.rows[i + 1][0] for i in range(len(t.rows) - 1)), "rows in order")
+        return t
 
     def _only_form(self, digests: str) -> bytes:
-        metadata: dict[str, str] = {"format": "pt", "holdfast": "holdfast/1", "digests": digests}
+        magic = f"holdfast/{self.version}"
+        metadata: dict[str, str] = {"format": "pt", "holdfast": magic, "digests": digests}
         layouts: dict[str, dict[str, object]] = {}
         for t in self.tensors:
             layout: dict[str, object] = {"dtype": t.type} if t.type in NAMED_IN_LAYOUT else {}
             if t.stride is not None:
                 layout["stride"] = t.stride
+            if t.box is not None:
+                require(self.version == 2, "a part in a file of version 1")
+                layout["box"] = t.box
+            if t.rows is not None:
+                layout["rows"] = t.rows
             if layout:
                 layouts[t.name] = layout
         if layouts:
@@ -385,23 +416,49 @@ class SpecCheckpoint:
             self.aliases |= part.get("aliases", {})
 
     def tensor(self, name: str) -> np.ndarray[Any, Any]:
-        file, short = self.place(name)
-        return file.read(short)
+        """Put the tensor together from the last listed file to the first, which so has the last word."""
+        files, short = self.places(name)
+        first = files[0].by_name[short]
+        out = np.zeros(first.whole, TYPES[first.type][3])
+        given = np.zeros(first.whole, bool)
+        for file in reversed(files):
+            t = file.by_name[short]
+            require((t.type, t.whole) == (first.type, first.whole), f"the parts of {name} fit together")
+            elements, done = file.read(short), 0
+            offsets = [0] * len(t.shape) if t.box is None else t.box[0]
+            rows = t.rows or ([[offsets[0], offsets[0] + t.shape[0]]] if t.shape else [])
+            box = tuple(slice(o, o + n) for o, n in zip(offsets, t.shape, strict=True))
+            for a, b in rows or [[0, 0]]:
+                at = (slice(a, b), *box[1:]) if t.shape else ()
+                out[at] = elements[done : done + b - a] if t.shape else elements
+                given[at] = True
+                done += b - a
+        require(given.all(), f"all of {name} is held")
+        return out
 
     def place(self, name: str) -> tuple[DataFile, str]:
+        files, short = self.places(name)
+        return files[0], short
+
+    def places(self, name: str) -> tuple[list[DataFile], str]:
+        """The listed files that hold the tensor or a part of it, up to the first that holds all of it."""
         name = self.aliases.get(name, name)
         part = name
         while part not in self.parts:
             part, cut_at, _ = part.rpartition("/")
             require(cut_at, f"{name} belongs to no part")
         short = name.removeprefix(f"{part}/")
+        found = []
         for entry in self.parts[part].get("files", []):
             if entry["key"] not in self._files:
                 self._files[entry["key"]] = DataFile(self._root, entry)
             file = self._files[entry["key"]]
             if short in file.by_name:
-                return file, short
-        raise Refused(f"no file holds {name}")
+                found.append(file)
+                if file.by_name[short].box is None:
+                    break
+        require(found, f"no file holds {name}")
+        return found, short
 
     def value(self, part: str) -> Any:
         return self._value(self.parts[part].get("tree"), part)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.dtypes import CARRIERS, DTYPES
-from holdfast.core.errors import InvalidFormat, Truncated
+from holdfast.core.errors import InvalidFormat, Truncated, UnsupportedVersion
 from holdfast.format.datafile import (
     ALIGNMENT,
     StoredTensor,
@@ -37,7 +37,7 @@ def stored(
 
 
 def digests_for(tensors: Sequence[StoredTensor], data: bytes) -> list[bytes]:
-    return [digest(data[b.start : b.end]) for b in cut_blocks([(t.nbytes, t.shape) for t in tensors])]
+    return [digest(data[b.start : b.end]) for b in cut_blocks([(t.nbytes, t.shape) for t in tensors], 2)]
 
 
 def file_of(tensors: Sequence[StoredTensor], data: bytes) -> bytes:
@@ -75,7 +75,7 @@ def test_a_header_says_what_was_written(given_tensors: list[StoredTensor]) -> No
     assert header.data_start == len(raw)
     assert len(raw) % ALIGNMENT == 0
     assert header.file_bytes == len(raw) + len(data)
-    assert list(header.blocks) == cut_blocks([(t.nbytes, t.shape) for t in laid])
+    assert list(header.blocks) == cut_blocks([(t.nbytes, t.shape) for t in laid], 2)
     assert list(header.digests) == digests_for(laid, data)
     assert {t.name for t in laid} == {t.name for t in given_tensors}
 
@@ -89,7 +89,7 @@ def test_the_size_of_a_header_is_known_before_its_digests(given_tensors: list[St
     closed = header.close(digests_for(laid, data))
     assert header.size == len(closed)
     assert closed == encode_header(laid, digests_for(laid, data))
-    assert list(header.blocks) == cut_blocks([(t.nbytes, t.shape) for t in laid])
+    assert list(header.blocks) == cut_blocks([(t.nbytes, t.shape) for t in laid], 2)
 
 
 @pytest.mark.parametrize("size", [8, ALIGNMENT, 3 * ALIGNMENT])
@@ -148,7 +148,8 @@ CHANGES = {
     "duplicate tensor": BODY[:-1] + b',"b":{"dtype":"F32","shape":[2,3],"data_offsets":[32,56]}}',
     "duplicate metadata": BODY[:-1] + b',"__metadata__":{"format":"pt"}}',
     "unknown metadata": BODY.replace(b'"format":"pt"', b'"format":"pt","note":"x"'),
-    "other magic": BODY.replace(b"holdfast/1", b"holdfast/2"),
+    "other magic": BODY.replace(b"holdfast/2", b"holdfest/2"),
+    "parts in a version that knows none": BODY.replace(b"holdfast/2", b"holdfast/1"),
     "unknown layout field": BODY.replace(b'\\"stride\\":', b'\\"strides\\":'),
     "layout of no tensor": BODY.replace(b'"{\\"c\\":', b'"{\\"x\\":{\\"stride\\":[1]},\\"c\\":'),
     "layout that says nothing": BODY.replace(b'"{\\"c\\":', b'"{\\"b\\":{},\\"c\\":'),
@@ -204,7 +205,7 @@ def test_no_flipped_bit_of_a_header_reads_as_the_same_header() -> None:
             changed[position] ^= 1 << bit
             try:
                 found = decode_header(bytes(changed), "f")
-            except (InvalidFormat, Truncated):
+            except (InvalidFormat, Truncated, UnsupportedVersion):
                 continue
             assert found != original
 
@@ -285,3 +286,57 @@ def test_the_bytes_of_a_small_file_are_fixed() -> None:
     )
     assert raw == (4088).to_bytes(8, "little") + body.encode().ljust(4088) + b"\x01\x00\x02\x00"
     assert math.prod(laid[0].shape) == 2
+
+
+def test_a_newer_version_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UnsupportedVersion, match=r"f: has version 3; .*pip install --upgrade holdfast"):
+        decode_header(repacked(BODY.replace(b"holdfast/2", b"holdfast/3")), "f")
+
+
+def test_the_version_is_the_first_that_does() -> None:
+    def version(t: StoredTensor) -> bytes:
+        return open_header(lay_out([t])).close([bytes(32)] * 9)[:80].split(b'"holdfast":"')[1][:10]
+
+    assert version(stored("a", "uint8", [4 << 20])) == b"holdfast/1"
+    assert version(stored("a", "uint8", [2, (2 << 20) + 1])) == b"holdfast/2"
+    assert version(stored("a", "uint8", [2, 3], None, ((1, 0), (4, 3)))) == b"holdfast/2"
+
+
+ROWS = StoredTensor("a", "float32", (5, 2), None, 0, 40, ((1, 0), (9, 2)), ((1, 3), (4, 5), (7, 9)))
+OTHER_ROWS = {
+    "one stretch": "[[1,6]]",
+    "none": "[]",
+    "not in order": "[[4,5],[1,3],[7,9]]",
+    "overlapping": "[[1,4],[3,4],[8,9]]",
+    "touching": "[[1,3],[3,4],[7,9]]",
+    "empty stretch": "[[1,3],[4,4],[6,9]]",
+    "backwards": "[[1,3],[6,4],[5,9]]",
+    "too few": "[[1,3],[4,5],[7,8]]",
+    "too many": "[[1,3],[4,6],[7,9]]",
+    "beyond the whole": "[[1,3],[4,5],[8,10]]",
+    "not where the box begins": "[[0,2],[4,5],[7,9]]",
+    "negative": "[[-1,1],[4,5],[7,9]]",
+}
+
+
+def test_several_stretches_of_rows_are_one_tensor_of_a_file() -> None:
+    raw = encode_header([ROWS], [bytes(32)])
+    assert decode_header(raw, "f").tensors == (ROWS,)
+    assert safetensors.deserialize(raw + bytes(40))[0][1]["shape"] == [5, 2]
+
+
+@pytest.mark.parametrize("rows", OTHER_ROWS.values(), ids=OTHER_ROWS)
+def test_other_stretches_of_rows_are_refused(rows: str) -> None:
+    body = encode_header([ROWS], [bytes(32)])[8:].rstrip()
+    changed = body.replace(b"[[1,3],[4,5],[7,9]]", rows.encode())
+    assert changed != body
+    with pytest.raises(InvalidFormat, match="does not lie inside"):
+        decode_header(repacked(changed), "f")
+
+
+def test_rows_without_a_box_are_refused() -> None:
+    body = encode_header([ROWS], [bytes(32)])[8:].rstrip()
+    changed = body.replace(rb"\"box\":[[1,0],[9,2]],", b"")
+    assert changed != body
+    with pytest.raises(InvalidFormat, match="does not lie inside"):
+        decode_header(repacked(changed), "f")

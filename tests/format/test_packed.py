@@ -37,7 +37,7 @@ ALL = sorted(DTYPES)
 
 def header_of(tensors: Sequence[tuple[str, str, tuple[int, ...]]], data: bytes) -> DataHeader:
     laid = lay_out([StoredTensor(name, dtype, shape, None, 0, 0) for name, dtype, shape in tensors])
-    blocks = cut_blocks([(t.nbytes, t.shape) for t in laid])
+    blocks = cut_blocks([(t.nbytes, t.shape) for t in laid], 2)
     return decode_header(encode_header(laid, [digest(data[b.start : b.end]) for b in blocks]), "f")
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint block by block: verified bytes, at most one block of 64 MiB at a time."""
+"""The tensors of a checkpoint block by block: verified bytes, at most one block, of at most 64 MiB, at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from holdfast.restoring.reader import Reader
 
 __all__ = ["Blocks", "Print"]
 
-Print = tuple[tuple[bytes, int], ...]
+Print = tuple[tuple[bytes, int, int], ...]
 
 
 class Blocks:
@@ -26,29 +26,30 @@ class Blocks:
             KeyError: there is no such tensor.
             IntegrityError: bytes are not what was committed.
         """
-        file, tensor = self._reader.locate(name)
-        for index in file.blocks_of(tensor.start, tensor.end):
-            block = file.header.blocks[index]
-            start, end = max(tensor.start, block.start), min(tensor.end, block.end)
-            piece = self._block(file, index)[start - block.start : end - block.start]
+        for file, index, start, end in self._covering(name):
+            piece = self._block(file, index)[start:end]
             yield piece
             piece.release()  # or the reader's last piece keeps its block while the next is read
 
     def fingerprint(self, name: str) -> Print:
         """Return what tells a tensor's bytes from others without reading them.
 
-        That is the digest of each block that holds them, and where in it they begin. Two tensors of one
+        That is the digest of each block that holds them, and which of its bytes they are. Two tensors of one
         size with equal fingerprints are equal; with unequal ones they may still be equal.
         """
-        file, tensor = self._reader.locate(name)
-        covering = file.blocks_of(tensor.start, tensor.end)
-        header = file.header
-        return tuple((header.digests[i], max(0, tensor.start - header.blocks[i].start)) for i in covering)
+        return tuple((file.header.digests[i], start, end) for file, i, start, end in self._covering(name))
+
+    def _covering(self, name: str) -> Iterator[tuple[DataFile, int, int, int]]:
+        """Yield the blocks that hold a tensor's bytes, in the order of these, and from where to where in them."""
+        for piece in self._reader.pieces(name):
+            for index in piece.file.blocks_of(piece.start, piece.start + piece.size):
+                block = piece.file.header.blocks[index]
+                start, end = max(piece.start, block.start), min(piece.start + piece.size, block.end)
+                yield piece.file, index, start - block.start, end - block.start
 
     def order(self, name: str) -> tuple[str, int]:
         """Return a key that sorts tensors as they lie in the files."""
-        file, tensor = self._reader.locate(name)
-        return file.entry.key, tensor.start
+        return next(((p.file.entry.key, p.start) for p in self._reader.pieces(name)), ("", 0))
 
     def _block(self, file: DataFile, index: int) -> memoryview:
         if self._held is None or self._held[:2] != (file.entry.key, index):

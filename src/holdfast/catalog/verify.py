@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 from holdfast.catalog.content import DataFile, open_file
+from holdfast.catalog.pieces import find
 from holdfast.core.errors import HoldfastError
 from holdfast.core.memory import map_pages
 from holdfast.core.names import name_in_file
@@ -18,6 +20,7 @@ from holdfast.stores import Store
 __all__ = ["Problem", "unheld_tensors", "verify_file", "verify_manifest"]
 
 THREADS = 3
+STRETCH_BYTES = 32 << 20  # read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,11 @@ def verify_manifest(
 
     `progress` is told the number of bytes read since its last call.
     """
-    held: dict[str, set[str]] = {}
+    held: dict[str, list[DataFile]] = {}
     whole = True
     seen: set[str] = set()
     for part_name, part in manifest.parts.items():
-        names = held.setdefault(part_name, set())
+        files = held.setdefault(part_name, [])
         for entry in part.files:
             first_time = entry.key not in seen
             seen.add(entry.key)
@@ -50,12 +53,11 @@ def verify_manifest(
                 if first_time:
                     yield Problem(entry.key, str(e))
                 continue
-            names.update(file.by_name)
+            files.append(file)
             if first_time:
                 yield from _verify_blocks(file, progress)
     if whole:
-        for name in unheld_tensors(manifest, held):
-            yield Problem(name, f"{name}: no listed data file holds this tensor")
+        yield from unheld_tensors(manifest, held)
 
 
 def verify_file(
@@ -70,39 +72,71 @@ def verify_file(
     yield from _verify_blocks(file, progress)
 
 
-def unheld_tensors(manifest: Manifest, held: Mapping[str, Collection[str]]) -> list[str]:
-    """Return the tensors that a checkpoint's values refer to and none of its files hold. `held` has the names in the
-    files of each part."""
-    missing: set[str] = set()
-    for part_name, part in manifest.parts.items():
-        for leaf in tensor_leaves(part.values(part_name)):
-            name = part.aliases.get(leaf.name, leaf.name)
-            owner = manifest.part_of(name)
-            if name_in_file(owner, name) not in held[owner]:
-                missing.add(name)
-    return sorted(missing)
+def unheld_tensors(manifest: Manifest, held: Mapping[str, Sequence[DataFile]]) -> Iterator[Problem]:
+    """Yield the tensors that a checkpoint's values refer to and that its files do not hold, or not all of. `held` has
+    the files of each part, in listed order."""
+    names = {
+        part.aliases.get(leaf.name, leaf.name)
+        for part_name, part in manifest.parts.items()
+        for leaf in tensor_leaves(part.values(part_name))
+    }
+    for name in sorted(names):
+        owner = manifest.part_of(name)
+        try:
+            find(held[owner], name_in_file(owner, name), name)
+        except HoldfastError as e:
+            yield Problem(name, str(e))
 
 
 def _verify_blocks(file: DataFile, progress: Callable[[int], None]) -> Iterator[Problem]:
     """Yield what is wrong with a file's blocks, in their order; some are read while others are checked."""
-    spans = [file.pages_of(b.start, b.end) for b in file.header.blocks]
-    room = max((end - first for first, end in spans), default=0)
+    stretches = list(_stretches(file))
+    room = max((end - first for _, first, end in stretches), default=0)
     free: SimpleQueue[memoryview] = SimpleQueue()
-    for _ in range(min(THREADS, len(spans))):
+    for _ in range(min(THREADS, len(stretches))):
         free.put(map_pages(room))
 
-    def verify(index: int) -> int | Problem:
+    def verify(stretch: tuple[range, int, int]) -> list[int | Problem]:
         memory = free.get()
         try:
-            return len(file.read_block_into(index, memory))
-        except HoldfastError as e:  # a byte that cannot be read is as bad as one that is wrong
-            return Problem(file.entry.key, str(e))
+            return list(_check(file, stretch, memory))
         finally:
             free.put(memory)
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-verify") as pool:
-        for found in pool.map(verify, range(len(spans))):
+        for found in itertools.chain.from_iterable(pool.map(verify, stretches)):
             if isinstance(found, Problem):
                 yield found
             else:
                 progress(found)
+
+
+def _stretches(file: DataFile) -> Iterator[tuple[range, int, int]]:
+    """Yield the blocks that are read at once, and from where to where in the file."""
+    blocks = file.header.blocks
+    begin = 0
+    for index in range(len(blocks)):
+        if index + 1 == len(blocks) or blocks[index + 1].end - blocks[begin].start > STRETCH_BYTES:
+            yield range(begin, index + 1), *file.pages_of(blocks[begin].start, blocks[index].end)
+            begin = index + 1
+
+
+def _check(file: DataFile, stretch: tuple[range, int, int], memory: memoryview) -> Iterator[int | Problem]:
+    """Yield the size of each block that is right, and what is wrong with each other."""
+    indices, first, end = stretch
+    try:
+        file.read(first, memory[: end - first])
+        whole = True
+    except HoldfastError:  # which of the blocks is it?
+        whole = False
+    for index in indices:
+        block = file.header.blocks[index]
+        start = file.header.data_start + block.start - first
+        try:
+            if whole:
+                file.check(index, memory[start : start + block.end - block.start])
+            else:
+                file.read_block_into(index, memory)
+            yield block.end - block.start
+        except HoldfastError as e:  # a byte that cannot be read is as bad as one that is wrong
+            yield Problem(file.entry.key, str(e))

@@ -20,6 +20,8 @@ from holdfast.core.errors import NoCheckpoint, PolicyError
 __all__ = ["cat"]
 
 FIRST_VALUES = 8
+FIRST_PLACES = 4
+FIRSTFIRST_PLACES = 4
 _BARS = "▁▂▃▄▅▆▇█"
 _INDEXED = re.compile(r"(?P<name>.+)\[(?P<index>[^\[\]]*)\]", re.DOTALL)
 _INDEX = re.compile(r"(-?\d+)|(-?\d+)?:(-?\d+)?(?::(-?\d+)?)?|(\.\.\.)")
@@ -47,8 +49,8 @@ def cat(
     """
     checkpoint = checkpoint_of(target, trust)
     view, index = _find(checkpoint, name)
-    key, start, end = checkpoint.reader.place(view.name)
-    place = {"file": key, "first_byte": start, "end_byte": end}
+    places = checkpoint.reader.places(view.name)
+    place = _place_document(places)
     if index is not None or values:
         _print_values(view, index or (), place, json=json)
         return
@@ -60,19 +62,28 @@ def cat(
                 "step": checkpoint.step,
                 "name": view.name,
                 **spec_document(view.spec),
-                "place": place,
+                **place,
                 "statistics": _document(found),
             }
         )
         return
     line((view.name, "bold"), "  ", (tensor(view.spec), "cyan"), f"  {bytes_(view.nbytes)}")
-    line((f"step {checkpoint.step}, {key}, bytes {start:,} to {end:,}", "dim"))
+    for key, start, end in places[:FIRST_PLACES]:
+        line((f"step {checkpoint.step}, {key}, bytes {start:,} to {end:,}", "dim"))
+    if len(places) > FIRST_PLACES:
+        line((f"and {len(places) - FIRST_PLACES} more places", "dim"))
     line()
     _print_statistics(found)
     first = _first_values(view)
     if first:
         line()
         line("first values  ", "  ".join(first), " …" if found.count > len(first) else "")
+
+
+def _place_document(places: list[tuple[str, int, int]]) -> dict[str, object]:
+    """Return where a tensor lies: one place, or the first of several and all of them."""
+    found = [{"file": key, "first_byte": start, "end_byte": end} for key, start, end in places]
+    return {"place": found[0]} if len(found) == 1 else {"place": found[0], "places": found}
 
 
 def _find(checkpoint: Checkpoint, name: str) -> tuple[StoredTensorView, Index | None]:
@@ -113,7 +124,7 @@ def _print_values(view: StoredTensorView, index: Index, place: dict[str, object]
     except (IndexError, ValueError) as e:
         raise PolicyError(f"{view.name} has the shape {list(view.shape)}: {e}") from None
     if json:
-        emit({"name": view.name, **spec_document(view.spec), "place": place, "values": _plain_numbers(found)})
+        emit({"name": view.name, **spec_document(view.spec), **place, "values": _plain_numbers(found)})
         return
     with np.printoptions(
         linewidth=min(stdout().width, 200), threshold=100_000 if not stdout().is_terminal else 1000

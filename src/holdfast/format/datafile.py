@@ -2,20 +2,23 @@
 
 A data file has exactly one byte form: the header that `encode_header` makes for its tensors. A header that differs in
 any way (order, spacing, a duplicate key) is refused. Other programs read the file as ordinary safetensors.
+
+Version 2 is written where version 1 does not do: for tensors that have more than one block, and for parts of tensors.
 """
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from holdfast.core.dtypes import CARRIERS, DTYPES
-from holdfast.core.errors import InvalidFormat, Truncated
+from holdfast.core.errors import InvalidFormat, Truncated, UnsupportedVersion
 from holdfast.core.names import check_path
+from holdfast.format.boxes import Box, Rows, Run, fits, runs
 from holdfast.format.digest import BLOCK_BYTES, DIGEST_BYTES, Block, cut_blocks
 
 __all__ = [
@@ -36,12 +39,13 @@ MAX_DIMENSIONS = 64  # of torch and of numpy
 MAX_EXTENT = 2**62  # in bytes, of what a shape or a stride spans, so that no reader overflows
 METADATA = "__metadata__"
 _METADATA_END = b'"},"'  # the end of its last string, its own, and the beginning of a tensor's name
-MAGIC = "holdfast/1"
+MAGICS = {"holdfast/1": 1, "holdfast/2": 2}
 
 
 class StoredTensor(msgspec.Struct, frozen=True, gc=False):
     """A tensor in a data file: canonical `dtype`, `shape`, `stride` in elements (None: C order), and the bytes
-    `start` to `end` of the data region. `box` is (offsets, global shape) when it is a part of a larger tensor."""
+    `start` to `end` of the data region. `box` is (offsets, global shape) when it is a part of a larger tensor; where
+    it is not one stretch of rows but several, `rows` has the (first, end) of each in the whole."""
 
     name: str
     dtype: str
@@ -49,11 +53,21 @@ class StoredTensor(msgspec.Struct, frozen=True, gc=False):
     stride: tuple[int, ...] | None
     start: int
     end: int
-    box: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    box: Box | None = None
+    rows: Rows | None = None
 
     @property
     def nbytes(self) -> int:
         return self.end - self.start
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor that this is all of, or a part of."""
+        return self.shape if self.box is None else self.box[1]
+
+    def runs(self) -> Iterator[Run]:
+        """Yield where its bytes lie in the whole, as runs in rising order."""
+        return runs(self.shape, self.box, self.rows, _ITEM_BYTES[self.dtype])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +109,7 @@ class _Extra(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     dtype: str | None = None
     stride: list[int] | None = None
     box: tuple[list[int], list[int]] | None = None
+    rows: list[tuple[int, int]] | None = None
 
 
 _decoder = msgspec.json.Decoder(dict[str, _Member])
@@ -112,7 +127,7 @@ def lay_out(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
     position = 0
     for t in sorted(tensors, key=lambda t: -_ITEM_BYTES[t.dtype]):
         end = position + math.prod(t.shape) * _ITEM_BYTES[t.dtype]
-        out.append(StoredTensor(t.name, t.dtype, t.shape, t.stride, position, end, t.box))
+        out.append(StoredTensor(t.name, t.dtype, t.shape, t.stride, position, end, t.box, t.rows))
         position = end
     return out
 
@@ -123,20 +138,19 @@ class OpenHeader:
 
     blocks: tuple[Block, ...]
     size: int
+    _magic: str
     _layouts: str
     _members: bytes
 
     def close(self, digests: Sequence[bytes]) -> bytes:
         """Return the length prefix and header, given the digest of each block."""
-        raw = _body(digests, self._layouts, self._members)
+        raw = _body(digests, self._magic, self._layouts, self._members)
         size = header_size(len(raw))
         return (size - PREFIX_BYTES).to_bytes(PREFIX_BYTES, "little") + raw.ljust(size - PREFIX_BYTES)
 
 
-def open_header(tensors: Sequence[StoredTensor], blocks: tuple[Block, ...] | None = None) -> OpenHeader:
+def open_header(tensors: Sequence[StoredTensor]) -> OpenHeader:
     """Return the header of a file that will hold `tensors` (already laid out), padded to 4 KiB, but for the digests.
-
-    `blocks` are those of the tensors, where they are cut already.
 
     Raises:
         InvalidFormat: a tensor has the name that safetensors reserves, or spans more than any reader can hold.
@@ -154,15 +168,20 @@ def open_header(tensors: Sequence[StoredTensor], blocks: tuple[Block, ...] | Non
         members[t.name] = _member(t)
     if METADATA in members:
         raise InvalidFormat(f"the tensor name {METADATA!r} is reserved by safetensors; rename the tensor")
-    blocks = _blocks(tensors) if blocks is None else blocks
+    magic = "holdfast/2" if any(map(_needs_version_2, tensors)) else "holdfast/1"
+    blocks = _blocks(tensors, MAGICS[magic])
     layouts = _layouts(tensors)
     encoded = msgspec.json.encode(members)
-    size = header_size(len(_body([bytes(DIGEST_BYTES)] * len(blocks), layouts, encoded)))
-    return OpenHeader(blocks, size, layouts, encoded)
+    size = header_size(len(_body([bytes(DIGEST_BYTES)] * len(blocks), magic, layouts, encoded)))
+    return OpenHeader(blocks, size, magic, layouts, encoded)
 
 
-def _blocks(tensors: Sequence[StoredTensor]) -> tuple[Block, ...]:
-    return tuple(cut_blocks([(t.end - t.start, t.shape) for t in tensors]))
+def _needs_version_2(t: StoredTensor) -> bool:
+    return t.box is not None or t.end - t.start > BLOCK_BYTES[2]
+
+
+def _blocks(tensors: Sequence[StoredTensor], version: int) -> tuple[Block, ...]:
+    return tuple(cut_blocks([(t.end - t.start, t.shape) for t in tensors], version))
 
 
 def _member(t: StoredTensor) -> _Member:
@@ -186,13 +205,14 @@ def _extra(t: StoredTensor) -> _Extra:
         dtype=None if t.dtype in _NATIVE else t.dtype,
         stride=None if t.stride is None else list(t.stride),
         box=None if t.box is None else (list(t.box[0]), list(t.box[1])),
+        rows=None if t.rows is None else list(t.rows),
     )
 
 
-def _body(digests: Sequence[bytes], layouts: str, members: bytes) -> bytes:
+def _body(digests: Sequence[bytes], magic: str, layouts: str, members: bytes) -> bytes:
     """Return the JSON of a header: the metadata, then the members of the object `members`."""
     text = base64.b64encode(b"".join(digests)).decode()
-    head = msgspec.json.encode(_Front(_Metadata("pt", MAGIC, text, layouts)))
+    head = msgspec.json.encode(_Front(_Metadata("pt", magic, text, layouts)))
     return head[:-1] + b"," + members[1:] if len(members) > len(b"{}") else head
 
 
@@ -227,6 +247,7 @@ def decode_header(raw: bytes, name: str) -> DataHeader:
 
     Raises:
         InvalidFormat, Truncated: the header is not one that `encode_header` makes.
+        UnsupportedVersion: a newer holdfast wrote it.
     """
     size = declared_size(raw, name)
     if len(raw) != size:
@@ -239,23 +260,40 @@ def decode_header(raw: bytes, name: str) -> DataHeader:
         blob = base64.b64decode(metadata.digests, validate=True)
     except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: its header is not a holdfast safetensors header: {e}") from e
+    version = _version(metadata.holdfast, extras, name)
     tensors = _tensors(body, extras, name)
     _check_contiguous(tensors, name)
     if (
-        tensors and tensors[-1].end > len(blob) // DIGEST_BYTES * BLOCK_BYTES
-    ):  # before a claim of exabytes is cut up
+        tensors and tensors[-1].end > len(blob) // DIGEST_BYTES * BLOCK_BYTES[version]
+    ):  # before exabytes are cut up
         raise InvalidFormat(f"{name}: {tensors[-1].end} bytes of data have more blocks than it holds digests")
-    blocks = _blocks(tensors)
+    blocks = _blocks(tensors, version)
     digests = tuple(blob[i : i + DIGEST_BYTES] for i in range(0, len(blob), DIGEST_BYTES))
     if len(blob) != DIGEST_BYTES * len(blocks):
         raise InvalidFormat(f"{name}: holds {len(digests)} digests for {len(blocks)} blocks")
     # Every member was checked, so the text that they and the layouts make is the one `open_header` makes.
-    one_form = OpenHeader(blocks, size, _layouts(tensors) if extras else "", msgspec.json.encode(body))
+    layouts = _layouts(tensors) if extras else ""
+    one_form = OpenHeader(blocks, size, metadata.holdfast, layouts, msgspec.json.encode(body))
     if METADATA in body or one_form.close(digests) != raw:
         raise InvalidFormat(
             f"{name}: its header is not in the one form the format allows (order, spacing or a duplicate key)"
         )
     return DataHeader(tensors, blocks, digests, size)
+
+
+def _version(magic: str, extras: Mapping[str, _Extra], file: str) -> int:
+    """Return the version that a header says it has; the first one knows no parts of tensors."""
+    if magic not in MAGICS:
+        if magic.startswith("holdfast/") and magic[9:].isdecimal():
+            raise UnsupportedVersion(
+                f"{file}: has version {magic[9:29]}; this holdfast reads data files of the versions 1 and 2. "
+                "Install a newer holdfast (pip install --upgrade holdfast) to read it"
+            )
+        raise InvalidFormat(f"{file}: says it is {magic[:40]!r}; expected 'holdfast/1' or 'holdfast/2'")
+    version = MAGICS[magic]
+    if version == 1 and any(e.box is not None or e.rows is not None for e in extras.values()):
+        raise InvalidFormat(f"{file}: holds parts of tensors, which version 1 does not know")
+    return version
 
 
 def _cut(raw: bytes) -> tuple[bytes, bytes]:
@@ -315,7 +353,8 @@ def _stored(
         raise InvalidFormat(
             f"{file}: tensor {name!r} of shape {shape} and type {dtype} does not fill bytes {start} to {end}"
         )
-    return StoredTensor(name, dtype, shape, stride, start, end, _box(name, shape, extra, file))
+    box, rows = _place(name, shape, extra, file)
+    return StoredTensor(name, dtype, shape, stride, start, end, box, rows)
 
 
 def _is_bounded(shape: tuple[int, ...], stride: tuple[int, ...] | None, itemsize: int) -> bool:
@@ -329,20 +368,20 @@ def _is_bounded(shape: tuple[int, ...], stride: tuple[int, ...] | None, itemsize
     )
 
 
-def _box(
+def _place(
     name: str, shape: tuple[int, ...], extra: _Extra | None, file: str
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    if extra is None or extra.box is None:
-        return None
-    offsets, whole = tuple(extra.box[0]), tuple(extra.box[1])
-    inside = len(offsets) == len(whole) == len(shape) and all(
-        o >= 0 and o + n <= w <= MAX_EXTENT for o, n, w in zip(offsets, shape, whole, strict=True)
-    )
-    if not inside:
+) -> tuple[Box | None, Rows | None]:
+    """Return which part of a tensor this is."""
+    if extra is None or (extra.box is None and extra.rows is None):
+        return None, None
+    box = (tuple(extra.box[0]), tuple(extra.box[1])) if extra.box is not None else ((), ())
+    rows = tuple(extra.rows) if extra.rows is not None else None
+    if extra.box is None or not fits(shape, box, rows, MAX_EXTENT):
         raise InvalidFormat(
-            f"{file}: tensor {name!r} of shape {shape} at {offsets!s:.80} does not lie inside {whole!s:.80}"
+            f"{file}: tensor {name!r} of shape {shape} at {box[0]!s:.80}, rows {rows!s:.80}, "
+            f"does not lie inside {box[1]!s:.80}"
         )
-    return offsets, whole
+    return box, rows
 
 
 def _check_contiguous(tensors: Sequence[StoredTensor], file: str) -> None:

@@ -1,7 +1,8 @@
 """Digest blocks: how the data region of a file is cut so that any part of it can be verified alone.
 
-The cut is a pure function of the tensors' sizes, so it is never stored: a tensor of at least 64 KiB has blocks of its
-own, aligned to its rows and at most 64 MiB; runs of smaller tensors share a block of at most 1 MiB.
+The cut is a pure function of the tensors' sizes and the file's version, so it is never stored: a tensor of at least
+64 KiB has blocks of its own, aligned to its rows and at most 4 MiB (64 MiB in version 1); runs of smaller tensors share
+a block of at most 1 MiB.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from blake3 import blake3
 
 from holdfast.core.buffers import Buffer
 
-__all__ = ["DIGEST_BYTES", "OWN_BLOCK_BYTES", "Block", "BlockDigests", "cut_blocks", "digest"]
+__all__ = ["BLOCK_BYTES", "DIGEST_BYTES", "OWN_BLOCK_BYTES", "Block", "BlockDigests", "cut_blocks", "digest"]
 
 DIGEST_BYTES = 32
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = {1: 64 << 20, 2: 4 << 20}  # the largest block, by the version of the file
 OWN_BLOCK_BYTES = 64 << 10
 GROUP_BYTES = 1 << 20
 _THREADED_BYTES = 1 << 20
@@ -52,15 +53,15 @@ def digest(data: Buffer) -> bytes:
     return blake3(data, max_threads=threads).digest()
 
 
-def _own_blocks(index: int, start: int, nbytes: int, shape: Sequence[int]) -> Iterator[Block]:
+def _own_blocks(index: int, start: int, nbytes: int, shape: Sequence[int], largest: int) -> Iterator[Block]:
     rows = shape[0] if shape else 1
     row_bytes = max(1, nbytes // max(1, rows))
-    step = max(1, BLOCK_BYTES // row_bytes) * row_bytes if row_bytes <= BLOCK_BYTES else BLOCK_BYTES
+    step = largest // row_bytes * row_bytes if row_bytes <= largest else largest
     for offset in range(0, nbytes, step):
         yield Block(start + offset, start + min(nbytes, offset + step), index, index)
 
 
-def cut_blocks(tensors: Sequence[tuple[int, Sequence[int]]]) -> list[Block]:
+def cut_blocks(tensors: Sequence[tuple[int, Sequence[int]]], version: int) -> list[Block]:
     """Return the blocks of a data region from each tensor's (size in bytes, shape), in data order.
 
     Empty tensors belong to no block. The blocks cover the region without holes, in order.
@@ -80,7 +81,7 @@ def cut_blocks(tensors: Sequence[tuple[int, Sequence[int]]]) -> list[Block]:
             continue
         if nbytes >= OWN_BLOCK_BYTES:
             close_group()
-            blocks.extend(_own_blocks(index, position, nbytes, shape))
+            blocks.extend(_own_blocks(index, position, nbytes, shape, BLOCK_BYTES[version]))
         else:
             if group_first >= 0 and position + nbytes - group_start > GROUP_BYTES:
                 close_group()

@@ -196,13 +196,13 @@ class _Scrub:
         try:
             _, manifest = read_manifest(self.store, key)
             held = {
-                name: {n for entry in part.files for n in open_file(self.store, entry).by_name}
+                name: [open_file(self.store, entry) for entry in part.files]
                 for name, part in manifest.parts.items()
             }
         except IntegrityError:
             return False
-        missing = unheld_tensors(manifest, held)
-        self.problems += [Problem(key, f"{key}: no listed data file holds {name}") for name in missing]
+        missing = list(unheld_tensors(manifest, held))
+        self.problems += [Problem(key, f"{key}: {problem.message}") for problem in missing]
         return not missing
 
     # ---- keeping it -----------------------------------------------------------------------------------------------

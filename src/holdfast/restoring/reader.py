@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from holdfast.catalog.content import DataFile, open_file
-from holdfast.core.errors import MissingObject
+from holdfast.catalog.pieces import Piece, find
 from holdfast.core.names import name_in_file
-from holdfast.format.datafile import StoredTensor
 from holdfast.format.digest import OWN_BLOCK_BYTES
-from holdfast.format.manifest import Manifest
+from holdfast.format.manifest import FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
+from holdfast.restoring.assembling import assemble
 from holdfast.restoring.staging import Slab, read_slabs, slabs_of
 from holdfast.state.tensors import HostTensor, TensorSpec
 from holdfast.stores import Store
@@ -35,7 +35,8 @@ class Reader:
         self.manifest = manifest
         self.specs: dict[str, TensorSpec] = {}
         self._store = store
-        self._places: dict[str, tuple[DataFile, int]] = {}
+        self._places: dict[str, tuple[DataFile, int]] = {}  # of what lies in one file: nearly all
+        self._pieces: dict[str, tuple[Piece, ...]] = {}  # of what was saved in parts
         self._opened: dict[str, DataFile] = {}
         self.tree: dict[str, object] = {}
         self.aliases: dict[str, str] = {}
@@ -47,42 +48,62 @@ class Reader:
             self._place([part.aliases.get(n, n) for n in names] if part.aliases else names)
 
     def _place(self, names: Iterable[str]) -> None:
-        """Find the file that holds each tensor: the first one its part lists that has the name."""
+        """Find what holds each tensor: the first file its part lists that has the name, and where that has a part of it
+        only, the next ones for the rest."""
         owners: dict[str, str] = {}  # of what lies in one place, most often many tensors
         for name in names:
-            if name in self._places:
+            if name in self.specs:
                 continue
             above = name.rpartition("/")[0]
             part = name if name in self.manifest.parts else owners.get(above)
             if part is None:
                 part = owners[above] = self.manifest.part_of(name)
             inside = name_in_file(part, name)
-            for entry in self.manifest.parts[part].files:
-                file = self._opened.get(entry.key)
-                if file is None:
-                    file = self._opened[entry.key] = open_file(self._store, entry)
-                index = file.by_name.get(inside)
-                if index is not None:
-                    t = file.header.tensors[index]
-                    self._places[name] = (file, index)
-                    self.specs[name] = TensorSpec(name, t.dtype, t.shape, t.stride)
-                    break
-            else:
-                raise MissingObject(f"{name}: no data file of step {self.manifest.step} holds this tensor")
+            self._find(name, inside, self.manifest.parts[part].files)
+
+    def _find(self, name: str, inside: str, entries: Sequence[FileEntry]) -> None:
+        for entry in entries:
+            file = self._open(entry)
+            index = file.by_name.get(inside)
+            if index is None:
+                continue
+            t = file.header.tensors[index]
+            if t.box is not None and 0 not in t.whole_shape:
+                break
+            self._places[name] = (file, index)
+            self.specs[name] = TensorSpec(name, t.dtype, t.whole_shape, t.stride)
+            return
+        found = find(map(self._open, entries), inside, name)
+        self._pieces[name] = found.pieces
+        self.specs[name] = TensorSpec(name, found.tensor.dtype, found.tensor.whole_shape, found.tensor.stride)
+
+    def _open(self, entry: FileEntry) -> DataFile:
+        file = self._opened.get(entry.key)
+        if file is None:
+            file = self._opened[entry.key] = open_file(self._store, entry)
+        return file
 
     def spec(self, name: str) -> TensorSpec:
         """Return what a tensor is; a tied name stands for the tensor it is tied to."""
         return self.specs[self.aliases.get(name, name)]
 
-    def place(self, name: str) -> tuple[str, int, int]:
-        """Return (file key, first byte, end byte) of a tensor's bytes."""
-        file, t = self.locate(name)
-        return file.entry.key, file.header.data_start + t.start, file.header.data_start + t.end
+    def pieces(self, name: str) -> tuple[Piece, ...]:
+        """Return where the bytes of a tensor lie, in their order; of an empty one nowhere. A tied name is its tensor's."""
+        name = self.aliases.get(name, name)
+        if name in self._pieces:
+            return self._pieces[name]
+        file, index = self._places[name]
+        t = file.header.tensors[index]
+        return (Piece(file, 0, t.start, t.nbytes),) if t.nbytes else ()
 
-    def locate(self, name: str) -> tuple[DataFile, StoredTensor]:
-        """Return the file that holds a tensor and the tensor's entry in its header; a tied name is its tensor's."""
-        file, index = self._places[self.aliases.get(name, name)]
-        return file, file.header.tensors[index]
+    def places(self, name: str) -> list[tuple[str, int, int]]:
+        """Return (file key, first byte, end byte) of each stretch of files that a tensor's bytes lie in, in order."""
+        starts = [(p.file, p.start, p.size) for p in self.pieces(name)]
+        if not starts:
+            file, index = self._places[self.aliases.get(name, name)]
+            starts = [(file, file.header.tensors[index].start, 0)]
+        firsts = [(file.entry.key, file.header.data_start + start, size) for file, start, size in starts]
+        return [(key, first, first + size) for key, first, size in firsts]
 
     def read(self, names: Iterable[str]) -> dict[str, HostTensor]:
         """Return tensors by name, every byte verified.
@@ -91,7 +112,11 @@ class Reader:
             IntegrityError: bytes are not what was committed; names the file and the tensors.
         """
         wanted: dict[str, list[tuple[int, str]]] = {key: [] for key in sorted(self._opened)}
+        split: list[str] = []
         for name in names:
+            if name in self._pieces:
+                split.append(name)
+                continue
             file, index = self._places[name]
             wanted[file.entry.key].append((index, name))
         slabs: dict[str, list[Slab]] = {}
@@ -105,6 +130,9 @@ class Reader:
         out: dict[str, HostTensor] = {}
         for key, found in wanted.items():
             self._cut(self._opened[key], found, slabs[key], out)
+        for name in split:
+            spec = self.specs[name]
+            out[name] = HostTensor(spec, assemble(self._pieces[name], 0, spec.nbytes), owned=True)
         return out
 
     def _cut(
@@ -127,14 +155,16 @@ class Reader:
 
     def read_rows(self, name: str, start: int, stop: int) -> HostTensor:
         """Return rows `start` to `stop` of a tensor, reading and verifying only the blocks they lie in."""
-        file, t = self.locate(name)
-        row = t.nbytes // t.shape[0] if t.shape and t.shape[0] else 0
-        first, end = t.start + start * row, t.start + stop * row
-        spec = TensorSpec(name, t.dtype, (stop - start, *t.shape[1:]), None)
-        slabs = slabs_of(file, file.blocks_of(first, end))
+        whole = self.spec(name)
+        row = whole.nbytes // whole.shape[0] if whole.shape and whole.shape[0] else 0
+        spec = TensorSpec(name, whole.dtype, (stop - start, *whole.shape[1:]), None)
+        if not spec.nbytes:
+            return HostTensor(spec, memoryview(b""))
+        first, end = start * row, stop * row
+        pieces = self.pieces(name)
+        if len(pieces) > 1:
+            return HostTensor(spec, assemble(pieces, first, end))
+        (piece,) = pieces
+        slabs = slabs_of(piece.file, piece.file.blocks_of(piece.start + first, piece.start + end))
         read_slabs(slabs)
-        return (
-            HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(first))
-            if slabs
-            else HostTensor(spec, memoryview(b""))
-        )
+        return HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(piece.start + first))

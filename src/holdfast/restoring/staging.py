@@ -58,17 +58,18 @@ class _Chunk:
     blocks: list[int]
 
 
-def slabs_of(file: DataFile, blocks: Iterable[int]) -> list[Slab]:
+def slabs_of(file: DataFile, blocks: Iterable[int], *, cut: bool = False) -> list[Slab]:
     """Group some blocks of a file, in rising order, into slabs that have no memory yet.
 
-    No tensor lies in two slabs. A tensor that is kept keeps the memory of its slab, so slabs of many are small.
+    No tensor lies in two slabs, unless they may be `cut`. A tensor that is kept keeps the memory of its slab, so slabs
+    of many are small.
     """
     slabs: list[Slab] = []
     begin = stop = tensor = -1
     for index in blocks:
         block = file.header.blocks[index]
         apart = block.start - stop > GAP_BYTES or block.end - begin > SLAB_BYTES
-        if not slabs or (apart and block.first != tensor):
+        if not slabs or (apart and (cut or block.first != tensor)):
             begin = block.start
             slabs.append(Slab(file, []))
         slabs[-1].blocks.append(index)

@@ -12,14 +12,15 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from holdfast.format.datafile import OpenHeader, StoredTensor, lay_out, open_header
 from holdfast.format.digest import BlockDigests, digest
 from holdfast.format.manifest import FileEntry
+from holdfast.saving.changes import Change, settle
 from holdfast.saving.image import Image, PartImage
-from holdfast.saving.known import KnownTensor, KnownTensors, is_large, look_at, sample
+from holdfast.saving.known import KnownTensor, KnownTensors, is_large, look_at, sample, whole_blocks
 from holdfast.stores import Stream
 
 __all__ = ["Ahead", "Planned"]
@@ -33,21 +34,27 @@ class _Stopped(Exception):
 
 @dataclass(slots=True)
 class Planned:
-    """What becomes of a part: `kept` tensors are referred to, the others written to a file unless there are none."""
+    """What becomes of a part: `changed` tensors are written to a file unless there are none, the others referred to.
+
+    `compared` has the tensors, by name, that the checkpoint before knows; of those that changed some only in part.
+    """
 
     name: str
     part: PartImage
-    kept: dict[str, KnownTensor]
     changed: list[StoredTensor]
-    known: dict[str, KnownTensor] = field(default_factory=dict)
+    compared: dict[str, Change]
+    known: dict[str, KnownTensor] = field(default_factory=dict)  # to the next save
     entry: FileEntry | None = None
-    # Digests of tensors that might have been kept and turned out changed.
-    taken: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
     # Which of the part's bytes are written, in order, and how many of these are there to be taken.
     spans: list[tuple[int, int]] = field(default_factory=list)
     there: int = 0
     header: OpenHeader | None = None
     head: bytes = b""
+
+    @property
+    def needed(self) -> set[str]:
+        """The keys of the older files that are referred to."""
+        return {key for change in self.compared.values() for key, _, _ in change.held()}
 
 
 class Ahead:
@@ -135,30 +142,33 @@ class Ahead:
         self._image.wait(end)
 
     def _plan(self, name: str, part: PartImage) -> Planned:
-        """Decide which tensors of a part are new. Nothing is waited for where nothing can be unchanged."""
+        """Decide what of a part is new. Nothing is waited for where nothing can be unchanged."""
         before = self._known.parts.get(name, {})
-        plan = Planned(name, part, {}, [])
-        for t in part.tensors:
-            known = before.get(t.name) if before and is_large(t) else None
+        compared: dict[str, Change] = {}
+        for t in part.tensors if before else ():
+            known = before.get(t.name) if is_large(t) else None
             if known is not None:
                 self._wait(part.offset + t.end)
-                unchanged, digests = look_at(t, part.data[t.start : t.end], known)
-                if unchanged is not None:
-                    plan.kept[t.name] = unchanged
-                    continue
-                if digests:
-                    plan.taken[t.name] = digests
-            plan.changed.append(t)
+                look = look_at(t, part.data[t.start : t.end], known)
+                if look is not None:
+                    compared[t.name] = Change(t, look)
+        changes = list(compared.values())
+        sizes = [t.nbytes for t in part.tensors] if changes else []
+        settle(changes, sum(sizes), sum(sizes) - sum(c.tensor.nbytes for c in changes))
+        kept = {t for t, change in compared.items() if not change.look.changed}
+        plan = Planned(name, part, [t for t in part.tensors if t.name not in kept], compared)
+        looks = {t: compared[t].look for t in kept}
+        plan.known = {t: replace(look.known, samples=look.samples) for t, look in looks.items()}
         if plan.changed:
-            plan.header = open_header(lay_out(plan.changed) if plan.kept else part.tensors)
-            plan.spans = _spans(plan.changed)
+            plan.header = open_header(lay_out(_stored(plan)) if changes else part.tensors)
+            plan.spans = _spans(_runs(plan))
         return plan
 
     def _digest(self, plan: Planned, header: OpenHeader) -> None:
         """Let a file's bytes pass to the writer as they come, and digest them."""
         part = plan.part
         owners = [plan.changed[b.first] for b in header.blocks]
-        passing = BlockDigests(header.blocks, _given(owners, plan.taken))
+        passing = BlockDigests(header.blocks, _given(owners, plan.compared))
         for start, end in plan.spans:
             self._wait(part.offset + end)
             with self._tell():
@@ -178,6 +188,21 @@ class Ahead:
             self._changed.notify_all()
 
 
+def _stored(plan: Planned) -> list[StoredTensor]:
+    """Return what the file of a part is to hold."""
+    return [plan.compared[t.name].stored() if t.name in plan.compared else t for t in plan.changed]
+
+
+def _runs(plan: Planned) -> Iterator[tuple[int, int]]:
+    """Yield where in the part's bytes that lies, in order."""
+    for t in plan.changed:
+        change = plan.compared.get(t.name)
+        if change is None or change.whole:
+            yield t.start, t.end
+        else:
+            yield from ((t.start + start, t.start + end) for start, end in change.stretches())
+
+
 def _remember(plan: Planned, entry: FileEntry, blocks: Iterable[tuple[StoredTensor, bytes]]) -> None:
     """Note what the next save wants to know of a file's large tensors; `blocks` are their owners and digests."""
     own: dict[str, list[bytes]] = {}
@@ -186,32 +211,44 @@ def _remember(plan: Planned, entry: FileEntry, blocks: Iterable[tuple[StoredTens
             own.setdefault(t.name, []).append(found)
     for t in plan.changed:
         if t.name in own:
-            seen = sample(plan.part.data[t.start : t.end])
-            plan.known[t.name] = KnownTensor(t.dtype, t.shape, t.stride, tuple(own[t.name]), entry, seen)
+            change = plan.compared.get(t.name)
+            plan.known[t.name] = (
+                _known_whole(t, plan.part.data[t.start : t.end], entry, own[t.name])
+                if change is None
+                else change.known(entry, own[t.name])
+            )
+
+
+def _known_whole(
+    t: StoredTensor, data: memoryview, entry: FileEntry, digests: Sequence[bytes]
+) -> KnownTensor:
+    samples = tuple(sample(data[b.start : b.end]) for b in whole_blocks(len(data), t.shape))
+    return KnownTensor(t.dtype, t.shape, t.stride, tuple(digests), (entry,) * len(digests), samples)
 
 
 def _is_there(plan: Planned, size: int) -> bool:
     return plan.there >= size
 
 
-def _spans(tensors: Sequence[StoredTensor]) -> list[tuple[int, int]]:
-    """Return where the bytes of tensors lie, in order, in stretches that are passed on one by one."""
+def _spans(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return places in a part's bytes, in order, as stretches that are passed on one by one."""
     runs: list[tuple[int, int]] = []
-    for t in tensors:
-        if runs and runs[-1][1] == t.start:
-            runs[-1] = (runs[-1][0], t.end)
+    for start, end in places:
+        if runs and runs[-1][1] == start:
+            runs[-1] = (runs[-1][0], end)
         else:
-            runs.append((t.start, t.end))
+            runs.append((start, end))
     return [
         (at, min(end, at + STRETCH_BYTES)) for start, end in runs for at in range(start, end, STRETCH_BYTES)
     ]
 
 
-def _given(owners: Sequence[StoredTensor], taken: Mapping[str, tuple[bytes, ...]]) -> dict[int, bytes]:
+def _given(owners: Sequence[StoredTensor], compared: Mapping[str, Change]) -> dict[int, bytes]:
     """Return the digests that were taken already, by index of block; `owners` are the blocks' first tensors."""
     given: dict[int, bytes] = {}
-    rest = {name: iter(digests) for name, digests in taken.items()}
+    rest = {name: iter(change.digests) for name, change in compared.items()}
     for index, t in enumerate(owners):
-        if t.name in rest:
-            given[index] = next(rest[t.name])
+        taken = next(rest[t.name]) if t.name in rest else None
+        if taken is not None:
+            given[index] = taken
     return given

@@ -1,42 +1,47 @@
 """What is known of the tensors that a checkpoint holds: whether one of the next save is the same is decided by digest.
 
-To digest a tensor before it is written costs time that a writer does not have. So a few bytes of each tensor are
-remembered too: where these differ the tensor has changed for certain and is written at once, and only where they are
+To digest a block before it is written costs time that a writer does not have. So a few bytes of each block are
+remembered too: where these differ the block has changed for certain and is written at once, and only where they are
 equal the digests must speak first.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from holdfast.catalog.content import open_file
+from holdfast.catalog.content import DataFile, open_file
+from holdfast.core.dtypes import DTYPES
 from holdfast.format.datafile import StoredTensor
-from holdfast.format.digest import OWN_BLOCK_BYTES, cut_blocks, digest
+from holdfast.format.digest import OWN_BLOCK_BYTES, Block, cut_blocks, digest
 from holdfast.format.manifest import FileEntry, Manifest
 from holdfast.stores import Store
 
-__all__ = ["KnownTensor", "KnownTensors", "is_large", "look_at", "sample"]
+__all__ = ["KnownTensor", "KnownTensors", "Look", "is_large", "look_at", "sample", "whole_blocks"]
 
 SPOTS = 64
 SPOT_BYTES = 8
+NEWEST = 2  # of the versions of data files: how large tensors are cut today
 
 
 @dataclass(frozen=True, slots=True)
 class KnownTensor:
-    """A tensor that a live checkpoint holds: what it is, its digests, its file, and its `sample` where it was seen."""
+    """A tensor that a live checkpoint holds: what it is, and of each of its blocks the digest, the file that holds it,
+    and the `sample` where it was seen."""
 
     dtype: str
     shape: tuple[int, ...]
     stride: tuple[int, ...] | None
     digests: tuple[bytes, ...]
-    file: FileEntry
-    sample: int | None = None
+    files: tuple[FileEntry, ...]
+    samples: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class KnownTensors:
-    """What the checkpoint before holds, so that an unchanged tensor is referred to instead of written again.
+    """What the checkpoint before holds, so that what did not change is referred to instead of written again.
 
     Only tensors with digest blocks of their own are known.
     """
@@ -49,17 +54,51 @@ class KnownTensors:
         """Return what a committed checkpoint holds, from its files' headers."""
         known = cls()
         for name, part in manifest.parts.items():
-            tensors = known.parts.setdefault(name, {})
             known.files[name] = list(part.files)
-            for entry in reversed(part.files):  # the first listed file has the last word
+            holders: dict[str, list[tuple[DataFile, StoredTensor]]] = {}  # in listed order
+            for entry in part.files:
                 file = open_file(store, entry)
                 for t in file.header.tensors:
-                    if is_large(t):
-                        digests = tuple(file.header.digests[i] for i in file.blocks_of(t.start, t.end))
-                        tensors[t.name] = KnownTensor(t.dtype, t.shape, t.stride, digests, entry)
-                    elif tensors:
-                        tensors.pop(t.name, None)
+                    holders.setdefault(t.name, []).append((file, t))
+            found = ((t, _known(holding)) for t, holding in holders.items())
+            known.parts[name] = {t: of_it for t, of_it in found if of_it is not None}
         return known
+
+
+def _known(holders: Sequence[tuple[DataFile, StoredTensor]]) -> KnownTensor | None:
+    """Return what the headers of the files that hold (parts of) a tensor, in listed order, say of its blocks.
+
+    None where they were cut otherwise than today: by version 1, or by several processes.
+    """
+    first = holders[0][1]
+    if not is_large(first):
+        return None
+    shape = first.whole_shape
+    blocks = whole_blocks(math.prod(shape) * DTYPES[first.dtype].itemsize, shape)
+    found: dict[tuple[int, int], tuple[bytes, FileEntry]] = {}
+    for file, t in holders:
+        if (t.dtype, t.whole_shape) != (first.dtype, shape):
+            break
+        for run in t.runs():
+            for index in file.blocks_of(t.start + run.source, t.start + run.source + run.size):
+                block = file.header.blocks[index]
+                begin = block.start - t.start - run.source + run.at
+                if begin < run.at or block.end - block.start > run.at + run.size - begin:
+                    return None
+                place = (begin, begin + block.end - block.start)
+                found.setdefault(place, (file.header.digests[index], file.entry))
+        if t.box is None:
+            break
+    held = [found.get((b.start, b.end)) for b in blocks]
+    if len(found) > len(blocks) or None in held:
+        return None
+    both = [h for h in held if h is not None]
+    return KnownTensor(first.dtype, shape, first.stride, tuple(d for d, _ in both), tuple(f for _, f in both))
+
+
+def whole_blocks(nbytes: int, shape: tuple[int, ...]) -> list[Block]:
+    """Return the blocks of a tensor that is stored whole and has blocks of its own."""
+    return cut_blocks([(nbytes, shape)], NEWEST)
 
 
 def is_large(t: StoredTensor) -> bool:
@@ -68,19 +107,32 @@ def is_large(t: StoredTensor) -> bool:
 
 
 def sample(data: memoryview) -> int:
-    """Return a checksum of a few bytes spread over a tensor's `data`: another one means another tensor."""
+    """Return a checksum of a few bytes spread over `data`: another one means other data."""
     words = data[: len(data) // SPOT_BYTES * SPOT_BYTES].cast("Q")
     return zlib.crc32(words[:: max(1, len(words) // SPOTS)].tobytes())
 
 
-def look_at(
-    t: StoredTensor, data: memoryview, known: KnownTensor
-) -> tuple[KnownTensor | None, tuple[bytes, ...]]:
-    """Return what is known of a tensor if it is unchanged (None if not), and its digests if they had to be taken."""
+@dataclass(slots=True)
+class Look:
+    """What a look at a tensor has shown: its blocks, which of them `changed`, the digests that had to be taken for it,
+    by index, and the blocks' samples."""
+
+    known: KnownTensor
+    blocks: list[Block]
+    changed: set[int]
+    digests: dict[int, bytes]
+    samples: tuple[int, ...]
+
+
+def look_at(t: StoredTensor, data: memoryview, known: KnownTensor) -> Look | None:
+    """Compare a tensor with what is known of one of its name; return None if that was something else altogether."""
     if (t.dtype, t.shape, t.stride) != (known.dtype, known.shape, known.stride):
-        return None, ()
-    seen = sample(data)
-    if known.sample not in (None, seen):
-        return None, ()
-    digests = tuple(digest(data[b.start : b.end]) for b in cut_blocks([(len(data), t.shape)]))
-    return (replace(known, sample=seen) if digests == known.digests else None), digests
+        return None
+    blocks = whole_blocks(len(data), t.shape)
+    look = Look(known, blocks, set(), {}, tuple(sample(data[b.start : b.end]) for b in blocks))
+    for index, block in enumerate(blocks):
+        if not known.samples or known.samples[index] == look.samples[index]:
+            look.digests[index] = digest(data[block.start : block.end])
+        if look.digests.get(index) != known.digests[index]:
+            look.changed.add(index)
+    return look

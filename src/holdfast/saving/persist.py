@@ -48,12 +48,12 @@ def persist_parts(
     now_known = KnownTensors()
     written = 0
     for plan in ahead.planned:
-        needed = {k.file.key for k in plan.kept.values()}
+        needed = plan.needed
         files = [f for f in known.files.get(plan.name, []) if f.key in needed]
         if plan.entry is not None:
             files.insert(0, plan.entry)  # the first listed file that has a name has the last word
             written += plan.entry.size
         parts[plan.name] = Part(plan.part.tree, plan.part.kind, files, plan.part.aliases)
-        now_known.parts[plan.name] = plan.kept | plan.known
+        now_known.parts[plan.name] = plan.known
         now_known.files[plan.name] = files
     return parts, now_known, written

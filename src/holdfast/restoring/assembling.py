@@ -1,0 +1,92 @@
+"""Put a tensor, or a range of its bytes, together from the pieces that hold it.
+
+What is wanted is cut with what is stored; the blocks around that are read in long stretches, verified, and copied to
+their place. Of the stretches only a few are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
+
+from holdfast.catalog.content import DataFile
+from holdfast.catalog.pieces import Piece
+from holdfast.core.memory import map_pages
+from holdfast.restoring.staging import Slab, read_slabs, slabs_of
+
+__all__ = ["assemble"]
+
+AT_ONCE_BYTES = 256 << 20
+
+
+def assemble(pieces: Sequence[Piece], first: int, end: int) -> memoryview:
+    """Return bytes `first` to `end` of a tensor, in memory of their own, every one verified.
+
+    Raises:
+        IntegrityError: bytes are not what was committed; names the file and the tensors.
+    """
+    target = map_pages(end - first)
+    wanted = _by_file(_cut(pieces, first, end))
+    slabs = [slab for key in sorted(wanted) for slab in _slabs(*wanted[key])]
+    for batch in _batches(slabs):
+        read_slabs(batch)
+        for slab in batch:
+            _copy(slab, wanted[slab.file.entry.key][1], target)
+            slab.memory = memoryview(b"")
+    return target
+
+
+def _cut(pieces: Iterable[Piece], first: int, end: int) -> Iterator[Piece]:
+    """Yield what of the pieces lies between two bytes of the tensor, counted from the first of these."""
+    for p in pieces:
+        begin, stop = max(p.at, first), min(p.at + p.size, end)
+        if begin < stop:
+            yield Piece(p.file, begin - first, p.start + begin - p.at, stop - begin)
+
+
+def _by_file(pieces: Iterable[Piece]) -> dict[str, tuple[DataFile, list[Piece]]]:
+    """Return the pieces of each file in the order in which they lie there."""
+    found: dict[str, tuple[DataFile, list[Piece]]] = {}
+    for piece in pieces:
+        found.setdefault(piece.file.entry.key, (piece.file, []))[1].append(piece)
+    for _, in_file in found.values():
+        in_file.sort(key=lambda piece: piece.start)
+    return found
+
+
+def _slabs(file: DataFile, pieces: Sequence[Piece]) -> list[Slab]:
+    blocks: list[int] = []
+    for piece in pieces:
+        covering = file.blocks_of(piece.start, piece.start + piece.size)
+        blocks.extend(i for i in covering if not blocks or i > blocks[-1])
+    return slabs_of(file, blocks, cut=True)
+
+
+def _batches(slabs: Iterable[Slab]) -> Iterator[list[Slab]]:
+    batch: list[Slab] = []
+    size = 0
+    for slab in slabs:
+        if batch and size + slab.end - slab.first > AT_ONCE_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(slab)
+        size += slab.end - slab.first
+    if batch:
+        yield batch
+
+
+def _copy(slab: Slab, pieces: Sequence[Piece], target: memoryview) -> None:
+    """Copy what a slab holds of a file's pieces to where it belongs."""
+    blocks = slab.file.header.blocks
+    first, end = blocks[slab.blocks[0]].start, blocks[slab.blocks[-1]].end
+    for p in pieces[_first_beyond(pieces, first) :]:
+        if p.start >= end:
+            return
+        begin, stop = max(p.start, first), min(p.start + p.size, end)
+        at, source = p.at + begin - p.start, slab.place_of(begin)
+        target[at : at + stop - begin] = slab.memory[source : source + stop - begin]
+
+
+def _first_beyond(pieces: Sequence[Piece], position: int) -> int:
+    """Return the index of the first piece, in rising order, that ends beyond `position` in the file."""
+    return bisect.bisect_right(pieces, position, key=lambda p: p.start + p.size)
