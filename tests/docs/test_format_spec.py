@@ -380,6 +380,20 @@ def test_blocks_are_cut_by_the_rule(found: list[tuple[int, int, bool]], version:
     assert cut(tensors, version) == ours
 
 
+def test_a_table_of_which_rows_changed_is_put_together(tmp_path: Path) -> None:
+    table = np.arange(3_000_000, dtype=np.float32).reshape(-1, 1000)
+    kept = []
+    for step, rows in enumerate(([], [0, 2999], [1500, 1501], [0])):
+        table[rows] = -step
+        holdfast.save(tmp_path, {"m": {"table": table, "b": np.ones(3)}}, step=step)
+        kept.append(table.copy())
+    for step, expected in enumerate(kept):
+        found = SpecCheckpoint(SpecRun(tmp_path), step)
+        assert np.array_equal(found.tensor("m/table"), expected)
+    assert len(found.places("m/table")[0]) == 3, "the first is not needed any more"
+    assert [f.by_name["table"].rows for f in found.places("m/table")[0]][2] == [[0, 1048], [2096, 3000]]
+
+
 # ---- the page names everything there is -------------------------------------------------------------
 
 

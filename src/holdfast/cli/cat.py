@@ -21,7 +21,6 @@ __all__ = ["cat"]
 
 FIRST_VALUES = 8
 FIRST_PLACES = 4
-FIRSTFIRST_PLACES = 4
 _BARS = "▁▂▃▄▅▆▇█"
 _INDEXED = re.compile(r"(?P<name>.+)\[(?P<index>[^\[\]]*)\]", re.DOTALL)
 _INDEX = re.compile(r"(-?\d+)|(-?\d+)?:(-?\d+)?(?::(-?\d+)?)?|(\.\.\.)")

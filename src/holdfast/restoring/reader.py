@@ -88,7 +88,7 @@ class Reader:
         return self.specs[self.aliases.get(name, name)]
 
     def pieces(self, name: str) -> tuple[Piece, ...]:
-        """Return where the bytes of a tensor lie, in their order; of an empty one nowhere. A tied name is its tensor's."""
+        """Return where the bytes of a tensor lie, in their order; a tied name is its tensor's."""
         name = self.aliases.get(name, name)
         if name in self._pieces:
             return self._pieces[name]
