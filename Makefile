@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check lint types docs bench clean
+.PHONY: setup demo test servers check lint types docs bench clean
 
 setup: $(VENV)/.ready
 
@@ -18,6 +18,10 @@ demo: setup
 
 test: setup lint types
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The promises of a store on Azurite, SeaweedFS and rclone, which are installed for it beside the environment.
+servers: setup
+	HOLDFAST_SERVERS=1 $(BIN)/python -m pytest tests/stores/test_other_servers.py
 
 lint: setup
 	$(BIN)/ruff check .

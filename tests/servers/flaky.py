@@ -57,6 +57,8 @@ class Flaky:
 def flaky_proxy(upstream: int) -> Iterator[Flaky]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16
+        disable_nagle_algorithm = True
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))

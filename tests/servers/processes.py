@@ -14,10 +14,17 @@ from pathlib import Path
 START_SECONDS = 60.0
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+def free_port(*, and_above: int = 0) -> int:
+    """Return a port that nobody listens at, where asked for with another that lies so much above it."""
+    while True:
+        with socket.socket() as s, socket.socket() as other:
+            s.bind(("127.0.0.1", 0))
+            port = int(s.getsockname()[1])
+            if not and_above:
+                return port
+            with contextlib.suppress(OSError, OverflowError):
+                other.bind(("127.0.0.1", port + and_above))
+                return port
 
 
 def answers(port: int) -> bool:

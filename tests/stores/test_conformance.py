@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
 from holdfast.stores import Cached, LocalStore, MemoryStore, Prefixed, Retrying, Store, Throttled, open_store
 from holdfast.testing import MockClock
 from holdfast.testing.stores import StoreTests
+from servers.gcs import serving_gcs
 
 
 class TestLocalStore(StoreTests):
@@ -41,6 +43,17 @@ class TestS3WithoutAPrefix(StoreTests):
     @pytest.fixture
     def store(self, s3_url: str) -> Store:
         return open_store(s3_url.removesuffix("/runs/digits"))
+
+
+class TestGoogleCloudStorage(StoreTests):
+    """A fake that knows generations and their preconditions, and speaks what object_store speaks."""
+
+    @pytest.fixture
+    def store(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+        with serving_gcs() as bucket:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.endpoint)
+            yield open_store("gs://bucket/runs/digits")
+            assert not bucket.uploads
 
 
 class TestPrefixed(StoreTests):

@@ -82,7 +82,7 @@ def _ours(e: Exception, doing: str, place: str) -> StoreError:
 
 def is_out_of_range(e: Exception) -> bool:
     """Return whether a read began behind the end of its object."""
-    return _found(_STATUS, str(e)) == "416"
+    return _found(_STATUS, str(e)) == "416" or "Wanted range starting at" in str(e)
 
 
 def is_unsupported(e: Exception) -> bool:

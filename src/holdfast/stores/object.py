@@ -241,9 +241,9 @@ class ObjectStore:
             try:
                 found = obstore.get_range(self._client(self._bulk), key, start=start, end=end)
             except BaseError as e:
-                if not is_out_of_range(e):
-                    raise
-                raise Truncated(f"{key}: ends before byte {start}; expected {end} bytes") from None
+                if is_out_of_range(e):
+                    raise Truncated(f"{key}: ends before byte {start}; expected {end} bytes") from None
+                raise
         data = memoryview(found)
         if len(data) != end - start:  # a range that reaches beyond the end comes short, without an error
             raise Truncated(f"{key}: ends after {start + len(data)} bytes; expected {end}")
