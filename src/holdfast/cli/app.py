@@ -23,6 +23,8 @@ from holdfast.cli.rm import rm
 from holdfast.cli.scrub import scrub
 from holdfast.cli.show import show
 from holdfast.cli.sign import sign
+from holdfast.cli.status import status
+from holdfast.cli.sync import sync
 from holdfast.cli.tag import tag, untag
 from holdfast.cli.teaching import HELP, epilog, rules
 from holdfast.cli.trash import trash
@@ -39,6 +41,8 @@ _VERBS: tuple[Callable[..., None], ...] = (
     cat,
     verify,
     scrub,
+    status,
+    sync,
     tag,
     untag,
     prune,

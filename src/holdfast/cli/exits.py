@@ -11,6 +11,7 @@ from holdfast.core.errors import (
     NoCheckpoint,
     NotARun,
     NotFound,
+    NotReplicated,
     PolicyError,
     StateError,
     StoreError,
@@ -19,6 +20,7 @@ from holdfast.core.errors import (
 )
 
 __all__ = [
+    "BEHIND",
     "BROKEN_PIPE",
     "CODES",
     "HELD",
@@ -41,6 +43,7 @@ INTEGRITY = 4
 HELD = 5
 STORE = 6
 UNTRUSTED = 7
+BEHIND = 8
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -53,6 +56,7 @@ CODES = {
     HELD: "another process holds the run for writing",
     STORE: "the disk or store refused: permission, space, I/O",
     UNTRUSTED: "no trusted key has signed it",
+    BEHIND: "something is not yet where it must be: a mirror is behind, full or away",
     INTERRUPTED: "interrupted by Ctrl-C",
 }
 
@@ -63,6 +67,7 @@ _BY_ERROR: tuple[tuple[type[HoldfastError] | tuple[type[HoldfastError], ...], in
     ((LeaseHeld, LeaseLost, CommitConflict), HELD),
     (StoreError, STORE),
     (Untrusted, UNTRUSTED),
+    (NotReplicated, BEHIND),
     ((PolicyError, StateError), USAGE),
 )
 

@@ -1,0 +1,132 @@
+"""`holdfast status` and `holdfast sync`: what is not yet where, and bringing it there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import holdfast
+from holdfast import Checkpointer, every, last, where
+from holdfast.replication import Mirror
+
+
+def learn(run: Path, total: int, **options: object) -> None:
+    held = {"w": np.zeros(100)}
+    with Checkpointer(run, held, save=every(steps=1), writer="inline", **options) as ckpt:  # type: ignore[arg-type]
+        for step in ckpt.steps(total):
+            held["w"][:] = step
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    mirrors = [tmp_path / "near", Mirror(tmp_path / "packed", keep=last(2), compress=True)]
+    learn(tmp_path / "run", 3, mirrors=mirrors)
+    return tmp_path / "run"
+
+
+def test_a_run_that_is_well(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    shown = cli("status", run)
+    assert shown.code == 0
+    assert "3 checkpoints, nobody writes it now" in shown.out
+    assert "newest: step 3" in shown.out
+    assert [row.split()[:3] for row in shown.out.splitlines()[3:]] == [
+        [str(tmp_path / name), "ok", "3"] for name in ("run", "near", "packed")
+    ]
+    found = cli("status", run, "--json").json
+    assert found["well"] is True
+    assert [p["state"] for p in found["places"]] == ["ok"] * 3
+
+
+def test_what_is_not_yet_where_is_said_and_synced(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    learn(run, 5)  # without its mirrors
+    shown = cli("status", run)
+    assert shown.code == 8
+    found = json.loads(cli("status", run, "--json").out)
+    assert [(p["state"], p["newest"], p["missing"]) for p in found["places"]] == [
+        ("ok", 5, []),
+        ("behind", 3, [5, 4]),
+        ("behind", 3, [5, 4]),
+    ]
+    assert all(p["missing_bytes"] > 0 for p in found["places"][1:])
+    synced = cli("sync", run)
+    assert synced.code == 0, synced.err
+    assert "2 checkpoints copied" in synced.out
+    assert cli("status", run).code == 0
+    assert holdfast.Run(tmp_path / "near").steps == [1, 2, 3, 4, 5]
+    assert holdfast.Run(tmp_path / "packed").steps == [3, 4, 5]  # 3 is what training went on from
+    assert all(p.suffix == ".zst" for p in (tmp_path / "packed" / "data").rglob("*") if p.is_file())
+
+
+def test_a_place_that_is_gone_or_another_runs(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    shutil.rmtree(tmp_path / "near")
+    shutil.rmtree(tmp_path / "packed")
+    holdfast.save(tmp_path / "packed", {"x": 1})
+    found = json.loads(cli("status", run, "--json").out)
+    assert [p["state"] for p in found["places"]] == ["ok", "behind", "degraded"]
+    assert "another run" in found["places"][2]["note"]
+    refused = cli("sync", run)
+    assert refused.code == 2
+    assert str(tmp_path / "packed") in refused.err
+    assert holdfast.Run(tmp_path / "near").steps == [1, 2, 3]
+
+
+def test_a_place_that_cannot_be_written_is_named(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    learn(run, 4)
+    shutil.rmtree(tmp_path / "near")
+    (tmp_path / "near").write_text("no directory")
+    synced = cli("sync", run)
+    assert synced.code == 8
+    assert f"{tmp_path / 'near'}  not up to date" in synced.out
+    assert holdfast.Run(tmp_path / "packed").latest.step == 4
+    assert json.loads(cli("status", run, "--json").out)["places"][1]["state"] == "behind"
+
+
+def test_to_a_new_place_with_a_rule(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    found = cli("sync", run, "--to", tmp_path / "new", "--keep", "every(steps=2)", "--verify", "--json").json
+    assert found["mirrors"][0]["copied"] == [3, 2]
+    assert holdfast.Run(tmp_path / "new").steps == [2, 3]
+    assert cli("sync", run, "--to", run).code == 2
+    assert cli("sync", run, "--keep", "last(1)").code == 2
+
+
+def test_a_run_without_mirrors(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    holdfast.save(tmp_path / "alone", {"x": 1}, step=7)
+    assert cli("status", tmp_path / "alone").code == 0
+    refused = cli("sync", tmp_path / "alone")
+    assert refused.code == 2
+    assert "--to" in refused.err
+    assert cli("status", tmp_path / "nothing").code == 3
+
+
+def test_a_rule_that_is_a_function_is_not_guessed(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rule = where(lambda record: record.step % 2 == 0)
+    learn(tmp_path / "run", 3, mirrors=[Mirror(tmp_path / "even", keep=rule)])
+    shown = cli("status", tmp_path / "run", "--json").json
+    assert "function" in shown["places"][1]["note"]
+    assert shown["places"][1]["state"] == "ok"
+    assert cli("sync", tmp_path / "run").code == 2
+
+
+def test_mirrors_are_remembered_until_they_are_given_up(
+    cli, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:  # type: ignore[no-untyped-def]
+    learn(run, 4)
+    assert "fall behind" in caplog.text
+    assert len(json.loads(cli("status", run, "--json").out)["places"]) == 3
+    learn(run, 5, mirrors=[])
+    assert len(json.loads(cli("status", run, "--json").out)["places"]) == 1
+
+
+def test_a_bad_list_of_mirrors_is_said_and_nothing_else_suffers(cli, run: Path) -> None:  # type: ignore[no-untyped-def]
+    raw = bytearray((run / "mirrors.json").read_bytes())
+    raw[20] ^= 1
+    (run / "mirrors.json").write_bytes(bytes(raw))
+    shown = cli("status", run)
+    assert shown.code == 8
+    assert "mirrors.json" in shown.out
+    assert cli("sync", run).code == 4
+    assert holdfast.Run(run).latest.step == 3
