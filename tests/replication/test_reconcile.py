@@ -10,6 +10,7 @@ import pytest
 import holdfast
 from holdfast import best, every, last
 from holdfast.catalog.lease import acquire
+from holdfast.catalog.readers import reading
 from holdfast.core.errors import LeaseHeld, OutOfSpace, StateError, StoreError
 from holdfast.format.packed import Pack
 from holdfast.replication.reconcile import Goal, Reconciler
@@ -336,3 +337,34 @@ def test_a_full_mirror_makes_room_by_what_it_may_give_up_and_keeps_its_newest_un
     mirror.total = 10 * size
     reconcile(primary, mirror)
     assert_is_copy(mirror, primary)
+
+
+# ---- the trash, and those who read ----------------------------------------------------------------------------------
+
+
+def test_what_can_be_brought_back_at_the_primary_can_be_at_the_mirror(
+    primary: MemoryStore, mirror: Store
+) -> None:
+    reconcile(primary, mirror)
+    holdfast.Run(primary).remove([2])
+    reconcile(primary, mirror)
+    assert steps(mirror) == [1, 3, 4]
+    holdfast.Run(mirror).undelete(2)
+    assert steps(mirror) == [1, 2, 3, 4]
+    reconcile(primary, mirror)
+    assert steps(mirror) == [1, 3, 4]
+    holdfast.Run(primary).undelete(2)
+    reconcile(primary, mirror)
+    assert steps(mirror) == [1, 2, 3, 4]
+    assert_sound(mirror)
+
+
+def test_what_is_being_read_at_a_mirror_stays(primary: MemoryStore, mirror: Store) -> None:
+    reconcile(primary, mirror, Goal(every(steps=1)))
+    manifest = holdfast.Run(mirror)[2].manifest
+    with reading(mirror, manifest, "a test reads it"):
+        reconcile(primary, mirror, Goal(last(1)))
+        assert steps(mirror) == [2, 4]
+        assert_sound(mirror)
+    reconcile(primary, mirror, Goal(last(1)))
+    assert steps(mirror) == [4]

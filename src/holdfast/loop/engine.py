@@ -74,6 +74,7 @@ class Engine:
         host = WriterProcess() if in_process else None
         self.session = Session(store, time, wait=True, host=host, key=signing.key)
         replicas.remember(self.session.identity.run)
+        self.session.owed = lambda: replicas.owed(self.session.history, self.session.identity.run)
         self.tell_mirrors()
         self.gradients = PendingGradients(state)
         self.interrupts = Interrupts(deadline_seconds, self.session.newest)
@@ -310,13 +311,18 @@ class Engine:
             return
         self.session.log.flush()
         self.tell_mirrors()
-        if self._leave_by is None:
-            self.replicas.close()
-            return
+        seconds = None if self._leave_by is None else max(0.0, self._leave_by - monotonic())
         try:
-            self.replicas.close(max(0.0, self._leave_by - monotonic()))
-        except NotReplicated as e:  # the signal is what is raised
-            logger.error("%s", e)
+            self.replicas.catch_up(seconds)
+            if self.session.spares:  # they have it now
+                self._after_commit()
+                self.replicas.catch_up(seconds)
+        except NotReplicated as e:
+            if self._leave_by is None:
+                raise
+            logger.error("%s", e)  # the signal is what is raised
+        finally:
+            self.replicas.close()
 
     def refuse_closed(self) -> None:
         """Raise PolicyError when the run was given up."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -85,6 +85,8 @@ class Session:
         self.store = store
         self.time = time
         self.parent: str | None = None
+        self.owed: Callable[[], frozenset[str]] = frozenset  # attempts that a copy is still to be made of
+        self.spares = False  # whether retention has just spared something for that
         self.freed = Freed()  # of what was found when the run was taken up
         self._closed = False
         self._host = host or Here()
@@ -237,7 +239,10 @@ class Session:
     def _retain(
         self, keep: Rule, tags: dict[str, Tag], records: Sequence[CheckpointRecord], grace_seconds: int
     ) -> tuple[Decision, ...]:
-        decisions = plan(records, keep, now=self.time.now(), stored_together=self.history.stored_together)
+        owed = self.owed()
+        self.spares = bool(owed)
+        spared = [replace(r, leased=True) if r.attempt in owed else r for r in records]
+        decisions = plan(spared, keep, now=self.time.now(), stored_together=self.history.stored_together)
         if self.history.broken_tags:  # what they protect is unknown
             broken = "; ".join(self.history.broken_tags)
             logger.warning("nothing is deleted: %s. Remove that tag or set it again", broken)

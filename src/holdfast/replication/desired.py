@@ -99,6 +99,7 @@ class Past:
 
     departed: Mapping[str, Departure] = field(default_factory=lambda: MappingProxyType({}))
     turns: tuple[Turn, ...] = ()
+    in_trash: frozenset[str] = frozenset()  # what can still be brought back at the primary
 
     def left_behind(self, held: Held) -> bool:
         """Return whether training went on from an earlier step after this was saved."""
@@ -107,12 +108,14 @@ class Past:
 
     def joined(self, other: Past) -> Past:
         """Return what both say."""
-        return Past({**other.departed, **self.departed}, tuple(sorted({*self.turns, *other.turns})))
+        turns = tuple(sorted({*self.turns, *other.turns}))
+        return Past({**other.departed, **self.departed}, turns, self.in_trash | other.in_trash)
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A checkpoint that a mirror ought not to list any more: deleted, or set aside for a while as on the primary."""
+    """A checkpoint that a mirror ought not to list any more: deleted, or set aside, so that for a while it can be brought
+    back as on the primary."""
 
     step: int
     attempt: str
@@ -207,6 +210,8 @@ def plan_mirror(
 
 def _of_both(draft: _Draft, ours: Held, theirs: Held | None, *, follows: bool, complete: bool) -> None:
     """Take in a step that the primary lists."""
+    if theirs is not None:
+        ours = replace(ours, record=replace(ours.record, leased=theirs.record.leased))
     draft.candidates[ours.step] = ours
     if theirs is None or not complete:
         return
@@ -223,11 +228,13 @@ def _of_both(draft: _Draft, ours: Held, theirs: Held | None, *, follows: bool, c
 
 def _of_mirror_alone(draft: _Draft, theirs: Held, past: Past, *, follows: bool) -> None:
     """Take in a step that only the mirror lists."""
-    gone = past.departed.get(theirs.record.attempt)
+    attempt = theirs.record.attempt
+    gone = past.departed.get(attempt)
     if gone == "set aside":
         draft.leave(theirs, "set aside", "it was set aside on the primary")
     elif gone is not None and follows:
-        draft.leave(theirs, "removed", "it was removed from the primary")
+        undoable = gone == "removed by hand" or attempt in past.in_trash
+        draft.leave(theirs, "set aside" if undoable else "removed", "it was removed from the primary")
     elif gone is None and past.left_behind(theirs):
         # No word says that it was given up on purpose: no rule decides on it, and it stays.
         draft.kept[theirs.step] = ("only here, of a branch that training left",)

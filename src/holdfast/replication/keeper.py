@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import HoldfastError
+from holdfast.replication.desired import Location, plan_mirror
 from holdfast.replication.looking import Source
 from holdfast.replication.mirror import Mirror
 from holdfast.replication.reconcile import Goal, Outcome, Reconciler, Stopped
@@ -26,6 +27,7 @@ MirrorState: TypeAlias = Literal["ok", "behind", "degraded", "unreachable", "unk
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 300.0
+MOST_OWED = 8  # checkpoints that retention spares for a mirror that is behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,17 @@ class Keeper:
     def has_failed(self, number: int) -> bool:
         """Return whether the last pass was for this source or a later one, and did not get everything done."""
         return self._tried >= number > self._complete
+
+    def owes(self, source: Source) -> list[str]:
+        """Return the attempts of a source that are still to be copied, by what is known of the mirror; the newest few,
+        and none while it fails."""
+        with self._news:
+            outcome, failing = self._outcome, self._failures > 0
+        there = Location() if outcome is None else outcome.reached
+        if failing:
+            return []
+        decided = plan_mirror(source.location, there, source.past, self.mirror.keep, now=self._time.now())
+        return [h.record.attempt for h in decided.copy[:MOST_OWED]]
 
     @property
     def status(self) -> MirrorStatus:

@@ -31,9 +31,11 @@ class Source:
     marks: Marks
     unsure: tuple[str, ...] = ()
 
-    def marked(self, theirs: Location) -> Location:
-        """Return what a mirror holds with the tags and the log of this run."""
-        held = {s: replace(h, record=marked_with(h.record, self.marks)) for s, h in theirs.held.items()}
+    def marked(self, theirs: Location, read: frozenset[str] = frozenset()) -> Location:
+        """Return what a mirror holds with the tags and the log of this run; `read` are the attempts that somebody reads
+        there."""
+        marks = (*self.marks[:2], read)
+        held = {s: replace(h, record=marked_with(h.record, marks)) for s, h in theirs.held.items()}
         return replace(theirs, held=held)
 
 
@@ -44,7 +46,8 @@ def look(history: History, run: str, generation: int = 0) -> Source:
     """
     unsure: list[IntegrityError] = []
     tags = read_tags(history.store, unsure.append)
-    marks = history.marks(tags)
+    names, facts, _ = history.marks(tags)
+    marks: Marks = (names, facts, frozenset())  # who reads the primary is nothing to a mirror
     past = past_of(history.turns(), history.store)
     location = location_of(history, marks)
     newest = max([generation, *(t.generation for t in past.turns)])
@@ -93,8 +96,7 @@ def past_of(turns: Iterable[Started | Resumed | Removed], store: Store) -> Past:
             departed[event.attempt] = "removed" if event.reasons else "removed by hand"
         elif event.action != "demoted":  # it was brought back
             departed.pop(event.attempt, None)
-    for key in store.names(TRASH):
-        parsed = parse_trash_key(key)
-        if parsed is not None:
-            departed.setdefault(parsed[1], "removed")
-    return Past(departed, tuple(found))
+    trashed = [parsed[1] for key in store.names(TRASH) if (parsed := parse_trash_key(key)) is not None]
+    for attempt in trashed:
+        departed.setdefault(attempt, "removed")
+    return Past(departed, tuple(found), frozenset(trashed))

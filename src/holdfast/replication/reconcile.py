@@ -15,12 +15,14 @@ from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.keys import DATA, TAGS, tag_key
 from holdfast.catalog.lease import Lease, acquire
+from holdfast.catalog.readers import find_readers
 from holdfast.catalog.tags import read_tags
 from holdfast.catalog.verify import verify_manifest
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import (
     DigestMismatch,
     HoldfastError,
+    IntegrityError,
     LeaseLost,
     MissingObject,
     NotARun,
@@ -75,11 +77,12 @@ class Outcome:
     placed: list[int] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    stale: list[int] = field(default_factory=list)  # steps that left the primary meanwhile
 
     @property
     def missing(self) -> list[Held]:
         """What ought to be there and is not, the newest first."""
-        return [h for h in self.plan.copy if h.step not in self.placed]
+        return [h for h in self.plan.copy if h.step not in self.placed and h.step not in self.stale]
 
     @property
     def missing_bytes(self) -> int:
@@ -94,11 +97,18 @@ class Outcome:
         return sum(size for key, size in sizes.items() if key not in there)
 
     @property
+    def reached(self) -> Location:
+        """What is there now."""
+        held = {s: h for s, h in self.mirror.held.items() if s not in self.removed}
+        held |= {h.step: h for h in self.plan.copy if h.step in self.placed}
+        gaps = self.mirror.incomplete.difference(self.placed, self.removed)
+        return Location(held, self.mirror.broken, gaps)
+
+    @property
     def newest(self) -> int | None:
         """The newest step that can be resumed from there, now."""
-        steps = {h.step for h in self.plan.copy if h.step in self.placed and not h.record.demoted}
-        steps |= {s for s, h in self.mirror.held.items() if not h.record.demoted and s not in self.removed}
-        return max(steps, default=None)
+        found = self.reached.newest_whole
+        return None if found is None else found.step
 
 
 @dataclass(slots=True)
@@ -147,7 +157,7 @@ class Reconciler:
 
     def _run(self, source: Source, lease: Lease) -> Outcome:
         history, thorough = self._look(source, lease)
-        there = source.marked(location_of(history, source.marks))
+        there = source.marked(location_of(history, source.marks), find_readers(self.target).attempts)
         if thorough:
             there = without_data(there, self.target.list(DATA))
         decided = plan_mirror(source.location, there, source.past, self.goal.rule, now=self.time.now())
@@ -159,11 +169,12 @@ class Reconciler:
         self._remove(source, lease, history, outcome)
         outcome.copied += copy_tags(source.store, self.target)
         self._untag(source, history)
-        if thorough and not outcome.failed:
+        if outcome.failed:
+            self._history = None  # what was half copied stays, for the next pass to go on with
+        elif thorough or outcome.stale:
             self._reclaim(lease, history)
+        if thorough and not outcome.failed:
             self._thorough_at = self.time.monotonic()
-        elif outcome.failed:
-            self._history = None
         history.index(lease, closing=True)
         return outcome
 
@@ -188,6 +199,9 @@ class Reconciler:
             except (LeaseLost, Stopped):
                 raise
             except HoldfastError as e:
+                if isinstance(e, IntegrityError) and not _is_listed(source.store, held):
+                    outcome.stale.append(held.step)
+                    continue
                 outcome.failed[held.step] = str(e)
                 in_a_row = in_a_row + 1 if isinstance(e, StoreError) else 0
                 if in_a_row == IN_A_ROW or isinstance(e, OutOfSpace):
@@ -269,3 +283,14 @@ class Reconciler:
     def _reclaim(self, lease: Lease, history: History, grace_seconds: float | None = None) -> None:
         ages = Ages(now=lease.store_time(), grace_seconds=grace_seconds)
         collect(self.target, history.known, ages, lease.check)
+
+
+def _is_listed(store: Store, held: Held) -> bool:
+    """Return whether the primary still lists this very checkpoint; one that it removed meanwhile is no failure."""
+    try:
+        _, manifest = read_manifest(store, held.entry.key)
+    except MissingObject:
+        return False
+    except HoldfastError:
+        return True
+    return (manifest.attempt, manifest.demoted) == (held.record.attempt, held.record.demoted)

@@ -113,6 +113,18 @@ class Replicas:
             keeper.tell(source, self._number)
             keeper.start()
 
+    def owed(self, history: History, run: str) -> frozenset[str]:
+        """Return the attempts that mirrors with a rule of their own are still to copy, for retention to spare. One that
+        fails is not waited for: a disk must not fill up because a mirror is away."""
+        ruled = [k for k in self.keepers if k.mirror.keep is not None]
+        if not ruled:
+            return frozenset()
+        try:
+            source = look(history, run)
+        except HoldfastError:
+            return frozenset()
+        return frozenset(attempt for keeper in ruled for attempt in keeper.owes(source))
+
     def acknowledge(self, seconds: float | None = None) -> None:
         """Return when as many locations as `ack` says hold the newest checkpoint that they were told of.
 
@@ -143,29 +155,26 @@ class Replicas:
 
     # ---- at the end -------------------------------------------------------------------------------------------------
 
-    def close(self, seconds: float | None = None) -> None:
-        """Wait for the mirrors to catch up, and say what is not yet where. One that fails is tried once more.
+    def catch_up(self, seconds: float | None = None) -> None:
+        """Wait for the mirrors to catch up. One that fails is tried once more.
 
         Raises:
             NotReplicated: fewer locations than `ack` says hold the newest checkpoint.
         """
-        if not self.keepers:
-            return
         number = self._number
-        try:
-            for keeper in self.keepers:
-                keeper.hurry()
-            if self._needed > 1:
-                self.acknowledge(seconds)
-            self._wait(
-                self._seconds if seconds is None else seconds,
-                lambda: all(k.is_complete(number) or k.has_failed(number) for k in self.keepers),
-            )
-        finally:
-            for keeper in self.keepers:
-                keeper.stop()
         for keeper in self.keepers:
-            if not keeper.is_complete(number):
+            keeper.hurry()
+        self.acknowledge(seconds)
+        self._wait(
+            self._seconds if seconds is None else seconds,
+            lambda: all(k.is_complete(number) or k.has_failed(number) for k in self.keepers),
+        )
+
+    def close(self) -> None:
+        """End the work, and say what is not yet where."""
+        self.stop()
+        for keeper in self.keepers:
+            if not keeper.is_complete(self._number):
                 logger.warning(
                     "not yet in the mirror %s. The next start, or `holdfast sync %s`, finishes it",
                     _lack(keeper), self._primary.url,
