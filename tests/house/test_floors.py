@@ -35,6 +35,7 @@ FLOORS = {
 # light writer process would have to load numpy for what it never meets: a packed file.
 LAZY_IMPORTS_ALLOWED = {
     "holdfast",
+    "holdfast.analysis.picture",
     "holdfast.catalog.unpacking",
     "holdfast.format.signing",
     "holdfast.state.adapters",

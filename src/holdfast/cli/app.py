@@ -18,6 +18,7 @@ from holdfast.cli.export import export
 from holdfast.cli.keygen import keygen
 from holdfast.cli.ls import ls
 from holdfast.cli.output import fail, line, note
+from holdfast.cli.plan import plan
 from holdfast.cli.prune import prune
 from holdfast.cli.rm import rm
 from holdfast.cli.scrub import scrub
@@ -45,6 +46,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     sync,
     tag,
     untag,
+    plan,
     prune,
     rm,
     trash,
@@ -94,7 +96,7 @@ def build() -> typer.Typer:
     )
     app.callback(help=HELP, epilog=epilog())(_options)
     for verb in _VERBS:
-        app.command(epilog=rules() if verb is prune else None)(verb)
+        app.command(epilog=rules() if verb in (plan, prune) else None)(verb)
     return app
 
 

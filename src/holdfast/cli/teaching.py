@@ -20,6 +20,7 @@ _EXAMPLES = {
     "holdfast show runs/digits@best": "what is in a checkpoint",
     "holdfast diff runs/digits 100 200": "what changed in between",
     "holdfast verify runs/digits": "read every byte",
+    "holdfast plan runs/digits --hours 72": "what saving and keeping would cost",
     "holdfast prune runs/digits --keep 'last(3)' -n": "what would go",
 }
 _RULES = {

@@ -72,13 +72,22 @@ class Sizes:
 @dataclass(frozen=True, slots=True)
 class Place:
     """A store: what it keeps (None: everything; a mirror: what the primary keeps), how fast a copy gets there, and how
-    many times smaller files lie there."""
+    many times smaller files lie there.
+
+    Raises:
+        PolicyError: nothing ever gets there, or files have no size.
+    """
 
     name: str
     keep: Rule | None = None
     bytes_per_second: float = math.inf
     ratio: float = 1.0
     price: Price = field(default_factory=Price)
+
+    def __post_init__(self) -> None:
+        amount("ratio", self.ratio)
+        if not self.bytes_per_second > 0:
+            raise PolicyError(f"{self.name}: {self.bytes_per_second} bytes per second get nowhere")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from holdfast.core.clock import Clock
 from holdfast.core.errors import PolicyError
 from holdfast.core.records import CheckpointRecord, Moment, Observation
+from holdfast.policies.arguments import amount
 from holdfast.policies.best import Best
 from holdfast.policies.metrics import best_of
 from holdfast.policies.optimum import wasted
@@ -21,7 +22,7 @@ from holdfast.policies.places import Place, Sizes, Stay, Storage
 from holdfast.policies.plan import decide, relevant, require_trigger
 from holdfast.policies.rules import Rule
 
-__all__ = ["Costs", "Outcome", "Scenario", "Workload", "simulate"]
+__all__ = ["Costs", "Metrics", "Outcome", "Scenario", "Workload", "simulate", "stride_of"]
 
 MAX_MOMENTS = 200_000
 START = 1_767_571_200.0  # Monday 5 January 2026, midnight UTC: calendar rules have whole days and weeks
@@ -32,7 +33,8 @@ Metrics = Callable[[int], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What saving and failing cost, in seconds.
+    """What saving and failing cost, in seconds. Raises PolicyError for what is negative, and without a time between
+    failures.
 
     A save holds training for `held`, and is durable `durable` after it was begun. After a failure it takes `restart`
     until the program runs again, and `load` until its state is there. `mtbf` is the mean time between failures.
@@ -43,6 +45,11 @@ class Costs:
     load: float
     restart: float
     mtbf: float
+
+    def __post_init__(self) -> None:
+        for name in ("held", "durable", "load", "restart"):
+            amount(name, getattr(self, name), zero=True)
+        amount("mtbf", self.mtbf)
 
     @property
     def recovery(self) -> float:
@@ -111,6 +118,11 @@ class Outcome:
         return self.seconds / max(1, len(self.saves))
 
 
+def stride_of(steps: int) -> int:
+    """Return how many steps of a run are played at once."""
+    return max(1, math.ceil(steps / MAX_MOMENTS))
+
+
 def simulate(
     scenario: Scenario, workload: Workload, costs: Costs, metrics: Metrics = lambda step: {}
 ) -> Outcome:
@@ -122,7 +134,7 @@ def simulate(
         PolicyError: a rule cannot serve where it stands.
     """
     training = _Training(scenario, workload, costs, metrics)
-    stride = max(1, math.ceil(workload.steps / MAX_MOMENTS))
+    stride = stride_of(workload.steps)
     training.begin()
     for step in range(stride, workload.steps, stride):
         training.boundary(step)
