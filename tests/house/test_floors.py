@@ -152,3 +152,9 @@ def test_public_names() -> None:
     assert len(holdfast.__all__) <= 25
     for name in holdfast.__all__:
         assert getattr(holdfast, name) is not None
+
+
+def test_obstore_is_loaded_by_those_who_open_an_object_store() -> None:
+    code = "import sys, holdfast.saving.server, holdfast.run; print([m for m in ('obstore', 'boto3') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
