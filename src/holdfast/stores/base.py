@@ -71,8 +71,8 @@ class Store(Protocol):
 
         Streams are asked for one after the other, each when the body of the one before was taken, and bodies piece by
         piece, in the calling thread. Heads come after bodies: until an object is whole, a reader finds none, or zeros
-        in the place of its head (on a disk the head is written into a hole; in an object store it goes up with the
-        first part of a multipart upload, which is sent last). What `body`, `make_head` or the store raises ends the
+        in the place of its head (on a disk the head is written into a hole; in an object store nothing is seen of an
+        upload until it is completed). What `body`, `make_head` or the store raises ends the
         write, and none of the objects stays; one that was to go over another is whole, the old or the new.
         """
         ...

@@ -26,7 +26,7 @@ Client = S3Store | GCSStore | AzureStore
 
 CONNECT_SECONDS = 10.0
 RETRIES = 8
-RETRY_SECONDS = 90.0  # in all; a lease lasts 60 s, and a holder that hears nothing for longer must find out
+RETRY_SECONDS = 60.0  # in all: as long as a lease, after which a holder that hears nothing must find out
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
 
