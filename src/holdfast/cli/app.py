@@ -12,6 +12,7 @@ import typer
 from holdfast import __version__
 from holdfast.cli.cat import cat
 from holdfast.cli.collect import collect
+from holdfast.cli.cp import cp
 from holdfast.cli.diff import diff
 from holdfast.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, UNEXPECTED, USAGE, code_of
 from holdfast.cli.export import export
@@ -20,6 +21,7 @@ from holdfast.cli.ls import ls
 from holdfast.cli.output import fail, line, note
 from holdfast.cli.plan import plan
 from holdfast.cli.prune import prune
+from holdfast.cli.repair import repair
 from holdfast.cli.rm import rm
 from holdfast.cli.scrub import scrub
 from holdfast.cli.show import show
@@ -44,6 +46,8 @@ _VERBS: tuple[Callable[..., None], ...] = (
     scrub,
     status,
     sync,
+    repair,
+    cp,
     tag,
     untag,
     plan,

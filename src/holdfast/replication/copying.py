@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -302,8 +302,9 @@ def copy_identity(source: Store, target: Store) -> Copied:
     return Copied(1, len(raw))
 
 
-def copy_tags(source: Store, target: Store) -> Copied:
-    """Copy tags: each that the target lacks, has damaged, or has older than the source."""
+def copy_tags(source: Store, target: Store, attempts: Collection[str] | None = None) -> Copied:
+    """Copy tags: each that the target lacks, has damaged, or has older than the source; with `attempts`, those that
+    point to one of them."""
     copied = Copied()
     for found in source.list(TAGS):
         try:
@@ -314,7 +315,8 @@ def copy_tags(source: Store, target: Store) -> Copied:
         except IntegrityError as e:
             logger.warning("a tag of %s is not copied: %s", source.url, e)
             continue
-        if not _has_tag(target, found.key, raw, tag.time):
+        wanted = attempts is None or tag.attempt in attempts
+        if wanted and not _has_tag(target, found.key, raw, tag.time):
             target.replace(found.key, raw)
             copied += Copied(1, len(raw))
     return copied

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 
 from holdfast.catalog.keys import LOG
 from holdfast.core.errors import IntegrityError, NotFound
-from holdfast.format.events import decode_events
+from holdfast.format.events import Started, decode_events
 from holdfast.stores import Store
 
-__all__ = ["copy_log", "merge_lines"]
+__all__ = ["copy_log", "find_homes", "merge_lines", "sound_lines"]
 
 logger = logging.getLogger("holdfast")
 
@@ -72,28 +73,53 @@ def _what_follows(source: Store, target: Store, key: str, sizes: tuple[int, int]
 
 
 def merge_lines(ours: bytes, theirs: bytes, name: str = "") -> bytes:
-    """Return the sound lines of two copies of a segment, each once, in their order. Where one of the two lost lines
-    the other's are taken. `name` is that of `ours`, to report what is left out of it."""
-    first, second = _sound_lines(ours, name), _sound_lines(theirs)
-    if first[: len(second)] == second:
-        return b"".join(first)
+    """Return the sound lines of two copies of a segment, each once, in their order; of what stands between two lines
+    that both have, what one has lost comes from the other. A damaged line of `theirs` goes where `ours` has lines in
+    its place, and stays where nothing is known of it. `name` is that of `ours`, to report what is left out of it."""
+    first = sound_lines(ours, name)
+    second = [line + b"\n" for line in theirs.split(b"\n")[:-1]]
     merged: list[bytes] = []
+    gap: list[bytes] = []
     left = Counter(first)
     mine = 0
     for line in second:
         if not left[line]:
-            merged.append(line)
+            gap.append(line)
             continue
-        while True:  # what only the first has comes before
+        before = mine
+        while first[mine] != line:  # what only the first has comes before
             left[first[mine]] -= 1
-            merged.append(first[mine])
             mine += 1
-            if merged[-1] == line:
-                break
-    return b"".join([*merged, *first[mine:]])
+        merged += _fill(gap, first[before:mine])
+        merged.append(line)
+        left[line] -= 1
+        mine, gap = mine + 1, []
+    return b"".join([*merged, *_fill(gap, first[mine:])])
 
 
-def _sound_lines(raw: bytes, name: str = "") -> list[bytes]:
+def _fill(gap: list[bytes], lines: list[bytes]) -> list[bytes]:
+    """Return what stands in a gap of one copy, given what the other has there."""
+    return [*(line for line in gap if sound_lines(line)), *lines] if lines else gap
+
+
+def find_homes(found: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return, of segments that lie under one another's keys, those that it is certain of, by the key they belong to."""
+    homes: dict[str, bytes] = {}
+    nobodys: list[bytes] = []
+    for raw in found.values():
+        held = {e.generation for e in decode_events(b"".join(sound_lines(raw)), "") if isinstance(e, Started)}
+        keys = [key for key in found if any(key.startswith(f"{LOG}/g{n:012d}-") for n in held)]
+        if len(keys) == 1:
+            homes[keys[0]] = raw
+        elif not held:
+            nobodys.append(raw)
+    free = [key for key in found if key not in homes]
+    if len(nobodys) == len(free) == 1:
+        homes[free[0]] = nobodys[0]
+    return homes
+
+
+def sound_lines(raw: bytes, name: str = "") -> list[bytes]:
     """Return the lines of a segment that verify, each with its newline."""
     found: list[bytes] = []
     for number, line in enumerate(raw.split(b"\n")[:-1], 1):
