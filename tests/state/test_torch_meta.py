@@ -207,3 +207,79 @@ def test_a_failed_restore_leaves_a_meta_model_on_meta(save):
         plan.apply({"m/weight": saved.tensors["m/weight"]})
     assert live.weight.is_meta
     assert live.bias.is_meta
+
+
+def lazy_net() -> nn.Sequential:
+    return nn.Sequential(nn.LazyConv1d(4, 3), nn.LazyBatchNorm1d(), nn.Flatten(), nn.LazyLinear(3))
+
+
+def trained_net() -> tuple[nn.Sequential, torch.optim.Adam]:
+    torch.manual_seed(3)
+    net = lazy_net()
+    net(torch.randn(5, 2, 9))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    net(torch.randn(5, 2, 9)).sum().backward()
+    optimizer.step()
+    return net, optimizer
+
+
+def test_a_lazy_model_takes_the_stored_shapes_and_goes_on_as_the_saved_one(save):
+    net, optimizer = trained_net()
+    saved = save({"m": net, "o": optimizer})
+    live = lazy_net()
+    other = torch.optim.Adam(live.parameters(), lr=0.5)
+    objects = dict(live.named_parameters())
+    report = saved.into({"o": other, "m": live}).report
+    same(net, live)
+    assert ("m/0.weight", "materialised on cpu") in report.restored
+    assert all(p is objects[n] and type(p) is nn.Parameter for n, p in live.named_parameters())
+    batch = torch.randn(5, 2, 9)
+    for one, opt in ((net, optimizer), (live, other)):
+        opt.zero_grad()
+        one(batch).sum().backward()
+        opt.step()
+    same(net, live)
+    assert [type(m) for m in live] == [nn.Conv1d, nn.BatchNorm1d, nn.Flatten, nn.Linear]
+
+
+def test_a_restored_lazy_model_is_saved_before_its_first_forward_pass(save):
+    net, _ = trained_net()
+    live, again = lazy_net(), lazy_net()
+    save({"m": net}).into({"m": live})
+    save({"m": live}).into({"m": again})
+    same(net, again)
+
+
+def test_a_lazy_parameter_takes_the_memory_that_was_read(save):
+    net, _ = trained_net()
+    saved = save({"m": net})
+    for name, host in saved.tensors.items():  # as large ones are read: a new tensor may keep the memory
+        saved.tensors[name] = HostTensor(host.spec, memoryview(bytearray(host.data)), owned=True)
+    live = lazy_net()
+    saved.into({"m": live})
+    memory = saved.tensors["m/3.weight"].memory
+    assert live[3].weight.data_ptr() == torch.frombuffer(memory, dtype=torch.float32).data_ptr()
+
+
+def test_some_of_a_lazy_model_and_another_type(save):
+    net, _ = trained_net()
+    saved = save({"m": net})
+    live = lazy_net()
+    saved.into({"m": live}, only=("m/0.*",))
+    assert torch.equal(live[0].weight, net[0].weight)
+    assert live[3].has_uninitialized_params()
+    with pytest.raises(StateError, match=r"pass cast=\('m/3.weight',\)"):
+        saved.into({"m": lazy_net().half()}, only=("m/3.*",))
+    half = lazy_net().half()
+    saved.into({"m": half}, only=("m/3.*",), cast=("m/3.*",))
+    assert half[3].weight.dtype == torch.float16
+    with pytest.raises(StateError, match="m/3.weight"):
+        save({"m": {"3.weight": 5}}).into({"m": lazy_net()})
+
+
+def test_gradients_of_a_lazy_model(save):
+    net, optimizer = trained_net()
+    net(torch.randn(5, 2, 9)).sum().backward()
+    live = lazy_net()
+    save({"m": net}, gradients=True).into({"m": live})
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(net.parameters(), live.parameters(), strict=True))

@@ -1,7 +1,10 @@
-"""Parameters and buffers on the meta device: a restore gives them memory and values at once.
+"""Parameters and buffers on the meta device, or lazy ones: a restore gives them memory and values at once.
 
 So a large model is built in no time under `torch.device("meta")` and nothing is initialised in vain. The objects stay
 the same ones, by `torch.utils.swap_tensors`: optimizers that hold them, and ties, see the restored values.
+
+A lazy tensor takes the stored shape, as it would take that of a first batch. Its module turns into what it is to become
+at the first forward pass, which finds nothing left to initialise.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from holdfast.state.adapters.torch_placing import NAMES, new_tensor
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Restoring, Stage
 
-__all__ = ["REMEDY", "has_meta", "home_of", "is_slot", "plan_meta", "slot_of"]
+__all__ = ["REMEDY", "has_meta", "home_of", "is_lazy", "is_slot", "plan_lazy", "plan_meta", "slot_of"]
 
 REMEDY = "materialise it first, e.g. with module.to_empty(device=...)"
 
@@ -40,8 +43,13 @@ def is_slot(t: torch.Tensor) -> bool:
     )
 
 
+def is_lazy(t: torch.Tensor) -> bool:
+    """Return whether a tensor of a module has no shape yet."""
+    return type(t) in (nn.UninitializedParameter, nn.UninitializedBuffer)
+
+
 def slot_of(t: torch.Tensor) -> tuple[str, int]:
-    """Return what stands for the memory that a tensor on the meta device will have."""
+    """Return what stands for the memory that a tensor on the meta device, or a lazy one, will have."""
     return ("meta", id(t))
 
 
@@ -87,6 +95,36 @@ def plan_meta(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> bool:
         for name, mark in vars(t).items():  # what the program noted on the parameter itself
             setattr(made, name, mark)
         torch.utils.swap_tensors(t, made)  # type: ignore[no-untyped-call]
+
+    ctx.act(Stage.VALUES, build, commit)
+    return True
+
+
+def plan_lazy(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> bool:
+    """Plan to give the lazy `t` the stored tensor, whatever its shape; return False if its type does not fit."""
+    stored = ctx.need(node, path) if isinstance(node, TensorLeaf) else None
+    if stored is None or not isinstance(node, TensorLeaf):
+        return False
+    if stored.dtype != NAMES[t.dtype]:
+        if not ctx.relaxed("cast", path):
+            return False
+        ctx.report.cast.append((path, f"{stored.dtype} to {NAMES[t.dtype]}"))
+    name = ctx.stored_name(node)
+    first = not ctx.is_given(name)
+    claim = ctx.claim(slot_of(t), name, path)
+    if claim == "taken":
+        return False
+    ctx.report.restored.append((path, f"materialised on {t.device}"))
+    if claim == "again":
+        return True
+
+    def build(m: Materializer) -> object:
+        made = new_tensor(m.tensors[name]) if first else new_tensor(m.tensors[name]).clone()
+        return made.to(t.device, t.dtype)
+
+    def commit(value: object) -> None:
+        t.data = cast("torch.Tensor", value)  # as its materialize() does, which takes memory of its own
+        t.__class__ = t.cls_to_become  # type: ignore[attr-defined]
 
     ctx.act(Stage.VALUES, build, commit)
     return True

@@ -18,7 +18,16 @@ from holdfast.core.errors import StateError
 from holdfast.core.names import join_path
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Kinds, Outline
-from holdfast.state.adapters.torch_meta import REMEDY, has_meta, home_of, is_slot, plan_meta, slot_of
+from holdfast.state.adapters.torch_meta import (
+    REMEDY,
+    has_meta,
+    home_of,
+    is_lazy,
+    is_slot,
+    plan_lazy,
+    plan_meta,
+    slot_of,
+)
 from holdfast.state.adapters.torch_names import (
     canonical_modules,
     has_own_state,
@@ -223,6 +232,8 @@ def _plan_slot(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> None
         return
     if is_slot(t):
         placed = plan_meta(t, node, path, ctx)
+    elif is_lazy(t):
+        placed = plan_lazy(t, node, path, ctx)
     else:
         refusal = why_not(t)
         if refusal is not None:
@@ -231,8 +242,9 @@ def _plan_slot(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> None
         placed = plan_tensor(t, node, path, ctx) is not None
     if placed:
         return
-    live = TensorSpec(path, NAMES[t.dtype], tuple(t.shape))
     stored = ctx.spec(node) if isinstance(node, TensorLeaf) else None
+    shape = stored.shape if is_lazy(t) and stored is not None else () if is_lazy(t) else tuple(t.shape)
+    live = TensorSpec(path, NAMES[t.dtype], shape)
     if not isinstance(node, TensorLeaf) or stored is None:
         ctx.mismatch(path, live.describe(), _describe(node, ctx))
     elif stored.shape != live.shape:
@@ -246,7 +258,7 @@ def _plan_slot(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> None
 def _fill_shared(t: torch.Tensor, node: TensorLeaf, path: str, ctx: Restoring) -> None:
     """Handle a live tensor whose memory another stored tensor fills too, or whose elements overlap."""
     name = ctx.stored_name(node)
-    holder = ctx.holder(slot_of(t) if t.is_meta else memory_of(t))
+    holder = ctx.holder(slot_of(t) if t.is_meta or is_lazy(t) else memory_of(t))
     if holder not in (None, name):
         ctx.must_equal.append((path, holder, name))
         ctx.report.notes.append(
@@ -320,7 +332,8 @@ def _plan_gradient(parameter: nn.Parameter, node: TensorLeaf, where: str, ctx: R
     if parameter.grad is not None and plan_tensor(parameter.grad, node, where, ctx) is not None:
         return
     spec = ctx.need(node, where)
-    wanted = TensorSpec(where, NAMES[parameter.dtype], tuple(parameter.shape))
+    shape = spec.shape if is_lazy(parameter) and spec is not None else tuple(parameter.shape)
+    wanted = TensorSpec(where, NAMES[parameter.dtype], shape)
     castable = spec is not None and spec.shape == wanted.shape
     if spec is None or not castable or (spec.dtype != wanted.dtype and not ctx.relaxed("cast", where)):
         remedy = f"To convert it pass cast=({where!r},)" if castable else ""

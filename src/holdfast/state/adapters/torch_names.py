@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from holdfast.core.names import join_path
 
@@ -27,6 +28,8 @@ _WRAPPERS = (
     ),
 )
 _METHODS = ("state_dict", "load_state_dict", "_save_to_state_dict")
+# A lazy module overrides one of them to leave out a detach; what it holds is its tensors all the same.
+_INHERITED = {m: (getattr(nn.Module, m), getattr(LazyModuleMixin, m, None)) for m in _METHODS}
 # A hook of torch that only records a version number.
 _HARMLESS_HOOKS = ("SpectralNormStateDictHook",)
 
@@ -59,7 +62,7 @@ def has_own_state(module: nn.Module) -> bool:
     """Return whether this module's content is what its own methods or hooks say, rather than its tensors."""
     cls = type(module)
     for method in _METHODS:
-        if getattr(cls, method) is not getattr(nn.Module, method) or method in module.__dict__:
+        if getattr(cls, method) not in _INHERITED[method] or method in module.__dict__:
             return True
     hooks = [*module._state_dict_hooks.values(), *module._state_dict_pre_hooks.values()]
     return any(type(hook).__name__ not in _HARMLESS_HOOKS for hook in hooks)
