@@ -133,6 +133,15 @@ def test_import_loads_neither_numpy_nor_torch() -> None:
     assert out.stdout.strip() == "[]"
 
 
+def test_a_look_at_the_history_does_not_wait_for_numpy(tmp_path: pathlib.Path) -> None:
+    run = str(tmp_path / "run")
+    save = f"import numpy as np, holdfast; holdfast.save({run!r}, {{'m': {{'w': np.ones(3)}}}}, step=7)"
+    look = f"import sys, holdfast; print(holdfast.Run({run!r}).latest.step, 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", save], check=True)
+    out = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "7 False"
+
+
 def test_reading_needs_no_torch(tmp_path: pathlib.Path) -> None:
     code = f"""
 import sys

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from holdfast.format.values import decode_value, encode_value
-from holdfast.state.capture import Captured, capture, copy_tensors
+from holdfast.state.capture import Captured, capture
 from holdfast.state.place import RestoreOptions, RestorePlan, materialize, plan_restore
 from holdfast.state.tensors import HostTensor
+from state.copies import copied
 
 
 @dataclass
@@ -40,8 +41,7 @@ class Saved:
 
 def save_state(state: Mapping[str, object], *, gradients: bool = False) -> Saved:
     captured = capture(state, gradients=gradients)
-    buffers = [memoryview(bytearray(b"\xcc" * s.spec.nbytes)) for s in captured.tensors]
-    copy_tensors(captured.tensors, buffers)
+    buffers = copied(captured.tensors)
     text = json.dumps({k: encode_value(v, k) for k, v in captured.tree.items()}, allow_nan=False)
     tree = {k: decode_value(v, k) for k, v in json.loads(text).items()}
     tensors = {

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.state.capture import capture, copy_tensors
+from holdfast.state.capture import capture
 from holdfast.state.rng import capture_rng
+from state.copies import copied
 
 
 def same(a: object, b: object) -> bool:
@@ -54,8 +55,7 @@ def test_sources_alias_the_live_tensors():
     t = torch.zeros(3)
     (source,) = capture({"t": t}).tensors
     t.fill_(5)
-    buffer = bytearray(12)
-    copy_tensors([source], [memoryview(buffer)])
+    (buffer,) = copied([source])
     assert np.frombuffer(buffer, np.float32).tolist() == [5, 5, 5]
     assert not source.value.requires_grad
 
@@ -73,8 +73,7 @@ def test_mixed_frameworks_are_copied_together():
     found = capture(
         {"t": torch.arange(3), "n": np.arange(3), "e": torch.empty(0), "z": np.zeros(0), "s": np.int8(3)}
     )
-    buffers = [memoryview(bytearray(s.spec.nbytes)) for s in found.tensors]
-    copy_tensors(found.tensors, buffers)
+    buffers = copied(found.tensors)
     bytes_of = {s.spec.name: bytes(b) for s, b in zip(found.tensors, buffers, strict=True)}
     assert bytes_of["t"] == bytes_of["n"] == np.arange(3).tobytes()
     assert bytes_of["s"] == b"\x03"

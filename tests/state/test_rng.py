@@ -138,7 +138,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 import numpy as np
 from holdfast.core.errors import MissingDependency
-from holdfast.state import capture, place, rng, codecs, records, tensors
+from holdfast.state import capture, place, rng, codecs, records, tensors, transfer
 from holdfast.format.values import TensorLeaf, Typed
 from holdfast.state.tensors import HostTensor, TensorSpec
 spec = TensorSpec("m/w", "bfloat16", (2, 3), (1, 2))
@@ -153,7 +153,8 @@ assert out["m"]["s"] == (1, 2)
 state = {"a": {"x": np.arange(3), "r": np.random.default_rng(0)}, "n": 1}
 found = capture.capture(state)
 data = {s.spec.name: bytearray(s.spec.nbytes) for s in found.tensors}
-capture.copy_tensors(found.tensors, [memoryview(b) for b in data.values()])
+places = [transfer.Stretch(memoryview(b), 0, [(0, len(b))]) for b in data.values()]
+transfer.Transfer(found.tensors, [False] * len(data), places).copy(found.tensors)
 hosts = {s.spec.name: HostTensor(s.spec, memoryview(data[s.spec.name])) for s in found.tensors}
 state["a"]["x"][:] = 0
 place.plan_restore(state, found.tree, {n: h.spec for n, h in hosts.items()}, {}).apply(hosts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from pathlib import Path
@@ -31,9 +32,10 @@ def fingerprint() -> dict[str, str]:
         if version is not None:
             found[name] = str(version)
     found |= _torch_flags()
-    commit = _git_commit()
-    if commit:
-        found["git"] = commit
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        commit = _git_commit(os.getcwd())
+        if commit:
+            found["git"] = commit
     found["host"] = system.nodename
     return found
 
@@ -62,12 +64,17 @@ def _torch_flags() -> dict[str, str]:
     return flags
 
 
-def _git_commit() -> str:
-    """Return the commit of the repository around the working directory, without running git."""
+@functools.cache
+def _git_commit(directory: str) -> str:
+    """Return the commit of the repository around a directory, without running git.
+
+    It is looked up once: the code that runs was imported at the beginning, and a commit that is made or checked out
+    while it runs is not the code that made the checkpoint.
+    """
     with contextlib.suppress(OSError):
-        here = Path.cwd()
-        for directory in (here, *here.parents):
-            git = directory / ".git"
+        here = Path(directory)
+        for above in (here, *here.parents):
+            git = above / ".git"
             if (git / "HEAD").is_file():
                 head = (git / "HEAD").read_text().strip()
                 if not head.startswith("ref: "):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 
 from holdfast.core.errors import StateError
-from holdfast.state.adapter import Engine
 from holdfast.state.capturing import Capturing
 from holdfast.state.registry import dispatch, parameters
 from holdfast.state.reports import CaptureReport
 from holdfast.state.tensors import TensorSource
 from holdfast.state.trace import Trace
 
-__all__ = ["CaptureReport", "Captured", "capture", "copy_tensors"]
+__all__ = ["CaptureReport", "Captured", "capture"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ def capture(
 ) -> Captured:
     """Capture everything the objects in `state` hold, by user name.
 
-    Changes nothing, draws no random number and copies no tensor: `copy_tensors` does, and must before the
+    Changes nothing, draws no random number and copies no tensor: `Transfer` does, and must before the
     live tensors change. `gradients` adds the .grad of module parameters. A `trace` is written for
     `state.recapture`, and puts holes into the tree; `anew` are the keys whose values are made for this capture.
 
@@ -61,32 +60,3 @@ def capture(
 
     tree = parts() if trace is None else trace.begin(state, parts)
     return Captured(tree, found.tensors, found.aliases, found.report, (names, updated))
-
-
-def copy_tensors(sources: Sequence[TensorSource], destinations: Sequence[memoryview]) -> None:
-    """Copy each source's elements into its destination: C order, exactly `spec.nbytes` bytes each.
-
-    Destinations are writable and contiguous; one call moves all tensors of a framework and device together,
-    and returns when the bytes are there. Draws no random number.
-
-    Raises:
-        ValueError: a destination has another size, or is read-only.
-    """
-    if len(sources) != len(destinations):
-        raise ValueError(
-            f"expected one destination for each of {len(sources)} tensors, found {len(destinations)}"
-        )
-    known = dispatch()
-    batches: dict[int, tuple[Engine, list[TensorSource], list[memoryview]]] = {}
-    for source, destination in zip(sources, destinations, strict=True):
-        if destination.nbytes != source.spec.nbytes or destination.readonly:
-            raise ValueError(
-                f"{source.spec.name}: expected {source.spec.nbytes} writable bytes, "
-                f"found {destination.nbytes}{' read-only' if destination.readonly else ''}"
-            )
-        engine = known.engine_of(source.value)
-        _, some, places = batches.setdefault(id(engine), (engine, [], []))
-        some.append(source)
-        places.append(destination if destination.format == "B" else destination.cast("B"))
-    for engine, some, places in batches.values():
-        engine.copy_out([s.value for s in some], engine.targets([s.spec for s in some], places))

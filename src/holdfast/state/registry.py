@@ -1,4 +1,5 @@
-"""Which adapters there are, in the order in which they are asked. torch is never imported to find out."""
+"""Which adapters there are, in the order in which they are asked. torch is never imported to find out, and numpy not
+before there is a value to ask about: who only looks at a run's history does not wait for it."""
 
 from __future__ import annotations
 
@@ -10,8 +11,6 @@ from collections.abc import Callable, Mapping
 from holdfast.core.errors import MissingDependency
 from holdfast.state.adapter import Adapter, Dispatch, Engine
 from holdfast.state.adapters.containers import Atoms, Mappings, Sequences, Sets
-from holdfast.state.adapters.generators import NumpyGenerators, PythonGenerators
-from holdfast.state.adapters.numpy import Arrays, DTypes, NumpyEngine, Scalars
 from holdfast.state.adapters.records import Dataclasses, Enums, NamedTuples
 from holdfast.state.adapters.stateful import Stateful
 
@@ -41,6 +40,9 @@ def family(value: object) -> str:
 
 @functools.cache
 def _dispatch(with_torch: bool) -> Dispatch:
+    from holdfast.state.adapters.generators import NumpyGenerators, PythonGenerators
+    from holdfast.state.adapters.numpy import Arrays, DTypes, NumpyEngine, Scalars
+
     adapters: list[Adapter] = [Mappings(), Sequences(), Sets(), Atoms()]
     engines: dict[str, Engine] = {"numpy": NumpyEngine()}
     if with_torch:
