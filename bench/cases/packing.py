@@ -119,8 +119,7 @@ def _zstd_back(file: _File, coded: Coded, target: memoryview) -> None:
 def _holdfast(threads: int) -> Callable[[_File], Coded]:
     def pack(file: _File) -> Coded:
         packing = Packing(file.header, Pack(threads=threads))
-        body = list(packing.body([file.raw[file.header.data_start :]]))
-        return [packing.head(), *body]
+        return list(packing.body([file.raw[file.header.data_start :]]))
 
     return pack
 
@@ -131,8 +130,8 @@ def _holdfast_back(file: _File, coded: Coded, target: memoryview) -> None:
     found = open_packed(store, KEY)
     if found is None:
         raise ValueError("what was packed is gone")
-    start = len(found.head.raw_header)
-    target[:start] = found.head.raw_header
+    start = len(found.tail.raw_header)
+    target[:start] = found.tail.raw_header
     found.read_into(start, target[start:])
 
 

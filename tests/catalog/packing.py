@@ -22,7 +22,7 @@ def pack_all(store: Store, how: Pack | None = None) -> list[str]:
         file = open_file(store, entry)
         packing = Packing(file.header, how or Pack())
         blocks = (file.read_block(i) for i in range(len(file.header.blocks)))
-        stream = Stream(packed_key(entry.key), packing.head_bytes, packing.body(blocks), packing.head)
+        stream = Stream(packed_key(entry.key), 0, packing.body(blocks), bytes)
         store.write_streams([stream])
         store.delete([entry.key])
     return sorted(map(packed_key, entries))

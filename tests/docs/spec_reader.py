@@ -154,14 +154,14 @@ def cut(tensors: list[tuple[int, list[int]]], version: int) -> list[tuple[int, i
 
 def unpack(raw: bytes) -> bytes:
     """The plain file that a packed one holds."""
-    require(raw[:8] == b"HFPACK1\n", "the magic")
-    require(len(raw) >= 40, "the beginning of a packed file")
-    head_size, plain_size, header_size, many = (
-        int.from_bytes(raw[i : i + 8], "little") for i in range(8, 40, 8)
+    require(len(raw) >= 72 and raw[-40:-32] == b"HFPACK1\n", "the magic")
+    header_size, plain_size, tail_size, many = (
+        int.from_bytes(raw[i : i + 8], "little") for i in range(len(raw) - 72, len(raw) - 40, 8)
     )
-    require(72 + header_size + 26 * many <= head_size <= min(len(raw), 2**31), "the size of the head")
-    require(blake3(raw[: head_size - 32]).digest() == raw[head_size - 32 : head_size], "the head's digest")
-    position = 40 + header_size
+    require(72 + header_size + 26 * many <= tail_size <= min(len(raw), 2**31), "the size of the tail")
+    begin = len(raw) - tail_size
+    require(blake3(raw[begin:-32]).digest() == raw[-32:], "the tail's digest")
+    position = begin + header_size
     entries: list[tuple[int, int, bool, list[int], bytes]] = []
     for _ in range(many):
         size, width, turned = (
@@ -177,9 +177,9 @@ def unpack(raw: bytes) -> bytes:
         position += 4 * width
         entries.append((size, width, bool(turned), frames, raw[position : position + 16]))
         position += 16
-    require(position == head_size - 32, "the end of the index")
+    require(position == len(raw) - 72, "the end of the index")
     require(header_size + sum(e[0] for e in entries) == plain_size, "the size of the plain file")
-    position = head_size
+    position = 0
     chunks: list[bytes] = []
     for size, width, turned, frames, digest in entries:
         n = size // width
@@ -187,8 +187,8 @@ def unpack(raw: bytes) -> bytes:
         position += sum(f or n for f in frames)
         require(blake3(stored).digest()[:16] == digest, "the digest of a chunk")
         chunks.append(_chunk(stored, n, frames, turned))
-    require(position == len(raw), "the end of the packed file")
-    return raw[40 : 40 + header_size] + b"".join(chunks)
+    require(position == begin, "the end of the chunks")
+    return raw[begin : begin + header_size] + b"".join(chunks)
 
 
 def _chunk(stored: bytes, n: int, frames: list[int], turned: bool) -> bytes:

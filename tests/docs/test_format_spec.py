@@ -28,7 +28,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.format import events, values
 from holdfast.format.digest import cut_blocks
 from holdfast.format.manifest import FileEntry, Manifest, Part
-from holdfast.format.packed import Pack, declared_head_bytes, decode_head
+from holdfast.format.packed import Pack, declared_tail_bytes, decode_tail
 from holdfast.replication.copying import copy_beside, copy_checkpoint
 from holdfast.state.records import Record
 from holdfast.stores import LocalStore
@@ -203,7 +203,7 @@ def test_packed_files_have_what_the_page_speaks_of(packed: Path) -> None:
     found: set[tuple[int, bool, str]] = set()
     for file in packed.glob("data/*/*.zst"):
         raw = file.read_bytes()
-        for chunk in decode_head(raw[: declared_head_bytes(raw, file.name)], file.name).chunks:
+        for chunk in decode_tail(raw[len(raw) - declared_tail_bytes(raw, file.name) :], file.name).chunks:
             kinds = {"frame" if f else "raw" for f in chunk.frames}
             found.add((chunk.kind.width, chunk.kind.turned, " and ".join(sorted(kinds))))
     assert {(4, True, "frame and raw"), (8, False, "frame and raw"), (8, True, "frame and raw")} <= found, (

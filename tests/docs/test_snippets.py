@@ -57,9 +57,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11, torch >= 2.13
 @pytest.mark.parametrize("page", RUNNABLE, ids=page_id)
-def test_every_snippet_of_the_page_runs(
-    page: Path, workplace: Path, request: pytest.FixtureRequest
-) -> None:
+def test_every_snippet_of_the_page_runs(page: Path, workplace: Path, request: pytest.FixtureRequest) -> None:
     if page.stem == "object-stores":
         request.getfixturevalue("s3").make_bucket("my-bucket")
     module = types.ModuleType("docs_page_" + page.stem.replace("-", "_"))

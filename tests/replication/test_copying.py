@@ -91,15 +91,15 @@ class FromTheFront(MemoryStore):
         for stream in streams:
             body = list(stream.body)
             self.held += sum(map(len, body)) if stream.head_bytes else 0
-            assert stream.body_bytes in (None, sum(map(len, body)))
+            assert stream.body_bytes is not None
+            assert stream.body_bytes >= sum(map(len, body))
             super().write_streams([replace(stream, body=body)])
 
 
 @pytest.mark.parametrize("pack", [None, Pack()], ids=["plain", "packed"])
 def test_a_store_that_takes_bytes_from_the_front_need_not_hold_them(
-    source: LocalStore, pack: Pack | None, monkeypatch: pytest.MonkeyPatch
+    source: LocalStore, pack: Pack | None
 ) -> None:
-    monkeypatch.setattr("holdfast.replication.spooling.IN_MEMORY_BYTES", 10_000)
     target = FromTheFront()
     for key in manifests(source):
         copy_checkpoint(source, target, key, pack=pack)

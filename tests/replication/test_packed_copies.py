@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import pathlib
 
+import msgspec
+import numpy as np
 import pytest
 
 import holdfast
+from holdfast.catalog.checkpoints import Entry
 from holdfast.catalog.content import open_file
 from holdfast.catalog.keys import packed_key
+from holdfast.catalog.summary import Summary
 from holdfast.core.errors import DigestMismatch
+from holdfast.core.records import CheckpointRecord
 from holdfast.format.packed import Pack
 from holdfast.replication.copying import Copied, copy_beside, copy_checkpoint, copy_file, send_file
-from holdfast.stores import LocalStore, MemoryStore, Store
+from holdfast.replication.desired import Held, Location
+from holdfast.replication.looking import without_data
+from holdfast.stores import LocalStore, MemoryStore, ObjectInfo, Store, open_store
 from replication.places import check_steps, contents, files, flip, make_run, manifests
 
 
@@ -117,3 +124,45 @@ def test_a_resume_on_a_packed_mirror_goes_on(source: LocalStore, target: Store) 
     holdfast.save(target, state, step=4)
     assert not any(holdfast.Run(target).verify().values())
     assert holdfast.Run(target).steps == [1, 2, 3, 4]
+
+
+def test_through_a_real_server(source: LocalStore, s3_url: str, tmp_path: pathlib.Path) -> None:
+    """Up in parts while it is packed, some rows of it back in ranges, all of it back bit for bit."""
+    rng = np.random.default_rng(0)
+    large = (rng.standard_normal((40_000, 256)) * 0.02).astype(
+        "<f4"
+    )  # 41 MB: several parts, and several digest blocks
+    holdfast.save(source, {"large": {"w": large}}, step=4)
+    target = open_store(s3_url)
+    for key in manifests(source)[-1:]:
+        copy_checkpoint(source, target, key, pack=Pack())
+    copy_beside(source, target)
+    [stored] = [o for o in target.list("data") if "large" in o.key]
+    assert stored.key.endswith(".safetensors.zst")
+    assert 30e6 < stored.size < 0.9 * large.nbytes
+    opened = holdfast.open(target)
+    assert np.array_equal(opened["large/w"][17_000:17_003], large[17_000:17_003])
+    assert np.array_equal(holdfast.load(target, as_="numpy")["large"]["w"], large)
+    assert not any(holdfast.Run(target).verify().values())
+
+
+def test_a_damaged_plain_file_counts_as_missing_though_a_packed_one_lies_beside_it() -> None:
+    """Readers take the plain one, so the packed one does not help."""
+    entry = Entry("checkpoints/000000000001.json", 1, 0)
+    file = "data/000000000001-a/x.safetensors"
+    record = CheckpointRecord(1, "a", 0.0, stored_bytes=10)
+    summary = Summary(1, "a", 1, 0.0, (1, 0, 0, 0, 0.0), msgspec.Raw(msgspec.json.encode({file: 10})), 10)
+    location = Location.of([Held(entry, record, 1, summary)])
+    packed, whole, cut = (
+        ObjectInfo(f"{file}.zst", 7, 0.0),
+        ObjectInfo(file, 10, 0.0),
+        ObjectInfo(file, 9, 0.0),
+    )
+    for listed, missing in (
+        ([packed], False),
+        ([whole], False),
+        ([packed, whole], False),
+        ([packed, cut], True),
+        ([], True),
+    ):
+        assert bool(without_data(location, listed).incomplete) is missing

@@ -112,12 +112,12 @@ def open_file(store: Store, entry: FileEntry) -> DataFile:
         packed = open_packed(store, packed_key(entry.key))
         if packed is None:
             raise MissingObject(f"{entry.key}: the data file is gone") from e
-        if (packed.head.plain_bytes, len(packed.head.raw_header)) != (entry.size, entry.header_size):
+        if (packed.tail.plain_bytes, len(packed.tail.raw_header)) != (entry.size, entry.header_size):
             raise Truncated(
-                f"{packed.key}: holds {packed.head.plain_bytes} bytes with a header of "
-                f"{len(packed.head.raw_header)}; {entry.size} with one of {entry.header_size} were committed"
+                f"{packed.key}: holds {packed.tail.plain_bytes} bytes with a header of "
+                f"{len(packed.tail.raw_header)}; {entry.size} with one of {entry.header_size} were committed"
             ) from None
-        raw = packed.head.raw_header
+        raw = packed.tail.raw_header
     key = entry.key if packed is None else packed.key
     if digest(raw).hex() != entry.header_digest:
         raise DigestMismatch(

@@ -7,26 +7,25 @@ from blake3 import blake3
 from holdfast.core.errors import DigestMismatch, InvalidFormat, NotFound, Truncated
 from holdfast.format.packed import (
     CHUNK_DIGEST_BYTES,
-    PREFIX_BYTES,
-    PackedHead,
-    declared_head_bytes,
-    decode_head,
+    PackedTail,
+    declared_tail_bytes,
+    decode_tail,
 )
 from holdfast.stores import Store
 
 __all__ = ["Unpacking", "open_packed"]
 
-FIRST_READ_BYTES = 64 << 10  # most heads are smaller, and so come with the first request
+FIRST_READ_BYTES = 64 << 10  # most tails are smaller, and so come with the first request
 AT_ONCE_BYTES = 8 << 20  # of what is stored, read before it is decoded
 
 
 class Unpacking:
-    """A packed data file whose head has been verified."""
+    """A packed data file whose tail has been verified."""
 
-    def __init__(self, store: Store, key: str, head: PackedHead) -> None:
+    def __init__(self, store: Store, key: str, tail: PackedTail) -> None:
         self.store = store
         self.key = key
-        self.head = head
+        self.tail = tail
 
     def read_into(self, position: int, target: memoryview) -> None:
         """Fill `target` with bytes of the plain file from `position` on, which must lie behind its header.
@@ -35,29 +34,29 @@ class Unpacking:
             NotFound, Truncated: the object is gone or cut off.
             DigestMismatch, InvalidFormat: a chunk is not what was stored.
         """
-        head, end = self.head, position + len(target)
-        wanted = head.chunks_of(position, end)
-        if len(target) and not len(head.raw_header) <= position < end <= head.plain_bytes:
-            raise Truncated(f"{self.key}: holds {head.plain_bytes} bytes; {position} to {end} were asked for")
+        tail, end = self.tail, position + len(target)
+        wanted = tail.chunks_of(position, end)
+        if len(target) and not len(tail.raw_header) <= position < end <= tail.plain_bytes:
+            raise Truncated(f"{self.key}: holds {tail.plain_bytes} bytes; {position} to {end} were asked for")
         first = wanted.start
         while first < wanted.stop:
-            start, after = head.stored_starts[first], first + 1
-            while after < wanted.stop and head.stored_starts[after + 1] - start <= AT_ONCE_BYTES:
+            start, after = tail.stored_starts[first], first + 1
+            while after < wanted.stop and tail.stored_starts[after + 1] - start <= AT_ONCE_BYTES:
                 after += 1
-            stored = memoryview(bytearray(head.stored_starts[after] - start))
+            stored = memoryview(bytearray(tail.stored_starts[after] - start))
             self.store.read_into(self.key, start, stored)
             for index in range(first, after):
-                self._place(index, stored[head.stored_starts[index] - start :], position, target)
+                self._place(index, stored[tail.stored_starts[index] - start :], position, target)
             first = after
 
     def _place(self, index: int, stored: memoryview, position: int, target: memoryview) -> None:
         """Decode a chunk, whose bytes `stored` begins with, to where it belongs in what is read from `position` on."""
         from holdfast.format.planes import merge
 
-        chunk, begins = self.head.chunks[index], self.head.plain_starts[index]
+        chunk, begins = self.tail.chunks[index], self.tail.plain_starts[index]
         stored = stored[: chunk.stored_bytes]
         if blake3(stored).digest(CHUNK_DIGEST_BYTES) != chunk.digest:
-            at = self.head.stored_starts[index]
+            at = self.tail.stored_starts[index]
             raise DigestMismatch(
                 f"{self.key}: bytes {at} to {at + len(stored)} do not match their digest, so at least one byte changed"
             )
@@ -75,21 +74,21 @@ class Unpacking:
 
 
 def open_packed(store: Store, key: str) -> Unpacking | None:
-    """Return a packed data file with its head read and verified, None where there is none.
+    """Return a packed data file with its tail read and verified, None where there is none.
 
     Raises:
         Truncated, DigestMismatch, InvalidFormat: it is not what a writer stored.
     """
     try:
         size = store.info(key).size
-        raw = store.read(key, 0, min(size, FIRST_READ_BYTES))
-        needed = declared_head_bytes(raw[:PREFIX_BYTES], key)
+        raw = store.read(key, max(0, size - FIRST_READ_BYTES), size)
+        needed = declared_tail_bytes(raw, key)
         if needed > size:
-            raise Truncated(f"{key}: has {size} bytes; its head alone claims {needed}")
-        raw = raw[:needed] if needed <= len(raw) else store.read(key, 0, needed)
+            raise Truncated(f"{key}: has {size} bytes; its tail alone claims {needed}")
+        raw = raw[len(raw) - needed :] if needed <= len(raw) else store.read(key, size - needed, size)
     except NotFound:
         return None
-    head = decode_head(raw, key)
-    if head.stored_bytes != size:
-        raise Truncated(f"{key}: has {size} bytes; its index describes {head.stored_bytes}")
-    return Unpacking(store, key, head)
+    tail = decode_tail(raw, key)
+    if tail.packed_bytes != size:
+        raise Truncated(f"{key}: has {size} bytes; its index describes {tail.packed_bytes}")
+    return Unpacking(store, key, tail)

@@ -1,9 +1,10 @@
 """Packed data files: a data file made smaller for the way to a mirror, from which any part can be read alone.
 
-The head holds the plain file's own header as it is and an index of the chunks that follow; a digest seals it. Each
-chunk is at most 1 MiB of one digest block, cut into its elements' bytes (`format.planes`): those that compress are
-standard zstd frames, the others lie as they are. The packed file of some bytes is not the only one there can be; what
-counts is what it decodes to, and every digest of the plain file is of that.
+The chunks come first; behind them the tail holds the plain file's own header as it is and an index of the chunks, and a
+digest seals it. So a file goes out in one stroke, whatever the store. Each chunk is at most 1 MiB of one digest block,
+cut into its elements' bytes (`format.planes`): those that compress are standard zstd frames, the others lie as they
+are. The packed file of some bytes is not the only one there can be; what counts is what it decodes to, and every digest
+of the plain file is of that.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ from holdfast.format.digest import DIGEST_BYTES
 __all__ = [
     "CHUNK_BYTES",
     "CHUNK_DIGEST_BYTES",
-    "PREFIX_BYTES",
+    "END_BYTES",
     "Chunk",
     "Kind",
     "Pack",
-    "PackedHead",
+    "PackedTail",
     "cut_chunks",
-    "decode_head",
-    "declared_head_bytes",
-    "encode_head",
-    "head_bytes",
+    "declared_tail_bytes",
+    "decode_tail",
+    "encode_tail",
+    "tail_bytes",
 ]
 
 MAGIC = b"HFPACK1\n"
 CHUNK_BYTES = 1 << 20
 CHUNK_DIGEST_BYTES = 16
-MAX_HEAD_BYTES = 2 << 30
-_PREFIX = struct.Struct(
-    "<8sQQQQ"
-)  # magic, size of the head, of the plain file, of its header, number of chunks
+MAX_TAIL_BYTES = 2 << 30
+_END = struct.Struct(
+    "<QQQQ8s"
+)  # sizes of the plain header, the plain file, the tail; number of chunks; magic
 _CHUNK = struct.Struct("<IBB")  # size of the chunk decoded, bytes of an element, whether it is turned
-PREFIX_BYTES = _PREFIX.size
+END_BYTES = _END.size + DIGEST_BYTES
 _WIDTHS = (1, 2, 4, 8)
 _FLOATS = ("F16", "BF16", "F32", "F64", "C64")
 
@@ -92,22 +93,23 @@ class Chunk:
         return sum(frame or plane for frame in self.frames)
 
 
-class PackedHead:
-    """A decoded head: the plain file's header as bytes, and where each chunk lies in the plain and the packed file."""
+class PackedTail:
+    """A decoded tail: the plain file's header as bytes, and where each chunk lies in the plain and the packed file."""
 
-    def __init__(self, raw_header: bytes, chunks: Sequence[Chunk], size: int) -> None:
+    def __init__(self, raw_header: bytes, chunks: Sequence[Chunk]) -> None:
         self.raw_header = raw_header
         self.chunks = chunks
+        self.size = tail_bytes(len(raw_header), [c.kind.width for c in chunks])
         self.plain_starts = list(accumulate((c.size for c in chunks), initial=len(raw_header)))
-        self.stored_starts = list(accumulate((c.stored_bytes for c in chunks), initial=size))
+        self.stored_starts = list(accumulate((c.stored_bytes for c in chunks), initial=0))
 
     @property
     def plain_bytes(self) -> int:
         return self.plain_starts[-1]
 
     @property
-    def stored_bytes(self) -> int:
-        return self.stored_starts[-1]
+    def packed_bytes(self) -> int:
+        return self.stored_starts[-1] + self.size
 
     def chunks_of(self, start: int, end: int) -> range:
         """Return the indices of the chunks that cover bytes `start` to `end` of the plain file, behind its header."""
@@ -142,70 +144,70 @@ def _kind(dtype: str) -> Kind:
 _KINDS = {name: _kind(name) for name in DTYPES}
 
 
-def head_bytes(header_bytes: int, widths: Sequence[int]) -> int:
-    """Return the size of a head, given that of the plain header and the width of each chunk's elements."""
+def tail_bytes(header_bytes: int, widths: Sequence[int]) -> int:
+    """Return the size of a tail, given that of the plain header and the width of each chunk's elements."""
     index = sum(_CHUNK.size + 4 * width + CHUNK_DIGEST_BYTES for width in widths)
-    return PREFIX_BYTES + header_bytes + index + DIGEST_BYTES
+    return header_bytes + index + END_BYTES
 
 
-def encode_head(raw_header: bytes, chunks: Sequence[Chunk]) -> bytes:
-    """Return the head of a packed file."""
-    size = head_bytes(len(raw_header), [c.kind.width for c in chunks])
+def encode_tail(raw_header: bytes, chunks: Sequence[Chunk]) -> bytes:
+    """Return the tail of a packed file."""
+    size = tail_bytes(len(raw_header), [c.kind.width for c in chunks])
     plain = len(raw_header) + sum(c.size for c in chunks)
-    parts = [_PREFIX.pack(MAGIC, size, plain, len(raw_header), len(chunks)), raw_header]
+    parts = [raw_header]
     for c in chunks:
         parts.append(_CHUNK.pack(c.size, c.kind.width, c.kind.turned))
         parts.append(struct.pack(f"<{c.kind.width}I", *c.frames))
         parts.append(c.digest)
+    parts.append(_END.pack(len(raw_header), plain, size, len(chunks), MAGIC))
     body = b"".join(parts)
     return body + blake3(body).digest()
 
 
-def declared_head_bytes(prefix: bytes, name: str) -> int:
-    """Return how long the head is, from the file's first bytes.
+def declared_tail_bytes(end: bytes, name: str) -> int:
+    """Return how long the tail is, from the file's last `END_BYTES` bytes.
 
     Raises:
-        InvalidFormat, Truncated: it is no packed file, or claims a head beyond 2 GiB.
+        InvalidFormat, Truncated: it is no packed file, or claims a tail beyond 2 GiB.
     """
-    if len(prefix) < PREFIX_BYTES:
-        raise Truncated(f"{name}: is {len(prefix)} bytes long; expected at least {PREFIX_BYTES}")
-    magic, size, _, header_size, many = _PREFIX.unpack_from(prefix)
+    if len(end) < END_BYTES:
+        raise Truncated(f"{name}: is {len(end)} bytes long; expected at least {END_BYTES}")
+    header_size, _, size, many, magic = _END.unpack_from(end, len(end) - END_BYTES)
     if magic != MAGIC:
-        raise InvalidFormat(f"{name}: does not begin as a packed data file of version 1")
-    least = head_bytes(header_size, ()) + many * (_CHUNK.size + 4 + CHUNK_DIGEST_BYTES)
-    if not least <= size <= MAX_HEAD_BYTES:
+        raise InvalidFormat(f"{name}: does not end as a packed data file of version 1; it may be cut off")
+    least = tail_bytes(header_size, ()) + many * (_CHUNK.size + 4 + CHUNK_DIGEST_BYTES)
+    if not least <= size <= MAX_TAIL_BYTES:
         raise InvalidFormat(
-            f"{name}: claims a head of {size} bytes with {many} chunks; expected {least} bytes to 2 GiB"
+            f"{name}: claims a tail of {size} bytes with {many} chunks; expected {least} bytes to 2 GiB"
         )
     return int(size)
 
 
-def decode_head(raw: bytes, name: str) -> PackedHead:
-    """Return what a head says, checked; `name` is the file for the messages.
+def decode_tail(raw: bytes, name: str) -> PackedTail:
+    """Return what a tail says, checked; `name` is the file for the messages.
 
     Raises:
-        InvalidFormat, Truncated, DigestMismatch: it is not a head that is whole and within the format's bounds.
+        InvalidFormat, Truncated, DigestMismatch: it is not a tail that is whole and within the format's bounds.
     """
-    size = declared_head_bytes(raw, name)
+    size = declared_tail_bytes(raw, name)
     if len(raw) != size:
-        raise Truncated(f"{name}: its head has {len(raw)} bytes; expected {size}")
+        raise Truncated(f"{name}: its tail has {len(raw)} bytes; expected {size}")
     if blake3(raw[:-DIGEST_BYTES]).digest() != raw[-DIGEST_BYTES:]:
-        raise DigestMismatch(f"{name}: its head does not match its digest, so at least one byte changed")
-    _, _, plain, header_size, many = _PREFIX.unpack_from(raw)
-    end = size - DIGEST_BYTES
-    position = PREFIX_BYTES + header_size
-    head_of_plain = raw[PREFIX_BYTES:position]
+        raise DigestMismatch(f"{name}: its tail does not match its digest, so at least one byte changed")
+    position, plain, _, many, _ = _END.unpack_from(raw, size - END_BYTES)
+    end = size - END_BYTES
+    raw_header = raw[:position]
     chunks: list[Chunk] = []
     for _ in range(many):
         chunk, position = _decode_chunk(raw, position, end, name)
         chunks.append(chunk)
-    head = PackedHead(head_of_plain, chunks, size)
-    if position != end or head.plain_bytes != plain:
+    tail = PackedTail(raw_header, chunks)
+    if position != end or tail.plain_bytes != plain:
         raise InvalidFormat(
-            f"{name}: its index ends at byte {position} and describes {head.plain_bytes} bytes; "
+            f"{name}: its index ends at byte {position} of its tail and describes {tail.plain_bytes} bytes; "
             f"expected {end} and {plain}"
         )
-    return head
+    return tail
 
 
 def _decode_chunk(raw: bytes, position: int, end: int, name: str) -> tuple[Chunk, int]:

@@ -16,8 +16,8 @@ from holdfast.format.packed import (
     Kind,
     Pack,
     cut_chunks,
-    encode_head,
-    head_bytes,
+    encode_tail,
+    tail_bytes,
 )
 from holdfast.format.planes import split
 
@@ -27,20 +27,18 @@ _Done = tuple[Chunk, list[Buffer]]
 
 
 class Packing:
-    """One file on its way: its size in front is known at once, then `body` is taken, then `head` is there.
-
-    These are the members of a `stores.Stream` to the key that `catalog.keys.packed_key` gives.
-    """
+    """One file on its way, to the key that `catalog.keys.packed_key` gives. `most_bytes` is what it may come to."""
 
     def __init__(self, header: DataHeader, pack: Pack) -> None:
         self._raw_header = encode_header(header.tensors, header.digests)
         self._cuts = list(cut_chunks(header))
         self._pack = pack
         self._chunks: list[Chunk] = []
-        self.head_bytes = head_bytes(len(self._raw_header), [kind.width for _, kind in self._cuts])
+        self._tail_bytes = tail_bytes(len(self._raw_header), [kind.width for _, kind in self._cuts])
+        self.most_bytes = sum(size for size, _ in self._cuts) + self._tail_bytes
 
     def body(self, pieces: Iterable[memoryview]) -> Iterator[Buffer]:
-        """Yield what follows the head, given the plain file's data region in pieces of any size, verified already.
+        """Yield the packed file, given the plain file's data region in pieces of any size, verified already.
 
         A piece must stay as it is: chunks of it may be at work while the next one is asked for.
 
@@ -52,17 +50,12 @@ class Packing:
         for chunk, planes in packed:
             self._chunks.append(chunk)
             yield from planes
-
-    def head(self) -> bytes:
-        """Return the head. Raises ValueError before the whole body was taken."""
-        if len(self._chunks) != len(self._cuts):
-            raise ValueError(f"{len(self._chunks)} of {len(self._cuts)} chunks were packed so far")
-        return encode_head(self._raw_header, self._chunks)
+        yield encode_tail(self._raw_header, self._chunks)
 
     @property
     def packed_bytes(self) -> int:
         """The size of the packed file, once the whole body was taken."""
-        return self.head_bytes + sum(c.stored_bytes for c in self._chunks)
+        return self._tail_bytes + sum(c.stored_bytes for c in self._chunks)
 
     def _one(self, data: memoryview, kind: Kind) -> _Done:
         frames, planes = split(data, kind, self._pack.level)

@@ -30,13 +30,12 @@ from holdfast.core.errors import (
     NotFound,
     StateError,
 )
-from holdfast.format.datafile import DataHeader, encode_header
+from holdfast.format.datafile import encode_header
 from holdfast.format.manifest import FileEntry, Manifest, decode_manifest
 from holdfast.format.packed import Pack
 from holdfast.format.packing import Packing
 from holdfast.format.signature import encode_signatures
 from holdfast.replication.segments import copy_log
-from holdfast.replication.spooling import spooled
 from holdfast.replication.streaming import verified_pieces
 from holdfast.stores import Store, Stream
 
@@ -123,7 +122,9 @@ def send_blocks(
         header = encode_header(file.header.tensors, file.header.digests)  # a file has one byte form
         _put(target, plain, chain([header], pieces), written)
     else:
-        written, other = _pack(file.header, pieces, target, packed, pack), plain
+        packing, other = Packing(file.header, pack), plain
+        _put(target, packed, packing.body(pieces), packing.most_bytes)
+        written = packing.packed_bytes
     with contextlib.suppress(NotFound):
         target.info(other)
         target.delete([other])  # it was not whole, and a plain file hides a packed one
@@ -132,19 +133,6 @@ def send_blocks(
 
 def _put(target: Store, key: str, body: Iterable[Buffer], size: int) -> None:
     target.write_streams([Stream(key, 0, body, bytes, over=True, body_bytes=size)])
-
-
-def _pack(header: DataHeader, pieces: Iterable[memoryview], target: Store, key: str, pack: Pack) -> int:
-    """Put a packed file into the target; return its size. Its head is known last, and a store whose objects cannot
-    grow takes it first."""
-    packing = Packing(header, pack)
-    body = packing.body(pieces)
-    if target.appendable:
-        target.write_streams([Stream(key, packing.head_bytes, body, packing.head, over=True)])
-    else:
-        with spooled(body) as again:
-            _put(target, key, chain([packing.head()], again), packing.packed_bytes)
-    return packing.packed_bytes
 
 
 @contextlib.contextmanager

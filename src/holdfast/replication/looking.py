@@ -66,11 +66,11 @@ def location_of(history: History, marks: Marks) -> Location:
 
 def without_data(location: Location, data: Iterable[ObjectInfo]) -> Location:
     """Return a location with what its data, as listed, shows to be missing or cut off noted. A packed file may have any
-    size."""
-    plain = {o.key: o.size for o in data}
+    size; a plain one hides it."""
+    listed = {o.key: o.size for o in data}
 
     def there(key: str, size: int) -> bool:
-        return plain.get(key) == size or packed_key(key) in plain
+        return listed[key] == size if key in listed else packed_key(key) in listed
 
     gaps = [
         step

@@ -29,7 +29,7 @@ class Stream:
     `body` gives what follows them, piece by piece, and may wait for each; a piece stays as it is until the write has
     returned. `make_head` is called once, when the whole body was taken. With `over` the object takes the place of the
     present one of its key, if there is one, in one step when it is whole; the key need not be free. `body_bytes` is how
-    long the body will be, where that is known: a hint for stores that cut it into parts.
+    long the body will be, or at most is, where that is known: a hint for stores that cut it into parts.
     """
 
     key: str
