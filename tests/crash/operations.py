@@ -66,6 +66,10 @@ class Operation:
     commits: int | None = None  # the step that a success has committed
     calls: str = ""  # which calls are met; by default those that change something
     uploads: bool = False  # whether it writes data files
+    temporary: int = 1  # files that a killed one may leave half-made, for an hour
+    settled: Callable[[Store], None] = lambda store: (
+        None
+    )  # what must hold once it has succeeded, after whatever fault
 
 
 def save(store: Store) -> None:

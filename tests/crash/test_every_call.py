@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from crash import ledger
+from crash.copies import COPIES
 from crash.loop import ERRORS, KILLED, LEVELS, FaultKind, every_call
 from crash.operations import LARGE, OPERATIONS, ROWS, Operation
 from holdfast.catalog import tidiness
@@ -28,7 +29,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def cases(level: str) -> list[object]:
     return [
         pytest.param(operation, kind, id=f"{operation.name}-{kind.name}".replace(" ", "_"))
-        for operation in OPERATIONS
+        for operation in [*OPERATIONS, *COPIES]
         for kind in LEVELS[level]
         if operation.uploads or not kind.call
     ]

@@ -19,6 +19,7 @@ from typing import NoReturn
 import pytest
 
 from crash import ledger
+from crash.copies import COPIES
 from crash.operations import LARGE, OPERATIONS, Operation, state
 from holdfast import HoldfastError
 from holdfast.core.names import is_key
@@ -35,7 +36,7 @@ from holdfast.testing import (
 )
 from holdfast.testing.power import Image
 
-CHANGING = [o for o in OPERATIONS if o.calls != "*" and "thread" not in o.name]
+CHANGING = [o for o in [*OPERATIONS, *COPIES] if o.calls != "*" and "thread" not in o.name]
 MODEL, EXT4 = "power cut (every legal image, sampled beyond 64)", "power cut (real ext4, shut down)"
 
 
