@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,11 @@ from holdfast import Checkpointer, Run, best, every, last
 from holdfast.catalog.lease import LEASE_SECONDS, acquire, holder
 from holdfast.cli import main
 from holdfast.core.errors import LeaseHeld, LeaseLost, NoCheckpoint, NotARun
+from holdfast.format.events import Resumed, Saved
 from holdfast.stores import open_store
 from holdfast.testing import MockClock
+from servers.flaky import flaky_proxy
+from servers.gcs import serving_gcs
 from servers.moto import S3Server
 
 TRAIN = """
@@ -152,3 +156,61 @@ def test_no_byte_of_a_run_shows_a_secret(s3: S3Server, s3_url: str) -> None:
     store = open_store(s3_url)
     whole = b"".join(store.read(key) for key in store.names(""))
     assert s3.env["AWS_SECRET_ACCESS_KEY"].encode() not in whole
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_comes_through_a_storm_of_lost_answers_and_errors(
+    s3: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    faults = ["lost answer", "500 after", "503 before", "429 before", "500 before"]
+    state = {"model": {"w": np.zeros((100, 100))}, "seen": [0]}
+    with flaky_proxy(s3.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.chance = lambda: rng.choice(faults) if rng.random() < 0.15 else None
+        with Checkpointer(s3_url, state, save=every(steps=1), keep=last(2), writer="thread") as ckpt:
+            for _ in ckpt.steps(12):
+                state["model"]["w"] += 1.5  # type: ignore[index]
+                state["seen"][0] += 1  # type: ignore[index]
+        assert len(proxy.done) > 10
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    run = Run(s3_url)
+    assert run.steps == [11, 12]
+    assert all(checkpoint.verify() == [] for checkpoint in run)
+    assert (run.latest["model/w"].read() == 18.0).all()
+    saved = [e.attempt for e in run.events() if isinstance(e, Saved)]
+    assert len(saved) == len(set(saved)) == 12, "each save is told once"
+    needed = {f.key for s in run.steps for p in run[s].manifest.parts.values() for f in p.files}
+    assert {o.key for o in open_store(s3_url).list("data")} == needed
+
+
+KILLED = TRAIN.replace("        break\n", "        import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n")
+
+
+def test_a_run_whose_trainer_was_killed_goes_on_from_its_last_checkpoint(s3_url: str) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, s3_url, "7", "process"], capture_output=True, timeout=120
+    )
+    assert killed.returncode == -9, killed.stderr
+    before = Run(s3_url).steps  # the writer may still be at the next one
+    resumed = train(s3_url, 99, "process")
+    w = Run(s3_url).latest["model/w"].read()
+    assert float(w.sum()).hex() == resumed.split()[0]
+    expected = np.zeros((300, 1000))
+    for step in range(12):
+        expected += np.random.default_rng(step).standard_normal((300, 1000))
+    assert np.array_equal(w, expected)
+    (went_on,) = (e.step for e in Run(s3_url).events() if isinstance(e, Resumed) and e.step)
+    assert went_on in (2, 4, 6)
+    assert went_on >= max(before, default=0)
+
+
+def test_a_run_in_google_cloud_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving_gcs() as bucket:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.endpoint)
+        train("gs://bucket/runs/digits", 7, "process")
+        train("gs://bucket/runs/digits", 99, "process")
+        run = Run("gs://bucket/runs/digits")
+        assert run.steps == [4, 6, 10, 12]
+        assert run.latest.verify() == []
+        assert not any("/probe/" in key for key in bucket.blobs)

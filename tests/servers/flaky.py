@@ -29,6 +29,7 @@ class Flaky:
     port: int
     done: list[Fault] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
+    chance: Callable[[], Fault | None] = lambda: None
     _plans: list[_Planned] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,6 +51,10 @@ class Flaky:
                     plan.times -= 1
                     self.done.append(plan.fault)
                     return plan
+            fault = self.chance()
+            if fault is not None:
+                self.done.append(fault)
+                return _Planned(method, path, fault, 0, lambda: None)
         return None
 
 
