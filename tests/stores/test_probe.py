@@ -10,6 +10,7 @@ import pytest
 import holdfast
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import StoreError
+from holdfast.replication.copying import copy_beside
 from holdfast.stores import MemoryStore, Prefixed, Throttled, open_store, prove_create, services
 from servers.flaky import flaky_proxy
 from servers.moto import S3Server
@@ -92,3 +93,11 @@ def test_single_writer_on_a_server_never_overwrites_what_it_sees(s3_url: str) ->
         store.create("k", b"second")
     assert "vouched" in holdfast.save(store, STATE).environment["single_writer"]
     assert "single_writer" not in holdfast.save(s3_url, STATE, step=1).environment
+
+
+def test_a_copy_is_not_written_to_a_liar_either() -> None:
+    source, liar = MemoryStore(f"honest-{uuid.uuid4().hex}"), Liar()
+    holdfast.save(source, STATE)
+    with pytest.raises(StoreError, match="silently overwrote"):
+        copy_beside(source, liar)
+    assert liar.list("") == []

@@ -37,7 +37,7 @@ from holdfast.format.packing import Packing
 from holdfast.format.signature import encode_signatures
 from holdfast.replication.segments import copy_log
 from holdfast.replication.streaming import verified_pieces
-from holdfast.stores import Store, Stream
+from holdfast.stores import Store, Stream, prove_create
 
 __all__ = [
     "Copied",
@@ -271,7 +271,9 @@ def copy_identity(source: Store, target: Store) -> Copied:
 
     Raises:
         StateError: it is another run already.
+        StoreError: the target's server overwrites what is to be created only if absent.
     """
+    prove_create(target)
     identity = read_identity(source)
     raw = source.read(RUN)
     try:
