@@ -226,6 +226,32 @@ def test_a_signed_checkpoint_of_another_run_is_refused(keys: dict[str, Path]) ->
         holdfast.open(here, 1, trusted=keys["ours.pub"])
 
 
+class Exchanging(MemoryStore):
+    """Shows a planted manifest to its first reader, and the signed one from then on."""
+
+    planted: bytes = b""
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        if key.startswith("checkpoints/") and self.planted:
+            shown, self.planted = self.planted, b""
+            return shown
+        return super().read(key, start, end)
+
+
+def test_a_manifest_that_is_exchanged_while_it_is_read_is_refused(keys: dict[str, Path]) -> None:
+    store = Exchanging("exchanging")
+    holdfast.save(store, state(), step=1, sign=keys["ours.pem"])
+    key = "checkpoints/000000000001.json"
+    sound = store.read(key)
+    tamper(store, key, lambda d: d["parts"]["n"].update(tree={"seen": 4}))
+    planted = store.read(key)
+    store.replace(key, sound)
+    for way in ("open", "into", "load a step", "restore the newest"):
+        store.planted = planted
+        with pytest.raises(Untrusted, match="exchanged"):
+            WAYS[way](store, trusted=keys["ours.pub"])
+
+
 def test_what_is_signed_for_another_purpose_is_no_signature_of_ours(keys: dict[str, Path]) -> None:
     """The key's owner signs the statement's own bytes, without saying what for."""
     store = prepared(keys["ours.pem"])
@@ -655,5 +681,5 @@ def test_an_endless_document_of_signatures_is_not_read(keys: dict[str, Path], tm
     save(store, keys["ours.pem"])
     with open(store.path(only_signature(store)), "r+b") as file:
         file.truncate(1 << 40)
-    with pytest.raises(InvalidFormat, match="no document of signatures"):
+    with pytest.raises(InvalidFormat, match="no document of a run has"):
         read_signatures(store, 1, Run(store)[1].manifest.attempt)

@@ -6,8 +6,10 @@ import uuid
 
 import msgspec
 
+from holdfast.catalog.bounded import read_document
 from holdfast.catalog.keys import RUN
-from holdfast.core.errors import AlreadyExists, InvalidFormat, NotARun, NotFound
+from holdfast.core.errors import AlreadyExists, NotARun, NotFound
+from holdfast.format.documents import Moment, Name, decode_document
 from holdfast.format.manifest import FORMAT_VERSION, check_version
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
@@ -19,8 +21,8 @@ class RunIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The identity of a run: format version, a random id, when it was made (seconds since the Unix epoch)."""
 
     format: int
-    run: str
-    created: float
+    run: Name
+    created: Moment
 
 
 def read_identity(store: Store) -> RunIdentity:
@@ -31,7 +33,7 @@ def read_identity(store: Store) -> RunIdentity:
         UnsupportedVersion: a newer holdfast made it.
     """
     try:
-        raw = store.read(RUN)
+        raw = read_document(store, RUN)
     except NotFound:
         raise NotARun(
             f"{store.url} is not a holdfast run: it has no {RUN}. Check the path; "
@@ -39,10 +41,7 @@ def read_identity(store: Store) -> RunIdentity:
         ) from None
     body = unseal(raw, RUN)
     check_version(body, f"{store.url}/{RUN}")
-    try:
-        return msgspec.json.decode(body, type=RunIdentity)
-    except (ValueError, RecursionError) as e:
-        raise InvalidFormat(f"{store.url}/{RUN}: is not a run's identity: {e}") from e
+    return decode_document(body, RunIdentity, f"{store.url}/{RUN}", "a run's identity")
 
 
 def create_run(store: Store, now: float) -> RunIdentity:

@@ -16,23 +16,26 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from holdfast.catalog.bounded import read_document
 from holdfast.catalog.keys import CHECKPOINTS, INDEX, TRASH
 from holdfast.catalog.lease import Lease
 from holdfast.catalog.summary import Summary
-from holdfast.core.errors import HoldfastError, InvalidFormat, NotFound, UnsupportedVersion
+from holdfast.core.errors import HoldfastError, NotFound, UnsupportedVersion
+from holdfast.format.documents import Count, Name, decode_document
 from holdfast.format.manifest import FORMAT_VERSION, check_version
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import ObjectInfo, Store
 
 __all__ = ["Index", "check_index"]
 
+MAX_BYTES = 1 << 28
 SETTLED_SECONDS = 3.0  # more than the coarsest clock of a store ticks in: 2 s on FAT, 1 s on object stores
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A manifest in the index: size and time of last change of the object, and what it says."""
 
-    size: int
+    size: Count
     modified: float
     says: Summary
 
@@ -42,7 +45,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
-    run: str
+    run: Name
     manifests: dict[str, _Entry]
 
 
@@ -113,12 +116,6 @@ def _find(store: Store, run: str) -> dict[str, _Entry]:
 
 
 def _read(store: Store) -> _Document:
-    body = unseal(store.read(INDEX), INDEX)
+    body = unseal(read_document(store, INDEX, MAX_BYTES), INDEX)
     check_version(body, INDEX)
-    try:
-        return _DECODER.decode(body)
-    except (ValueError, RecursionError) as e:
-        raise InvalidFormat(f"{INDEX}: is not an index: {e}") from e
-
-
-_DECODER = msgspec.json.Decoder(_Document)
+    return decode_document(body, _Document, INDEX, "an index")

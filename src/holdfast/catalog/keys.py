@@ -22,6 +22,7 @@ __all__ = [
     "TRASH_SECONDS",
     "data_prefix",
     "is_data_key",
+    "is_lease_key",
     "lease_key",
     "log_key",
     "manifest_key",
@@ -55,6 +56,7 @@ PACKED = ".zst"
 
 _DATA_FILE = re.compile(rf"data/\d{{12}}-[0-9A-Za-z]+/[^/]+\.safetensors(?:{re.escape(PACKED)})?")
 _TRASH = re.compile(r"trash/(\d{12})-([0-9A-Za-z]+)(?:-(\d{1,12}))?\.json")
+_LEASE = re.compile(r"lease/\d{12}\.json")
 _MANIFEST = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
 
 
@@ -127,6 +129,11 @@ def plain_key(key: str) -> str:
 def lease_key(generation: int) -> str:
     """Return the key of a lease generation."""
     return f"{LEASES}/{generation:012d}.json"
+
+
+def is_lease_key(key: str) -> bool:
+    """Return whether a key is one of a lease; another file beside them makes nobody an owner."""
+    return _LEASE.fullmatch(key) is not None
 
 
 def log_key(writer: str, segment: int) -> str:

@@ -15,29 +15,33 @@ import socket
 import threading
 import weakref
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
-from holdfast.catalog.keys import LEASES, lease_key
+from holdfast.catalog.bounded import read_document
+from holdfast.catalog.keys import LEASES, is_lease_key, lease_key
 from holdfast.core.clock import SystemTime, TimeSource
 from holdfast.core.errors import (
     AlreadyExists,
     HoldfastError,
     IntegrityError,
-    InvalidFormat,
     LeaseHeld,
     LeaseLost,
     NotFound,
     StoreError,
 )
+from holdfast.format.documents import Moment, Name, StepNumber, decode_document
 from holdfast.format.sealed import seal, unseal
-from holdfast.stores import Store
+from holdfast.stores import ObjectInfo, Store
 
 __all__ = ["Lease", "LeaseDoc", "acquire", "holder", "is_held"]
 
 logger = logging.getLogger("holdfast")
 
 LEASE_SECONDS = 60.0
+
+_Process = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # what the system takes for a process
 
 
 class LeaseDoc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,16 +51,16 @@ class LeaseDoc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outlive the holder to finish the last one.
     """
 
-    generation: int
-    host: str
-    pid: int
-    started: str
-    namespace: str
-    acquired: float
-    expires: float
+    generation: StepNumber
+    host: Name
+    pid: _Process
+    started: Name
+    namespace: Name
+    acquired: Moment
+    expires: Moment
     released: bool = False
-    writer: int = 0
-    writer_started: str = ""
+    writer: _Process = 0
+    writer_started: Name = ""
 
     @property
     def owner_let_go(self) -> bool:
@@ -139,18 +143,19 @@ def _held_message(store: Store, doc: LeaseDoc, *, here: bool, remaining: float, 
 
 def holder(store: Store) -> LeaseDoc | None:
     """Return the newest lease of a run, held or released, or None when nobody ever wrote it."""
-    found = store.list(LEASES)
+    found = _leases_in(store)
     while found:
         key = found.pop().key
         try:
-            body = unseal(store.read(key), key)
+            body = unseal(read_document(store, key), key)
         except NotFound:  # its holder cleaned up while we looked
             continue
-        try:
-            return msgspec.json.decode(body, type=LeaseDoc)
-        except (ValueError, RecursionError) as e:
-            raise InvalidFormat(f"{key}: is not a lease: {e}") from e
+        return decode_document(body, LeaseDoc, key, "a lease")
     return None
+
+
+def _leases_in(store: Store) -> list[ObjectInfo]:
+    return [o for o in store.list(LEASES) if is_lease_key(o.key)]
 
 
 def _holder_or_lapsed(store: Store, now: float) -> LeaseDoc | None:
@@ -158,7 +163,7 @@ def _holder_or_lapsed(store: Store, now: float) -> LeaseDoc | None:
     try:
         return holder(store)
     except IntegrityError as e:
-        newest = store.list(LEASES)[-1]
+        newest = _leases_in(store)[-1]
         remaining = newest.modified + LEASE_SECONDS - now
         if remaining > 0:
             raise LeaseHeld(f"{e}; if nobody writes this run, it can be taken in {remaining:.0f} s") from e
@@ -210,7 +215,7 @@ def acquire(
     try:
         store.create(lease_key(generation), seal(msgspec.json.encode(doc)))
         lease.check()  # a rival that deleted what was seen here has left its number, or a lower one, free
-        store.delete([o.key for o in store.list(LEASES) if o.key < lease_key(generation)])
+        store.delete([o.key for o in _leases_in(store) if o.key < lease_key(generation)])
     except (AlreadyExists, LeaseLost):
         lease.forget()
         rival = holder(store)
@@ -324,7 +329,7 @@ class Lease:
 
     def check(self) -> None:
         """Raise LeaseLost when another process has taken the run over."""
-        found = [o.key for o in self._store.list(LEASES)]
+        found = [o.key for o in _leases_in(self._store)]
         mine = lease_key(self.generation)
         if found and found[-1] > mine:
             taker = holder(self._store)

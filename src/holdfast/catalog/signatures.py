@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from holdfast.catalog.bounded import read_document
 from holdfast.catalog.keys import SIGNATURES, signature_key
 from holdfast.catalog.summary import Summaries, Summary
-from holdfast.core.errors import AlreadyExists, IntegrityError, InvalidFormat, NotFound
+from holdfast.core.errors import AlreadyExists, IntegrityError, NotFound
 from holdfast.format.manifest import Manifest
 from holdfast.format.signature import (
     MAX_SIGNATURES_BYTES,
@@ -50,10 +51,7 @@ def check_signatures(store: Store, key: str) -> list[Signature]:
         NotFound: there are none.
         IntegrityError: their document does not verify.
     """
-    size = store.info(key).size
-    if size > MAX_SIGNATURES_BYTES:
-        raise InvalidFormat(f"{key}: has {size} bytes, which no document of signatures has")
-    return decode_signatures(store.read(key, 0, size), key)
+    return decode_signatures(read_document(store, key, MAX_SIGNATURES_BYTES), key)
 
 
 def add_signature(store: Store, manifest: Manifest, raw: bytes, key: SigningKey, now: float) -> Signature:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from holdfast.catalog.bounded import read_document
 from holdfast.catalog.keys import TAGS, tag_key
 from holdfast.core.errors import IntegrityError, InvalidFormat, NotFound, PolicyError
+from holdfast.format.documents import Attempt, Moment, Name, StepNumber, decode_document
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
@@ -17,10 +19,10 @@ __all__ = ["Tag", "decode_tag", "delete_tag", "find_tag", "read_tags", "set_tag"
 class Tag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tag and what it points to; an `automatic` one, such as "best", is moved by the run itself."""
 
-    tag: str
-    step: int
-    attempt: str
-    time: float
+    tag: Name
+    step: StepNumber
+    attempt: Attempt
+    time: Moment
     automatic: bool = False
 
 
@@ -50,7 +52,7 @@ def find_tag(store: Store, name: str) -> Tag | None:
 
 
 def _read_tag(store: Store, key: str) -> Tag:
-    return decode_tag(store.read(key), key)
+    return decode_tag(read_document(store, key), key)
 
 
 def decode_tag(raw: bytes, key: str) -> Tag:
@@ -60,10 +62,7 @@ def decode_tag(raw: bytes, key: str) -> Tag:
         IntegrityError: it is cut off, changed, or another tag's.
     """
     body = unseal(raw, key)
-    try:
-        tag = msgspec.json.decode(body, type=Tag)
-    except (ValueError, RecursionError) as e:
-        raise InvalidFormat(f"{key}: is not a tag: {e}") from e
+    tag = decode_document(body, Tag, key, "a tag")
     if key != f"{TAGS}/{tag.tag}.json":
         raise InvalidFormat(f"{key}: holds the tag {tag.tag[:80]!r}; files were swapped")
     return tag

@@ -13,17 +13,18 @@ from collections.abc import Iterator
 import msgspec
 
 from holdfast.catalog.deletion import Ages, expired
+from holdfast.catalog.bounded import read_document
 from holdfast.catalog.history import History
 from holdfast.catalog.keys import TIDY, TRASH
 from holdfast.catalog.lease import Lease
 from holdfast.core.errors import (
     HoldfastError,
-    InvalidFormat,
     LeaseLost,
     NotFound,
     StoreError,
     UnsupportedVersion,
 )
+from holdfast.format.documents import Count, Moment, Name, decode_document
 from holdfast.format.manifest import FORMAT_VERSION, check_version
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
@@ -37,9 +38,9 @@ SEARCH_SECONDS = 24 * 3600.0  # for what those leave who write without the lease
 
 class _Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
-    run: str
-    generation: int
-    search_by: float
+    run: Name
+    generation: Count
+    search_by: Moment
 
 
 class Tidiness:
@@ -116,9 +117,6 @@ def check_mark(store: Store) -> None:
 
 
 def _read(store: Store) -> _Mark:
-    body = unseal(store.read(TIDY), TIDY)
+    body = unseal(read_document(store, TIDY), TIDY)
     check_version(body, TIDY)
-    try:
-        return msgspec.json.decode(body, type=_Mark)
-    except (ValueError, RecursionError) as e:
-        raise InvalidFormat(f"{TIDY}: is not the mark of a tidy run: {e}") from e
+    return decode_document(body, _Mark, TIDY, "the mark of a tidy run")

@@ -28,6 +28,7 @@ __all__ = [
 MAX_PATH_BYTES = 1024
 STEP_DIGITS = 12
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
 _MADE_STEM = re.compile(r"part-\d+$", re.IGNORECASE)
 _KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,254}")
 _KEY = re.compile(rf"{_KEY_PART.pattern}(?:/{_KEY_PART.pattern})*")
@@ -117,8 +118,8 @@ def name_in_file(part: str, path: str) -> str:
 def file_stems(parts: Iterable[str]) -> dict[str, str]:
     """Return the file name, without its ending, of each part's data.
 
-    That is the part's own name where it is a plain name that no other part's name equals but for case, and does not
-    look like a made one; else "part-<position>".
+    That is the part's own name where it is a plain name that no other part's name equals but for case, does not look
+    like a made one, and means nothing to Windows; else "part-<position>".
     """
     parts = list(parts)
     seen = Counter(part.lower() for part in parts)
@@ -129,6 +130,8 @@ def file_stems(parts: Iterable[str]) -> dict[str, str]:
         and len(part) <= 100
         and seen[part.lower()] == 1
         and not _MADE_STEM.match(part)
+        and not _DEVICE.fullmatch(part)
+        and not part.endswith(".")
     }
     return {part: part if part in plain else f"part-{i}" for i, part in enumerate(parts)}
 

@@ -6,9 +6,12 @@ ignored; any other line that does not verify is an IntegrityError.
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 
 from holdfast.core.errors import InvalidFormat
+from holdfast.format.documents import Count, Moment, Name, StepNumber, refuse_twins
 from holdfast.format.manifest import ClockDoc
 from holdfast.format.sealed import LINE_DIGEST_CHARS, seal, unseal
 
@@ -31,18 +34,18 @@ __all__ = [
 class Started(msgspec.Struct, frozen=True, tag="started", tag_field="event"):
     """A process took the run up; `generation` is its lease."""
 
-    time: float
-    generation: int
-    host: str
-    pid: int
+    time: Moment
+    generation: Count
+    host: Name
+    pid: Count
 
 
 class Resumed(msgspec.Struct, frozen=True, tag="resumed", tag_field="event"):
     """Training went on from this step: what the log says of later steps belongs to an abandoned branch."""
 
-    time: float
-    step: int
-    attempt: str
+    time: Moment
+    step: StepNumber
+    attempt: Name
     note: str = ""
 
 
@@ -57,36 +60,36 @@ class Observed(msgspec.Struct, frozen=True, tag="observed", tag_field="event"):
 class Saved(msgspec.Struct, frozen=True, tag="saved", tag_field="event"):
     """A checkpoint of this step was asked for; it exists only if its manifest does."""
 
-    time: float
+    time: Moment
     clock: ClockDoc
-    attempt: str
+    attempt: Name
     reasons: list[str]
 
 
 class Verdicted(msgspec.Struct, frozen=True, tag="verdict", tag_field="event"):
     """Early stopping said to stop."""
 
-    step: int
-    action: str
+    step: StepNumber
+    action: Name
     reason: str
 
 
 class Removed(msgspec.Struct, frozen=True, tag="removed", tag_field="event"):
     """A checkpoint was deleted, demoted, or set aside; `reasons` say why."""
 
-    time: float
-    step: int
-    attempt: str
-    action: str
+    time: Moment
+    step: StepNumber
+    attempt: Name
+    action: Name
     reasons: list[str]
 
 
 class Verified(msgspec.Struct, frozen=True, tag="verified", tag_field="event"):
     """Every byte of this checkpoint was read back and was right."""
 
-    time: float
-    step: int
-    attempt: str
+    time: Moment
+    step: StepNumber
+    attempt: Name
 
 
 class Damaged(msgspec.Struct, frozen=True, tag="damaged", tag_field="event"):
@@ -108,6 +111,7 @@ class Untagged(msgspec.Struct, frozen=True, tag="untagged", tag_field="event"):
 
 Event = Damaged | Untagged | Verified | Started | Resumed | Observed | Saved | Verdicted | Removed
 _DECODER = msgspec.json.Decoder(Event)
+_ENCODER = msgspec.json.Encoder()
 
 
 def encode_event(event: Event) -> bytes:
@@ -128,7 +132,14 @@ def decode_events(raw: bytes, name: str, first_line: int = 1) -> list[Event]:
         where = f"{name}, line {number}"
         body = unseal(line + b"\n", where, LINE_DIGEST_CHARS)
         try:
-            events.append(_DECODER.decode(body))
+            events.append(_decode(body))
         except (ValueError, RecursionError) as e:
             raise InvalidFormat(f"{where}: is not a run-log event: {e}") from e
     return events
+
+
+def _decode(body: bytes) -> Event:
+    event: Event = _DECODER.decode(body)
+    if _ENCODER.encode(event) != body:  # then it may hold a key twice; it need not
+        json.loads(body, object_pairs_hook=refuse_twins)
+    return event

@@ -17,6 +17,7 @@ from holdfast.core.clock import Clock
 from holdfast.core.errors import InvalidFormat, UnsupportedVersion
 from holdfast.core.names import check_key, check_path
 from holdfast.format.datafile import MAX_HEADER_BYTES
+from holdfast.format.documents import Attempt, Count, Moment, Name, StepNumber, refuse_twins
 from holdfast.format.sealed import seal, unseal
 from holdfast.format.values import decode_value
 
@@ -36,14 +37,14 @@ __all__ = [
 FORMAT_VERSION = 1
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
-ClockDoc = tuple[int, int, int, int, float]
+ClockDoc = tuple[Count, Count, Count, Count, float]
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A data file: its key in the run, its size, and the size and BLAKE3 digest (hex) of its header."""
 
     key: str
-    size: int
+    size: int  # bounded by what the store holds
     header_size: int
     header_digest: str
 
@@ -66,7 +67,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         try:
             tree = msgspec.json.decode(self.tree)
             if not _is_as_written(tree, self.tree):
-                json.loads(bytes(self.tree), object_pairs_hook=_refuse_twins)
+                json.loads(bytes(self.tree), object_pairs_hook=refuse_twins)
             return decode_value(tree, name)
         except (ValueError, RecursionError) as e:
             raise InvalidFormat(f"a value tree is malformed: {e}") from e
@@ -76,22 +77,22 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """Everything a checkpoint is, but the tensors' bytes. Times are seconds since the Unix epoch."""
 
     format: int
-    run: str
-    step: int
-    attempt: str
-    generation: int
-    time: float
+    run: Name
+    step: StepNumber
+    attempt: Attempt
+    generation: Count
+    time: Moment
     clock: ClockDoc
     parts: dict[str, Part]
     metrics: dict[str, float | str] = {}
     reasons: list[str] = []
-    parent: str | None = None
-    new_bytes: int = 0
+    parent: Attempt | None = None
+    new_bytes: Count = 0
     exact: bool = True
     demoted: bool = False
-    world_size: int = 1
+    world_size: Count = 1
     environment: dict[str, str] = {}
-    loop: dict[str, int] = {}
+    loop: dict[str, Count] = {}
 
     def part_of(self, path: str) -> str:
         """Return the part that a full tensor name belongs to.
@@ -128,12 +129,6 @@ def _is_as_written(tree: object, raw: msgspec.Raw) -> bool:
         return msgspec.json.encode(tree) == bytes(raw)
     except OverflowError:  # a number beyond 64 bits, which we never write
         return False
-
-
-def _refuse_twins(members: list[tuple[str, object]]) -> None:
-    """Refuse a key that occurs twice: programs differ in which of the two they take."""
-    if len({key for key, _ in members}) != len(members):
-        raise ValueError("a key occurs twice")
 
 
 class _Version(msgspec.Struct):

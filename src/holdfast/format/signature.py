@@ -16,6 +16,7 @@ import msgspec
 from blake3 import blake3
 
 from holdfast.core.errors import InvalidFormat
+from holdfast.format.documents import Count
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, check_version
 from holdfast.format.sealed import seal, unseal
 from holdfast.format.signing import PublicKey, SigningKey
@@ -34,7 +35,6 @@ MAX_SIGNATURES = 64
 KIND = b"application/vnd.holdfast.manifest-signature.v1+json"
 
 _Text = Annotated[str, msgspec.Meta(max_length=128)]
-_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,11 +42,11 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `attempt` of `run`. `time` is the signer's word, in seconds since the Unix epoch."""
 
     run: _Text
-    step: _Count
+    step: Count
     attempt: _Text
     manifest: _Text
-    size: _Count
-    time: _Count
+    size: Count
+    time: Count
     algorithm: _Text
     key: _Text
 

@@ -97,6 +97,24 @@ class LocalStore:
         """Return where an object lies in the file system."""
         return os.path.join(self.root, *check_key(key).split("/"))
 
+    def _own(self, key: str) -> str:
+        """Return where an object is to be written, listed or deleted: never through a link out of the store.
+
+        A link that a rival plants between this look and the act is not noticed: who may write here may as well write
+        there. Reading follows links, for what is read must match a digest.
+        """
+        path = self.path(key)
+        directory = os.path.dirname(path)
+        while len(directory) > len(self.root):
+            if os.path.islink(directory):
+                raise PermissionDenied(
+                    errno.ELOOP,
+                    f"{directory} is a symbolic link, and nothing inside a run is written, listed or deleted through "
+                    "one; link to the run as a whole instead",
+                )
+            directory = os.path.dirname(directory)
+        return path
+
     def write(self, key: str, data: Sequence[Buffer]) -> None:
         self.write_streams([Stream(key, 0, data, bytes)])
 
@@ -106,7 +124,7 @@ class LocalStore:
         directories: dict[str, None] = {}
         try:
             for stream in streams:
-                path = name = self.path(stream.key)
+                path = name = self._own(stream.key)
                 directories[os.path.dirname(path)] = None
                 if stream.over:
                     path = self._temporary(name)
@@ -154,7 +172,7 @@ class LocalStore:
             self._remove_empty(directory)  # it was made for these objects and those beside them
 
     def create(self, key: str, data: Buffer) -> None:
-        path = self.path(key)
+        path = self._own(key)
         with _translated("create", path):
             temporary = self._temporary(path)
             self._write_file(temporary, data)
@@ -165,7 +183,7 @@ class LocalStore:
             self.disk.fsync_dir(os.path.dirname(path))  # durability: the name
 
     def replace(self, key: str, data: Buffer) -> None:
-        path = self.path(key)
+        path = self._own(key)
         with _translated("replace", path):
             temporary = self._temporary(path)
             self._write_file(temporary, data)
@@ -177,7 +195,7 @@ class LocalStore:
             self.disk.fsync_dir(os.path.dirname(path))  # durability: the name
 
     def append(self, key: str, data: Buffer) -> None:
-        path = self.path(key)
+        path = self._own(key)
         with _translated("append to", path):
             fd = self._open(self.disk.open_append, path)
             try:
@@ -244,7 +262,7 @@ class LocalStore:
         return sorted(out, key=lambda o: o.key)
 
     def _below(self, prefix: str) -> str:
-        return self.path(prefix) if prefix else self.root
+        return os.path.dirname(self._own(f"{prefix}/k")) if prefix else self.root
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Yield key and path of every object; what is no key was not written by us: .DS_Store, .nfs0001, "copy (2)"."""
@@ -272,7 +290,7 @@ class LocalStore:
     def delete(self, keys: Sequence[str]) -> None:
         parents: set[str] = set()
         for key in keys:
-            path = self.path(key)
+            path = self._own(key)
             with _translated("delete", path), contextlib.suppress(*_ABSENT):
                 self.disk.unlink(path)
                 parents.add(os.path.dirname(path))
