@@ -13,7 +13,7 @@ ABSOLUTE = [
 ]  # fmt: skip
 EMPTY = ["", "a//b", "a/", "/a/", "a/b/", " ", "a/ /b", "\u00a0", "\u3164"]
 CONTROL = [
-    "\x00", "a\x00b", "a.json\x00.txt", "a\nb", "a\rb", "a\tb", "a\x1b[2Jb", "a\x7fb", "a\x85b", "a\u2028b", "a\ud800b", "a\udcffb", "\ufeffa", "a\u202eb",
+    "\x00", "a\x00b", "a.json\x00.txt", "a\n", "a\nb", "a\rb", "a\tb", "a\x1b[2Jb", "a\x7fb", "a\x85b", "a\u2028b", "a\ud800b", "a\udcffb", "\ufeffa", "a\u202eb",
     "a\u2066b", "a\x08b", "\x1b]0;x\x07",
 ]  # fmt: skip
 HIDDEN = [

@@ -9,6 +9,7 @@ import pytest
 from forge import ALIGNMENT, MANIFESTS, bounded, check_refused, edit, file_entry, run, state
 
 import holdfast
+from holdfast.catalog.keys import signature_key
 from holdfast.core.errors import (
     HoldfastError,
     InvalidFormat,
@@ -155,6 +156,45 @@ def test_a_gigantic_document_is_not_read_into_memory(store: LocalStore, document
             return
         with pytest.raises(InvalidFormat, match="no document of a run has"):
             _ = holdfast.Run(store).writer
+
+
+SMALL = ["run.json", "tags/t1.json", "lease", "index.json", "tidy.json", "signatures"]
+
+
+@pytest.mark.parametrize("document", SMALL)
+def test_a_small_document_of_many_bytes_is_not_read_into_memory(store: LocalStore, document: str) -> None:
+    """Smaller than what a store reads as a whole, and far more than any of these may have."""
+    path = pathlib.Path(store.root, document)
+    if document == "signatures":
+        path = pathlib.Path(store.root, signature_key(2, holdfast.Run(store)[2].manifest.attempt))
+        path.parent.mkdir()
+    if not path.exists():
+        path.touch()
+    grow(next(path.iterdir()) if path.is_dir() else path, 900 << 20)
+    with bounded():
+        if document == "run.json":
+            with pytest.raises(InvalidFormat, match="no document of a run has"):
+                holdfast.Run(store)
+            return
+        run_of = holdfast.Run(store)
+        if document == "lease":
+            with pytest.raises(InvalidFormat, match="no document of a run has"):
+                _ = run_of.writer
+            return
+        assert [p for p in run_of.verify_beside() if "no document of a run has" in p.message]
+        assert run_of.steps == [1, 2]
+
+
+def test_a_gigantic_log_is_left_out(store: LocalStore, caplog: pytest.LogCaptureFixture) -> None:
+    before = len(holdfast.Run(store).events())
+    path = pathlib.Path(store.root, "log/evil-000000.jsonl")
+    path.touch()
+    grow(path)
+    with bounded():
+        run_of = holdfast.Run(store)
+        assert len(run_of.events()) == before
+        assert len(run_of.records()) == 2
+    assert "which no segment has" in caplog.text
 
 
 def test_a_gigantic_data_file_is_not_read_into_memory(store: LocalStore) -> None:

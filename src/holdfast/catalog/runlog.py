@@ -25,6 +25,7 @@ from holdfast.format.events import (
 from holdfast.format.manifest import floats_from_doc
 from holdfast.format.sealed import LINE_DIGEST_CHARS
 from holdfast.stores import ObjectInfo, Store
+from holdfast.stores.base import MAX_WHOLE_BYTES
 
 __all__ = ["Facts", "LogReader", "LogWriter", "check_segment", "timeline", "write_segment"]
 
@@ -237,6 +238,9 @@ class LogReader:
     def _whole_lines(self, info: ObjectInfo, start: int) -> bytes:
         """Return the whole lines that a segment has from `start` on."""
         if info.size <= start:
+            return b""
+        if info.size - start > MAX_WHOLE_BYTES:
+            logger.warning("%s is left out: it has %d bytes, which no segment has", info.key, info.size)
             return b""
         raw = self._store.read(info.key, start, info.size)
         return raw[: raw.rfind(b"\n") + 1]

@@ -14,6 +14,7 @@ from holdfast.core.errors import PolicyError, StoreError
 from holdfast.format.signing import SigningKey
 from holdfast.run import Run
 from holdfast.stores import open_store
+from holdfast.stores.address import shown
 
 __all__ = ["checkpoint_of", "open_key", "open_target", "split_target"]
 
@@ -29,7 +30,8 @@ def split_target(target: str) -> tuple[str, int | str | None]:
     if not at or "/" in which or _is_run(target):
         return target, None
     if not path or not _WHICH.fullmatch(which):
-        raise PolicyError(f"{target!r} is not a checkpoint: write PATH, PATH@STEP or PATH@TAG")
+        named = shown(target) if "://" in target else target  # a URL may hold a secret where none belongs
+        raise PolicyError(f"{named!r} is not a checkpoint: write PATH, PATH@STEP or PATH@TAG")
     return path, int(which) if which.isdigit() else which
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ __all__ = ["differences", "fingerprint"]
 
 _PACKAGES = ("torch", "numpy", "jax", "keras", "torchvision", "transformers", "lightning")
 _IGNORED = ("git", "host")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # whatever else a file holds stays out of a manifest
+MAX_LINE_CHARS = 1024
 
 
 def fingerprint() -> dict[str, str]:
@@ -64,6 +67,11 @@ def _torch_flags() -> dict[str, str]:
     return flags
 
 
+def _first_line(path: Path) -> str:
+    with path.open() as file:
+        return file.readline(MAX_LINE_CHARS).strip()
+
+
 @functools.cache
 def _git_commit(directory: str) -> str:
     """Return the commit of the repository around a directory, without running git.
@@ -71,14 +79,13 @@ def _git_commit(directory: str) -> str:
     It is looked up once: the code that runs was imported at the beginning, and a commit that is made or checked out
     while it runs is not the code that made the checkpoint.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         here = Path(directory)
         for above in (here, *here.parents):
             git = above / ".git"
             if (git / "HEAD").is_file():
-                head = (git / "HEAD").read_text().strip()
-                if not head.startswith("ref: "):
-                    return head
-                ref = git / head.removeprefix("ref: ")
-                return ref.read_text().strip() if ref.is_file() else ""
+                said = _first_line(git / "HEAD")
+                if said.startswith("ref: refs/") and ".." not in said:
+                    said = _first_line(git / said.removeprefix("ref: "))
+                return said if _COMMIT.fullmatch(said) else ""
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -14,6 +15,7 @@ SERVICES = {
     "az": "az", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az",
 }  # fmt: skip
 OPTIONS = ("single_writer", "profile", "endpoint")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
 _YES = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -51,7 +53,10 @@ class Address:
 def shown(url: str) -> str:
     """Return a URL as a message may show it: without user, password, query and fragment, where secrets travel."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    host = parts.netloc.rpartition("@")[2]
+    if ":" in host and not host.rpartition(":")[2].isdigit():
+        return f"{parts.scheme}://…"  # no port: user and half of a password that holds a slash
+    return f"{parts.scheme}://{host}{parts.path}"
 
 
 def parse_address(url: str) -> Address:
@@ -114,5 +119,5 @@ def _options(url: str, service: str) -> dict[str, str]:
 
 def _is_plain(endpoint: str) -> bool:
     parts = urlsplit(endpoint)
-    plain = not parts.query and not parts.fragment and "@" not in parts.netloc
-    return parts.scheme in ("http", "https") and bool(parts.netloc) and plain
+    plain = not parts.query and not parts.fragment and parts.path in ("", "/")
+    return parts.scheme in ("http", "https") and _HOST.fullmatch(parts.netloc) is not None and plain
