@@ -77,7 +77,7 @@ def everything_below(path: Path) -> bytes:
 
 URLS = [
     f"s3://AKIA:{SECRET}@bucket/run", f"s3://AKIA:{SECRET}@bucket", f"s3://{FORMS[1]}@bucket/run", f"s3://bucket/run?secret={SECRET}", f"s3://bucket/run?token={SECRET}&x=1",
-    f"s3://bucket/run?endpoint=http://u:{SECRET}@host:1", f"s3://bucket/run?endpoint=http://host:1/?sig={SECRET}", f"s3://bucket/run#{SECRET}",
+    f"s3://bucket/run?endpoint=http://u:{SECRET}@host:1", f"s3://bucket/run?endpoint=http://host:1/?sig={SECRET}", "s3://bucket/run?endpoint=http://u:s3cr3t@host:1", f"s3://bucket/run#{SECRET}",
     f"az://container/run?sv=2024&sig={SECRET}", f"az://account:{SECRET}@container/run", f"abfs://c:{SECRET}@a.dfs.core.windows.net/run",
     f"gs://bucket/run?key={SECRET}", f"gs://u:{SECRET}@bucket/run", f"https://u:{SECRET}@host/run", f"https://host/run?X-Amz-Signature={SECRET}",
     f"ftp://u:{SECRET}@host/x", f"s3a://k:{SECRET}@b/r@5", f"s3://k:{SECRET}@b@best", f"s3://bucket/run?profile=p&password={SECRET}",
@@ -156,7 +156,7 @@ def test_the_commit_of_the_code_is_a_commit(
 ) -> None:
     head, expected = HEADS[what]
     (tmp_path / ".git/refs/heads").mkdir(parents=True)
-    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "secret").write_text("c" * 40)
     (tmp_path / ".git/refs/heads/main").write_text("b" * 64)
     (tmp_path / ".git/HEAD").write_bytes(head.encode(errors="surrogateescape"))
     monkeypatch.chdir(tmp_path)
