@@ -18,6 +18,7 @@ import pytest
 
 import holdfast
 from holdfast import Checkpointer, Run, demote, last
+from holdfast.catalog.deletion import Ages, collect
 from holdfast.catalog.keyfiles import make_trust, read_signing_key, write_key_pair
 from holdfast.catalog.signatures import read_signatures
 from holdfast.core.errors import (
@@ -483,6 +484,19 @@ def test_signatures_of_what_never_committed_are_freed(keys: dict[str, Path]) -> 
     store.create("signatures/000000000009-dead.json", raw)
     save(store, keys["ours.pem"], 2)  # takes the run up
     assert [o.key[11:23] for o in store.list("signatures")] == [f"{s:012d}" for s in (1, 2)]
+
+
+def test_a_signature_whose_commit_may_be_under_way_stays(keys: dict[str, Path]) -> None:
+    """It comes before its manifest: one that is younger than the margin is nobody's orphan yet."""
+    store = MemoryStore("under way")
+    save(store, keys["ours.pem"], 1)
+    store.create("signatures/000000000009-aa.json", store.read(only_signature(store)))
+    now = max(o.modified for o in store.list(""))
+    collect(store, ages=Ages(now=now + 50.0, attempt_seconds=100.0))
+    assert len(store.list("signatures")) == 2
+    collect(store, ages=Ages(now=now + 150.0, attempt_seconds=100.0))
+    assert len(store.list("signatures")) == 1
+    assert Run(store, trusted=keys["ours.pub"])[1]
 
 
 def test_what_is_set_aside_keeps_its_signature(keys: dict[str, Path]) -> None:

@@ -16,6 +16,7 @@ from holdfast.catalog.checkpoints import Entry, newest_states, read_entry
 from holdfast.catalog.keys import (
     CHECKPOINTS,
     DATA,
+    SIGNATURES,
     TRASH,
     is_data_key,
     packed_key,
@@ -139,7 +140,7 @@ def collect(
     check()
     store.delete(going)  # durability: no name before its bytes; and before the look at who is listed
     store.delete(older)
-    names = store.names(DATA)
+    names, signatures = store.names(DATA), store.list(SIGNATURES)
     known = Summaries() if known is None else known
     known.settled = False
     if not known.complete(store):
@@ -152,7 +153,9 @@ def collect(
         with contextlib.suppress(NotFound):  # its writer lives, and has given up
             found.append(store.info(key))
     margin = ages.attempt_seconds
+    orphans = orphaned_signatures(signatures, known)  # a signature comes before its manifest, as data does
     free = [o for o in found if not margin or o.modified + margin <= ages.now]
-    store.delete([*(o.key for o in free), *orphaned_signatures(store, known)])
-    known.settled = len(free) == len(found) and not known.readers.files
+    unsigned = [o for o in orphans if not margin or o.modified + margin <= ages.now]
+    store.delete([o.key for o in (*free, *unsigned)])
+    known.settled = (len(free), len(unsigned)) == (len(found), len(orphans)) and not known.readers.files
     return Freed(len(going), len(older), len(free), sum(o.size for o in free))

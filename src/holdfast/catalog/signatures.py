@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from holdfast.catalog.bounded import read_document
-from holdfast.catalog.keys import SIGNATURES, signature_key
+from holdfast.catalog.keys import signature_key
 from holdfast.catalog.summary import Summaries, Summary
 from holdfast.core.errors import AlreadyExists, IntegrityError, NotFound
 from holdfast.format.manifest import Manifest
@@ -21,7 +21,7 @@ from holdfast.format.signature import (
     sign_manifest,
 )
 from holdfast.format.signing import SigningKey
-from holdfast.stores import Store
+from holdfast.stores import ObjectInfo, Store
 
 __all__ = [
     "add_signature",
@@ -78,7 +78,8 @@ def forgotten_signatures(gone: Iterable[Summary], known: Summaries) -> list[str]
     return sorted({signature_key(s.step, s.attempt) for s in gone if (s.step, s.attempt) not in left})
 
 
-def orphaned_signatures(store: Store, known: Summaries) -> list[str]:
-    """Return the keys of signatures that are of no manifest; every manifest is in `known`."""
+def orphaned_signatures(listed: Iterable[ObjectInfo], known: Summaries) -> list[ObjectInfo]:
+    """Return those of some signatures that are of no manifest; every manifest that was there when they were listed is
+    in `known`."""
     used = {signature_key(s.step, s.attempt) for s in known.by_key.values()}
-    return [key for key in store.names(SIGNATURES) if key not in used]
+    return [o for o in listed if o.key not in used]

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from holdfast.catalog.deletion import Ages, expired
 from holdfast.catalog.bounded import read_document
+from holdfast.catalog.deletion import Ages, expired
 from holdfast.catalog.history import History
 from holdfast.catalog.keys import TIDY, TRASH
 from holdfast.catalog.lease import Lease

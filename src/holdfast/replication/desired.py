@@ -114,8 +114,8 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A checkpoint that a mirror ought not to list any more: deleted, or set aside, so that for a while it can be brought
-    back as on the primary."""
+    """A checkpoint that a mirror ought not to list any more: deleted, or set aside, so that for a while it can be
+    brought back as on the primary."""
 
     step: int
     attempt: str
