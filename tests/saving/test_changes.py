@@ -238,11 +238,11 @@ def test_a_run_of_such_saves_is_pruned_demoted_and_resumed(acts: list[tuple[int,
         expected[step] = live["m"]["w"].tobytes()
         run = Run(store)
         if act == 1 and len(run.steps) > 1:
-            run.remove([run.steps[len(run.steps) // 2]], force=True)
+            run.remove([run.steps[len(run.steps) // 2]], force=True, grace=0)
         if act == 2:
-            run.prune(last(2))
+            run.prune(last(2), grace=0)
         if act == 3:
-            run.prune(last(1) | demote(last(3)))
+            run.prune(last(1) | demote(last(3)), grace=0)
         for at in Run(store).steps:
             found = holdfast.load(store, step=at, as_="numpy", only=["m/**"])["m"]["w"]
             assert found.tobytes() == expected[at]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from holdfast.core.errors import StateError
+from holdfast.core.standby import run_behind
 from holdfast.saving.progress import Progress
 
 __all__ = ["Fence", "Overlap", "Piece", "protect"]
@@ -58,7 +59,7 @@ class Overlap:
     def start(self) -> None:
         """Copy from now on."""
         self._progress.advance(self._pieces[0].offset)
-        threading.Thread(target=self._run, name="holdfast-copy", daemon=True).start()
+        run_behind(self._run, "holdfast-copy")
 
     def _run(self) -> None:
         try:

@@ -51,6 +51,7 @@ class Snapshot:
         does that, or None when everything was copied at once. `check`: compare with what was there at the start."""
         pieces: list[Piece] = []
         values: list[object] = []
+        at_once: list[Lot] = []
         engine: Engine | None = None
         with collector_held(), self._failing():
             for lot in self._transfer.lots:
@@ -60,7 +61,8 @@ class Snapshot:
                     pieces += of_lot
                     values += [s.value for s in self._sources[lot.start : lot.stop]]
                 else:
-                    self._transfer.copy(self._sources, [lot])
+                    at_once.append(lot)
+            self._transfer.copy(self._sources, at_once)
             if engine is None:
                 self.progress.advance(self.progress.total)
                 return None

@@ -6,6 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from holdfast.core.standby import run_behind
+
 __all__ = ["Writer"]
 
 Job = Callable[[], None]
@@ -40,7 +42,7 @@ class Writer:
                 return
             self._running = True
         # A daemon, so that a second Ctrl-C can leave it behind; at exit the Checkpointer waits for it.
-        threading.Thread(target=self._run, name="holdfast-writer", daemon=True).start()
+        run_behind(self._run, "holdfast-writer")
 
     def withdraw(self) -> bool:
         """Take back the job that was submitted last, if it has not begun; return whether that was so."""
