@@ -22,7 +22,9 @@ from holdfast.catalog.signatures import read_signatures
 from holdfast.core.errors import HoldfastError, InvalidFormat, PermissionDenied, PolicyError, StoreError
 from holdfast.core.names import check_key, check_path, check_tag, file_stems, is_key
 from holdfast.format.sealed import seal
+from holdfast.replication.record import read_mirrors
 from holdfast.stores import LocalStore, MemoryStore, Store, Stream, open_store
+from holdfast.stores.urls import _memory
 from holdfast.stores.wrappers import Prefixed
 
 # ---- stores ---------------------------------------------------------------------------------------------------------
@@ -368,6 +370,41 @@ def test_a_key_that_occurs_twice_is_refused(document: str) -> None:
     else:
         with pytest.raises(InvalidFormat, match="twice"):
             _ = Run(store).writer
+
+
+MIRRORS = {
+    "twice": b'{"format":1,"run":"%b","mirrors":[],"mirrors":[{"url":"memory://evil"}]}', "too many": b'{"format":1,"run":"%b","mirrors":[' + b",".join([b'{"url":"memory://evil"}'] * 101) + b"]}",
+    "nesting": b'{"format":1,"run":"%b","mirrors":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "a negative number": b'{"format":1,"run":"%b","mirrors":[{"url":"memory://evil","bandwidth":-1}]}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", MIRRORS)
+def test_a_hostile_list_of_mirrors_is_refused(attack: str) -> None:
+    store = run()
+    put(store, "mirrors.json", seal(MIRRORS[attack].replace(b"%b", Run(store).id.encode())))
+    with bounded(), pytest.raises(InvalidFormat):
+        read_mirrors(store, Run(store).id)
+
+
+def test_loading_goes_to_no_place_that_a_file_names(tmp_path: pathlib.Path) -> None:
+    """A list of mirrors is for the verbs that are about mirrors. Lesson of CVE-2025-12058."""
+    store = run()
+    for url in ("memory://planted-place", (tmp_path / "planted").as_uri()):
+        body = b'{"format":1,"run":"%b","mirrors":[{"url":"%u"}]}'
+        body = body.replace(b"%b", Run(store).id.encode()).replace(b"%u", url.encode())
+        put(store, "mirrors.json", seal(body))
+        assert [m.url for m in read_mirrors(store, Run(store).id)] == [url]
+        holdfast.load(store, as_="numpy")
+        holdfast.load(store, into=state(0))
+        Run(store).verify()
+        with holdfast.Checkpointer(store, state(0)) as ckpt:
+            ckpt.restore()
+            list(ckpt.steps(ckpt.step + 1))
+    assert "planted-place" not in _memory
+    assert list(tmp_path.iterdir()) == []
+    list_of = open_store("memory://planted-place")  # this is what would have been seen
+    assert "planted-place" in _memory
+    assert list_of.list("") == []
 
 
 def test_an_event_with_a_key_twice_is_left_out(caplog: pytest.LogCaptureFixture) -> None:

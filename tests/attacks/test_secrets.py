@@ -19,6 +19,7 @@ import holdfast
 from holdfast import Checkpointer, Run, every
 from holdfast.catalog.keyfiles import PASSPHRASE_VARIABLE, read_signing_key, write_key_pair
 from holdfast.cli import main
+from holdfast.cli.app import build
 from holdfast.core.errors import HoldfastError
 from holdfast.format.signing import SigningKey
 from holdfast.saving.environment import fingerprint
@@ -102,8 +103,13 @@ def test_a_secret_in_a_url_is_not_repeated(url: str) -> None:
 
 VERBS = [
     ["show"], ["ls"], ["verify"], ["cat", "model/w"], ["diff", "1", "2"], ["tag", "best"], ["untag", "best"], ["prune", "--keep", "last(1)", "-n"], ["rm", "5", "-y"],
-    ["export", "/nowhere/x"], ["sign", "--key", "/nowhere"], ["status"], ["doctor"], ["sync"], ["scrub"], ["repair", "--from", "memory://x"], ["undo"], ["collect"],
+    ["export", "/nowhere/x"], ["sign", "--key", "/nowhere"], ["status"], ["doctor"], ["sync"], ["scrub"], ["repair", "--from", "memory://x"], ["cp", "memory://x"], ["plan"], ["trash"], ["undo"], ["collect"],
 ]  # fmt: skip
+
+
+def test_every_verb_is_among_them() -> None:
+    verbs = {c.name or c.callback.__name__ for c in build().registered_commands if c.callback is not None}
+    assert verbs - {v[0] for v in VERBS} == {"keygen"}  # it takes no URL
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda v: v[0])

@@ -6,11 +6,14 @@ It lies at the primary alone and holds no secret. Who does not know it loses not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
-from holdfast.core.errors import InvalidFormat, NotFound, PolicyError
+from holdfast.catalog.bounded import read_document
+from holdfast.core.errors import NotFound, PolicyError
 from holdfast.core.units import parse_bytes
+from holdfast.format.documents import Count, decode_document
 from holdfast.format.manifest import FORMAT_VERSION, check_version
 from holdfast.format.sealed import seal, unseal
 from holdfast.policies.parse import parse_rule
@@ -20,6 +23,7 @@ from holdfast.stores import Store
 __all__ = ["MIRRORS", "RememberedMirror", "read_mirrors", "remember_mirrors", "remembered"]
 
 MIRRORS = "mirrors.json"
+MOST = 100
 
 
 class RememberedMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -30,7 +34,7 @@ class RememberedMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     keep: str = ""
     told: bool = True
     compress: bool = False
-    bandwidth: int = 0
+    bandwidth: Count = 0
     verify: bool = False
 
     def mirror(self) -> Mirror:
@@ -47,7 +51,7 @@ class RememberedMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     run: str
-    mirrors: list[RememberedMirror]
+    mirrors: Annotated[list[RememberedMirror], msgspec.Meta(max_length=MOST)]
 
 
 def remembered(mirror: Mirror, store: Store) -> RememberedMirror:
@@ -68,15 +72,12 @@ def read_mirrors(store: Store, run: str) -> list[RememberedMirror]:
         IntegrityError, UnsupportedVersion: the document does not verify, or a newer holdfast wrote it.
     """
     try:
-        raw = store.read(MIRRORS)
+        raw = read_document(store, MIRRORS)
     except NotFound:
         return []
     body = unseal(raw, MIRRORS)
     check_version(body, f"{store.url}/{MIRRORS}")
-    try:
-        document = msgspec.json.decode(body, type=_Document)
-    except (ValueError, RecursionError) as e:
-        raise InvalidFormat(f"{store.url}/{MIRRORS}: is not a list of mirrors: {e}") from e
+    document = decode_document(body, _Document, f"{store.url}/{MIRRORS}", "a list of mirrors")
     return document.mirrors if document.run == run else []
 
 
