@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import sys
 import weakref
@@ -16,9 +17,10 @@ from holdfast.catalog.trust import Verifying
 from holdfast.core.clock import Clock, SystemTime, TimeSource, check_count
 from holdfast.core.errors import HoldfastError, PolicyError
 from holdfast.core.names import check_tag
-from holdfast.core.units import parse_bytes
+from holdfast.core.units import parse_bytes, parse_seconds
 from holdfast.loop.batches import BatchSource
 from holdfast.loop.engine import Engine
+from holdfast.loop.room import WhenFull
 from holdfast.loop.saver import Overlapping, SaveSettings, WhenBusy, WriterKind
 from holdfast.policies import EarlyStopping, Rule, Verdict, every, require_retention, require_trigger
 from holdfast.replication.keeper import MirrorStatus
@@ -56,6 +58,11 @@ class Checkpointer:
         memory: bytes that snapshots may take together, as a number or like "8GB"; by default as much as half of what
             the machine or container has to give. A larger state is written piece by piece while the loop waits.
         self_contained: write every tensor anew, instead of referring to an earlier checkpoint for what did not change.
+        grace: how long what `keep` lets go stays in the trash, to be brought back by `holdfast undo`: seconds, or like
+            "24h"; by default it is freed at once.
+        when_full: what to do when a save is expected to find too little room, once the trash is emptied: "warn" once
+            and try; "prune": retention first, as if the save had been made; "pause": leave out what `save` asks for
+            until there is room; "stop": raise OutOfSpace.
         deadline_seconds: how long after SIGTERM or Ctrl-C the process may live to make its last checkpoint.
         mirrors: further places that hold copies of the checkpoints: directories, URLs, or `Mirror(...)` for one with
             a rule, compression or a bandwidth of its own. Copying goes on behind training and never fails it.
@@ -86,6 +93,8 @@ class Checkpointer:
         when_busy: WhenBusy = "wait",
         memory: int | str | None = None,
         self_contained: bool = False,
+        grace: str | float = 0,
+        when_full: WhenFull = "warn",
         deadline_seconds: float = 30.0,
         mirrors: Sequence[MirrorLike] | None = None,
         ack: Ack = "local",
@@ -120,6 +129,8 @@ class Checkpointer:
                 _word("when_busy", when_busy, WhenBusy),
                 None if memory is None else parse_bytes(memory),
                 self_contained,
+                math.ceil(parse_seconds(grace)),
+                _word("when_full", when_full, WhenFull),
             ),
             signing=signing,
             deadline_seconds=deadline_seconds,

@@ -236,7 +236,7 @@ class Run:
         grace_seconds = _whole_seconds(grace)
         session = Session(self.store, self._time)
         try:
-            return session.retain(require_retention(keep), grace_seconds)
+            return session.upkeep.retain(require_retention(keep), grace_seconds)
         finally:
             session.close()
             self.refresh()
@@ -301,7 +301,7 @@ class Run:
         grace_seconds = None if grace is None else parse_seconds(grace)
         session = Session(self.store, self._time)
         try:
-            return session.freed + session.collect(grace_seconds)
+            return session.upkeep.freed + session.upkeep.collect(grace_seconds)
         finally:
             session.close()
             self.refresh()

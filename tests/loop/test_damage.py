@@ -92,11 +92,11 @@ def test_half_made_files_of_the_dead_are_swept(tmp_path: pathlib.Path) -> None:
 class FullDisk(OsDisk):
     """Takes `room` more writes, then has no space left; deleting still works."""
 
-    room = 10**9
+    left = 10**9
 
     def write(self, fd: int, data: Buffer) -> int:
-        self.room -= 1
-        if self.room < 0:
+        self.left -= 1
+        if self.left < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return super().write(fd, data)
 
@@ -110,10 +110,10 @@ def test_failed_saves_leave_nothing_behind_on_a_full_disk(tmp_path: pathlib.Path
     before = sorted(p.name for p in (tmp_path / "data").rglob("*"))
     for part in held:
         held[part] += 1
-    disk.room = room
+    disk.left = room
     with pytest.raises(SaveFailed, match="No space left"):
         ckpt.save()
-    disk.room = 10**9
+    disk.left = 10**9
     assert sorted(p.name for p in (tmp_path / "data").rglob("*")) == before
     ckpt.save()
     ckpt.close()

@@ -24,11 +24,11 @@ from holdfast.catalog.keys import (
     parse_trash_key,
 )
 from holdfast.catalog.signatures import forgotten_signatures, orphaned_signatures
-from holdfast.catalog.summary import Summaries, Summary, summarize
+from holdfast.catalog.summary import Summaries, Summary, read_summary, summarize
 from holdfast.core.errors import HoldfastError, NotFound
 from holdfast.stores import ObjectInfo, Store
 
-__all__ = ["Ages", "Freed", "collect", "delete_names", "expired", "remove"]
+__all__ = ["Ages", "Freed", "collect", "delete_names", "expire", "expired", "remove"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +88,51 @@ def remove(
     summaries are known. While one of the others cannot be read all data stays, for a later `collect`. `free` deletes
     the data, perhaps later.
     """
-    sizes: dict[str, int] = {}
     gone: list[Summary] = []
     known.settled, unread = False, 0
     for entry in victims:
         try:
             gone.append(known.by_key.get(entry.key) or summarize(read_entry(store, entry)))
-            sizes |= gone[-1].sizes()
         except HoldfastError:  # what a broken one needs is found by `collect`
             unread += 1
     unread += delete_names(store, victims)  # durability: no name before its bytes
+    return _free_unneeded(store, gone, known, free or store.delete, all_known=unread == 0)
+
+
+def expire(
+    store: Store, keys: Sequence[str], known: Summaries, free: Callable[[Sequence[str]], None] | None = None
+) -> int:
+    """Take checkpoints out of the trash for good; return the bytes freed. Otherwise as `remove`; a save may be under
+    way."""
+    gone: list[Summary] = []
+    known.settled, unread = False, 0
+    for key in keys:
+        try:
+            gone.append(known.by_key.get(key) or read_summary(store, key))
+        except HoldfastError:
+            unread += 1
+    store.delete(keys)  # durability: no name before its bytes; and before the look at who is listed
+    return _free_unneeded(store, gone, known, free or store.delete, all_known=unread == 0)
+
+
+def _free_unneeded(
+    store: Store,
+    gone: Sequence[Summary],
+    known: Summaries,
+    free: Callable[[Sequence[str]], None],
+    *,
+    all_known: bool,
+) -> int:
+    """Delete the data of manifests that are gone, as far as nothing that is there needs it."""
+    sizes: dict[str, int] = {}
+    for summary in gone:
+        sizes |= summary.sizes()
     if not known.complete(store):
         return 0
     unneeded = sorted(key for key in sizes if is_data_key(key) and not known.needs(key))
     packed = [packed_key(key) for key in unneeded]
-    (free or store.delete)([*unneeded, *packed, *forgotten_signatures(gone, known)])
-    known.settled = unread == 0 and known.readers.files.isdisjoint(sizes)
+    free([*unneeded, *packed, *forgotten_signatures(gone, known)])
+    known.settled = all_known and known.readers.files.isdisjoint(sizes)
     return sum(sizes[key] for key in unneeded)
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from holdfast.catalog.checkpoints import Entry, newest_states, read_entry
-from holdfast.catalog.deletion import remove
+from holdfast.catalog.deletion import expire, remove
 from holdfast.catalog.index import Index
 from holdfast.catalog.keys import CHECKPOINTS, TRASH, TRASH_SECONDS, trash_key
 from holdfast.catalog.lease import Lease
@@ -321,6 +321,11 @@ class History:
             if summary is not None:
                 self._known.add(trash_key(one.entry.step, one.attempt, grace_seconds), summary)
         return attempts
+
+    def empty_trash(self, keys: Sequence[str]) -> int:
+        """Take checkpoints out of the trash for good, by their keys there; return the bytes freed."""
+        self._load()
+        return expire(self.store, keys, self._known, self.free)
 
     def only_of(self, steps: Sequence[int]) -> int:
         """Return the bytes of the data that of all sound listed checkpoints only these need."""

@@ -22,6 +22,7 @@ from holdfast.loop.batches import BatchSource
 from holdfast.loop.interrupts import Interrupts
 from holdfast.loop.pending import PendingGradients
 from holdfast.loop.resume import Restored, restore_state
+from holdfast.loop.room import Room
 from holdfast.loop.saver import SaveHow, Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.tracker import Tracker
@@ -72,9 +73,10 @@ class Engine:
         replicas.bring_back()
         in_process = able and settings.writer in ("process", "auto")
         host = WriterProcess() if in_process else None
-        self.session = Session(store, time, wait=True, host=host, key=signing.key)
+        behind = settings.writer != "inline"
+        self.session = Session(store, time, wait=True, host=host, key=signing.key, behind=behind)
         replicas.remember(self.session.identity.run)
-        self.session.owed = lambda: replicas.owed(self.session.history, self.session.identity.run)
+        self.session.upkeep.owed = lambda: replicas.owed(self.session.history, self.session.identity.run)
         self.tell_mirrors()
         self.gradients = PendingGradients(state)
         self.interrupts = Interrupts(deadline_seconds, self.session.newest)
@@ -86,7 +88,9 @@ class Engine:
         self.closed = False
         self._best = self.tracker.best_rule(keep)
         self._self_contained = settings.self_contained
-        self._saver = Saver(self.session, state, settings, self._after_commit)
+        self._grace_seconds = settings.grace_seconds
+        self._room = Room(self.session, keep, settings.when_full)
+        self._saver = Saver(self.session, state, settings, self._room, self._after_commit)
         with contextlib.suppress(HoldfastError):  # a state that is not complete yet
             self._saver.prewarm()
         self._restored: Restored | None = None
@@ -190,6 +194,8 @@ class Engine:
             self.session.log.record(Verdicted(self.clock.step, "stop", self.stopped.reason))
         asked = self._asked()
         reasons = (() if self._saver.skips else self.tracker.reasons(moment)) + asked
+        if self._room.is_back():
+            reasons += ("there is room again",)
         if reasons:
             overlap = self.interrupts.stop_signal is None
             self.save(reasons, tags=self._take_tags(), overlap=overlap, by_rule=not asked)
@@ -223,7 +229,9 @@ class Engine:
 
     def finish(self) -> None:
         """End the loop naturally: one last save, unless this very state is saved already."""
-        if self.started and self._saved_clock != self.clock and self.clock.step > 0:
+        if self._room.paused:
+            self.wait()  # of a save that found no room nothing was said
+        if self.started and (self._room.paused or self._saved_clock != self.clock) and self.clock.step > 0:
             self.save(("early stopping: " + self.stopped.reason if self.stopped else "end of training",))
         self.wait()
         self.session.log.flush()
@@ -249,13 +257,16 @@ class Engine:
             self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact, self._self_contained
         )
         how = SaveHow(gradients=self.gradients.found(), overlap=overlap, by_rule=by_rule)
-        self.capture_report = self._saver.save(order, how)
+        report = self._saver.save(order, how)
+        if report is None:
+            return
+        self.capture_report = report
         self.tracker.saved(self._time.monotonic() - started)
         self._saved_clock = self.clock
 
     def _after_commit(self) -> None:
         try:
-            self.session.label_and_retain(self._best, self._keep)
+            self.session.label_and_retain(self._best, self._keep, self._grace_seconds)
         finally:
             self.tell_mirrors()
 
@@ -314,7 +325,7 @@ class Engine:
         seconds = None if self._leave_by is None else max(0.0, self._leave_by - monotonic())
         try:
             self.replicas.catch_up(seconds)
-            if self.session.spares:  # they have it now
+            if self.session.upkeep.spares:  # they have it now
                 self._after_commit()
                 self.replicas.catch_up(seconds)
         except NotReplicated as e:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from holdfast.core.errors import LeaseLost, SaveFailed
+from holdfast.core.errors import LeaseLost, OutOfSpace, SaveFailed
 from holdfast.core.units import format_bytes
+from holdfast.loop.room import Room, WhenFull
 from holdfast.loop.session import Begun, SaveOrder, Session
 from holdfast.saving.arena import Arena, Arenas
 from holdfast.saving.overlap import Fence
@@ -39,6 +40,8 @@ class SaveSettings:
     when_busy: WhenBusy = "wait"
     memory_bytes: int | None = None
     self_contained: bool = False
+    grace_seconds: int = 0
+    when_full: WhenFull = "warn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +67,16 @@ class Saver:
     """Takes snapshots and sees them through: one under way, at most one waiting behind it."""
 
     def __init__(
-        self, session: Session, state: Mapping[str, object], settings: SaveSettings, then: Callable[[], None]
+        self,
+        session: Session,
+        state: Mapping[str, object],
+        settings: SaveSettings,
+        room: Room,
+        then: Callable[[], None],
     ) -> None:
         self._session = session
         self._settings = settings
+        self._space = room
         self._then = then  # after each commit, behind the loop
         self._arenas = Arenas(shared=session.shares_memory, budget_bytes=settings.memory_bytes)
         self._snapshotter = Snapshotter(state)
@@ -94,11 +103,22 @@ class Saver:
         if not self._writer.busy and self._arenas.allow(plan.nbytes):
             self._snapshotter.prewarm(plan, self._arenas.first)
 
-    def save(self, order: SaveOrder, how: SaveHow) -> CaptureReport:
-        """Take a snapshot of the state and see to it that it becomes a checkpoint."""
+    def save(self, order: SaveOrder, how: SaveHow) -> CaptureReport | None:
+        """Take a snapshot of the state and see to it that it becomes a checkpoint. Return None when nothing is saved,
+        because there is no room for it and saving is paused.
+
+        Raises:
+            OutOfSpace: there is no room, and that is to end training.
+        """
         arena = self._room()
         try:
             plan = self._snapshotter.plan(gradients=how.gradients)
+            allowed = self._space.allows(
+                plan.nbytes, order, by_rule=how.by_rule, busy=self._writer.busy, settle=self.wait
+            )
+            if not allowed:
+                self._arenas.give_back(arena)
+                return None
             whole = self._arenas.allow(plan.nbytes)
             part = Part(self._snapshotter.prepare(plan, arena)) if whole else self._ahead(plan, order, arena)
             # What the host has been told of becomes a checkpoint even if this process is killed.
@@ -110,7 +130,7 @@ class Saver:
             self._copy(part.snapshot, overlap=how.overlap and self._unguard is not None)
         finally:  # a copy that broke fails the save that was begun
             self._waiting = arena if begun is None and how.by_rule else None
-            self._hand_over(part, order, arena, begun)
+            self._hand_over(part, order, arena, begun, by_rule=how.by_rule)
         return plan.report
 
     def _ahead(self, plan: Plan, order: SaveOrder, arena: Arena) -> Part:
@@ -128,7 +148,7 @@ class Saver:
             if last:
                 return Part(snapshot, attempt, number)
             snapshot.copy()
-            with _save_failures():
+            with self._failures():
                 self._session.ahead(snapshot.image, order, attempt=attempt, wave=number)
         raise AssertionError("the last wave is always there")
 
@@ -159,27 +179,49 @@ class Saver:
             self._fence.guard(copying)
             copying.start()
 
-    def _hand_over(self, part: Part, order: SaveOrder, arena: Arena, begun: Begun | None) -> None:
+    def _hand_over(
+        self, part: Part, order: SaveOrder, arena: Arena, begun: Begun | None, *, by_rule: bool
+    ) -> None:
         def job() -> None:
             if self._waiting is arena:
                 self._waiting = None
             try:
-                self._session.complete(begun or self._begin(part, order))
-                self._then()
+                if self._complete(part, order, begun, by_rule=by_rule):
+                    self._then()
             finally:
                 self._arenas.give_back(arena)
 
-        with _save_failures():  # of a job that runs at once
+        with self._failures():  # of a job that runs at once
             self._writer.submit(job)
+
+    def _complete(self, part: Part, order: SaveOrder, begun: Begun | None, *, by_rule: bool) -> bool:
+        """See a save through; where the store is full make room and try once more. Return False when it is left out,
+        because saving is paused now."""
+        try:
+            try:
+                manifest = self._session.complete(begun or self._begin(part, order))
+            except OutOfSpace as e:
+                if part.wave or not self._space.make(order):  # of earlier waves nothing is left
+                    raise
+                logger.warning("a save found no room (%s); something was freed, and it is tried again", e)
+                manifest = self._session.complete(self._begin(replace(part, attempt=""), order))
+        except OutOfSpace as e:
+            self._space.failed()
+            if not (by_rule and self._space.paused):
+                raise
+            logger.warning("saving is paused until there is room again: %s", e)
+            return False
+        self._space.saved(part.snapshot.image.end, manifest)
+        return True
 
     def raise_failure(self) -> None:
         """Raise what a save failed with, once."""
-        with _save_failures():
+        with self._failures():
             self._writer.raise_failure()
 
     def wait(self) -> None:
         """Return when every save is durable. Raises what one failed with."""
-        with _save_failures():
+        with self._failures():
             self._writer.wait()
 
     def close(self) -> None:
@@ -188,15 +230,16 @@ class Saver:
             self._unguard()
             self._unguard = None
 
-
-@contextlib.contextmanager
-def _save_failures() -> Iterator[None]:
-    """Raise what the writer's job raised as SaveFailed; that the run was taken over is said as it is."""
-    try:
-        yield
-    except (SaveFailed, LeaseLost):
-        raise
-    except Exception as e:
-        raise SaveFailed(
-            f"a save failed: {e}. Checkpoints committed before it are intact; the next save tries afresh"
-        ) from e
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise what the writer's job raised as SaveFailed; that the run was taken over is said as it is, and so is a
+        full store that is to end training."""
+        as_it_is = (SaveFailed, LeaseLost, *([OutOfSpace] if self._space.when_full == "stop" else []))
+        try:
+            yield
+        except as_it_is:
+            raise
+        except Exception as e:
+            raise SaveFailed(
+                f"a save failed: {e}. Checkpoints committed before it are intact; the next save tries afresh"
+            ) from e

@@ -5,29 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
-from holdfast.catalog.checkpoints import Entry, commit
-from holdfast.catalog.deletion import Ages, Freed, collect
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import create_run
 from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
-from holdfast.catalog.signatures import read_signatures
-from holdfast.catalog.tags import Tag, delete_tag, set_tag
-from holdfast.catalog.tidiness import HALF_MADE_SECONDS, Tidiness
-from holdfast.catalog.trash import BROKEN
-from holdfast.catalog.trust import Trust, TrustedKey
+from holdfast.catalog.tidiness import Tidiness
 from holdfast.core.clock import Clock, TimeSource
-from holdfast.core.errors import CommitUnknown, Untrusted
-from holdfast.core.records import CheckpointRecord
-from holdfast.format.events import Event, Removed, Resumed, Saved, Started, Verified
+from holdfast.core.errors import CommitUnknown
+from holdfast.format.events import Event, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
 from holdfast.format.signing import SigningKey
-from holdfast.policies import Decision, Rule, best_of, plan
+from holdfast.loop.upkeep import Upkeep
+from holdfast.policies import Rule
 from holdfast.policies.best import Best
 from holdfast.saving.environment import fingerprint
 from holdfast.saving.image import Image
@@ -38,9 +32,6 @@ from holdfast.stores import Store, prove_create
 __all__ = ["SaveOrder", "Session"]
 
 logger = logging.getLogger("holdfast")
-
-WEIGHTS = "module"
-ATTEMPT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +57,7 @@ class Begun:
 
 class Session:
     """A run held for writing. Opening takes the lease (`wait`: once one from elsewhere has expired) and frees what dead
-    writers left behind. With a key every commit is signed.
+    writers left behind. With a key every commit is signed. `behind` is as for `Upkeep`.
 
     Raises:
         LeaseHeld: another living process writes the run.
@@ -81,16 +72,13 @@ class Session:
         wait: bool = False,
         host: Host | None = None,
         key: SigningKey | None = None,
+        behind: bool = False,
     ) -> None:
         self.store = store
         self.time = time
         self.parent: str | None = None
-        self.owed: Callable[[], frozenset[str]] = frozenset  # attempts that a copy is still to be made of
-        self.spares = False  # whether retention has just spared something for that
-        self.freed = Freed()  # of what was found when the run was taken up
         self._closed = False
         self._host = host or Here()
-        self._key = key
         try:
             self._vouched = prove_create(store)
             self.identity = create_run(store, time.now())
@@ -101,9 +89,10 @@ class Session:
         self.history = History(store, self.identity.run)
         self._tidiness = Tidiness(self.history, self.identity.run, self.lease)
         self.log = LogWriter(store, f"g{self.lease.generation:012d}")
+        self.upkeep = Upkeep(self.history, self.lease, self.log, self._tidiness, time, key=key, behind=behind)
         try:
             self._host.start(store, self.lease, key)
-            self._take_over()
+            self.upkeep.take_over()
         except BaseException:
             self._host.close()
             self.lease.release()
@@ -210,92 +199,16 @@ class Session:
         self.log.record(Verified(self.time.now(), manifest.step, manifest.attempt))
 
     def label_and_retain(self, best: Best | None, keep: Rule | None, grace_seconds: int = 0) -> None:
-        """Point the tag "best" at the best checkpoint, then delete and demote what the retention rule lets go."""
-        if best is not None or keep is not None:
-            self.log.flush()
-            tags = self.history.tags()
-            records = self.history.records(tags)
-            if best is not None and self._publish_best(best, tags, records):
-                records = self.history.records(tags)
-            if keep is not None:
-                self._retain(keep, tags, records, grace_seconds)
-        self.history.index(self.lease)
-
-    def _publish_best(self, best: Best, tags: dict[str, Tag], records: Sequence[CheckpointRecord]) -> bool:
-        """Move the tag "best", in the store and in `tags`, unless it points there already. Return whether it moved."""
-        found = best_of(records, best.metric, best.mode)
-        if not found or ("best" in tags and tags["best"].attempt == found[0].attempt):
-            return False
-        tags["best"] = Tag("best", found[0].step, found[0].attempt, self.time.now(), automatic=True)
-        set_tag(self.store, tags["best"])
-        return True
-
-    def retain(self, keep: Rule, grace_seconds: int = 0) -> tuple[Decision, ...]:
-        """Delete and demote what the retention rule lets go; return what was decided."""
-        self.log.flush()
-        tags = self.history.tags()
-        return self._retain(keep, tags, self.history.records(tags), grace_seconds)
-
-    def _retain(
-        self, keep: Rule, tags: dict[str, Tag], records: Sequence[CheckpointRecord], grace_seconds: int
-    ) -> tuple[Decision, ...]:
-        owed = self.owed()
-        self.spares = bool(owed)
-        spared = [replace(r, leased=True) if r.attempt in owed else r for r in records]
-        decisions = plan(spared, keep, now=self.time.now(), stored_together=self.history.stored_together)
-        if self.history.broken_tags:  # what they protect is unknown
-            broken = "; ".join(self.history.broken_tags)
-            logger.warning("nothing is deleted: %s. Remove that tag or set it again", broken)
-            return ()
-        drops = [d for d in decisions if d.action == "drop"]
-        why = {d.step: list(d.reasons) for d in drops}
-        self._remove_steps([d.step for d in drops], why, tags, grace_seconds)
-        for d in decisions:
-            if d.action == "demote" and not self.history.summary(d.step).demoted:
-                self._demote(d)
-        return decisions
+        """See `Upkeep.label_and_retain`."""
+        self.upkeep.label_and_retain(best, keep, grace_seconds)
 
     def remove_steps(self, steps: Sequence[int], why: dict[int, list[str]], *, grace_seconds: int = 0) -> int:
-        """Delete checkpoints, their tags, and the bytes only they needed, by way of the trash if there is a grace.
-        Return the bytes freed now, or when the grace has ended."""
-        return self._remove_steps(steps, why, self.history.tags(), grace_seconds) if steps else 0
-
-    def _remove_steps(
-        self, steps: Sequence[int], why: dict[int, list[str]], tags: Mapping[str, Tag], grace_seconds: int
-    ) -> int:
-        if not steps:
-            return 0
-        self.lease.check()
-        for name, tag in tags.items():
-            if tag.step in steps:
-                delete_tag(self.store, name)
-        # One that does not verify is of no use in the trash, and would keep all data there with it.
-        aside = [s for s in steps if grace_seconds and s not in self.history.broken]
-        attempts = {s: BROKEN if s in self.history.broken else self.history.summary(s).attempt for s in steps}
-        freed = self.history.only_of(aside) if aside else 0
-        with self._tidiness.freeing():
-            if aside:
-                self.history.set_aside(
-                    aside, now=self.time.now(), grace_seconds=grace_seconds, tags=tags,
-                    why={s: why.get(s) or ["asked for"] for s in aside},
-                )  # fmt: skip
-            freed += self.history.drop([s for s in steps if s not in aside])
-        for s, attempt in attempts.items():
-            self.log.record(Removed(self.time.now(), s, attempt, "removed", why.get(s, [])))
-        self.log.flush()
-        return freed
+        """See `Upkeep.remove_steps`."""
+        return self.upkeep.remove_steps(steps, why, grace_seconds=grace_seconds)
 
     def abandon_after(self, step: int, why: str) -> list[int]:
-        """Set aside every checkpoint beyond `step`, sound or broken: training goes on from there.
-
-        A broken one before `step` stays where it is, to be repaired or removed by its owner.
-        """
-        later = sorted(s for s in {*self.history.steps, *self.history.broken} if s > step)
-        with self._tidiness.freeing():
-            aside = self.history.set_aside(later, now=self.time.now(), why={s: [why] for s in later})
-        for s, attempt in aside.items():
-            self.log.record(Removed(self.time.now(), s, attempt, "set aside", [why]))
-        return later
+        """See `Upkeep.abandon_after`."""
+        return self.upkeep.abandon_after(step, why)
 
     def close(self) -> None:
         """Make the log durable and give the run up."""
@@ -304,61 +217,9 @@ class Session:
         self._closed = True
         try:
             self._host.close()
+            self.upkeep.settle()
             self.log.flush()
             self.history.index(self.lease, closing=True)
             self._tidiness.leave()
         finally:
             self.lease.release()
-
-    def _take_over(self) -> None:
-        """Free what dead writers left behind, unless the holder before left nothing."""
-        now, ages = self.time.now(), Ages(now=self.lease.store_time())
-        if self._tidiness.inherited(now, ages):
-            return
-        self.freed = self._collect(ages)
-        if self.freed.nbytes:
-            logger.info("freed %d bytes that dead writers had left in %s", self.freed.nbytes, self.store.url)
-
-    def collect(self, grace_seconds: float | None = None) -> Freed:
-        """Free what nothing refers to, and what has been in the trash for long enough: for as long as each is to stay
-        there, or for `grace_seconds`. No save may be under way."""
-        return self._collect(Ages(now=self.lease.store_time(), grace_seconds=grace_seconds))
-
-    def _collect(self, ages: Ages) -> Freed:
-        # A holder whose time was over may still live: what it has just written is left alone for a while.
-        margin = ATTEMPT_SECONDS if self.lease.displaced else 0.0
-        ages = replace(ages, half_made_seconds=HALF_MADE_SECONDS, attempt_seconds=margin)
-        freed = collect(self.store, self.history.known, ages, self.lease.check)
-        self._tidiness.searched(self.time.now())
-        return freed
-
-    def _demote(self, decision: Decision) -> None:
-        """Replace a checkpoint by one that holds its weights alone."""
-        entry, manifest = self.history.manifests[decision.step]
-        weights = {name: part for name, part in manifest.parts.items() if part.kind == WEIGHTS}
-        if not weights:
-            return
-        if not self._may_sign_anew(entry, manifest):
-            logger.warning(
-                "step %d is not demoted: it is signed, and without its signer's key what is left would not be",
-                manifest.step,
-            )
-            return
-        lighter = msgspec.structs.replace(manifest, parts=weights, demoted=True)
-        with self._tidiness.freeing():
-            self.history.take(commit(self.store, lighter, self.lease, self._key), lighter)
-        self.log.record(
-            Removed(self.time.now(), manifest.step, manifest.attempt, "demoted", list(decision.reasons))
-        )
-
-    def _may_sign_anew(self, entry: Entry, manifest: Manifest) -> bool:
-        """Return whether a manifest made of this one may take its place: with our key only where that vouches for this
-        one too, for a planted manifest must not be made ours; without, only where nobody does."""
-        if self._key is None:
-            return not read_signatures(self.store, manifest.step, manifest.attempt)
-        own = Trust("require", (TrustedKey(self._key.public, "this run's own key"),), self.time)
-        try:
-            own.vouched(self.store, entry.key, manifest, self.identity.run)
-        except Untrusted:
-            return False
-        return True

@@ -19,7 +19,16 @@ from holdfast.core.records import CheckpointRecord, Moment, Observation
 from holdfast.policies.retention import Demote, Limit
 from holdfast.policies.rules import AnyOf, Kept, Key, Place, Rule, identity
 
-__all__ = ["Action", "Decision", "decide", "plan", "relevant", "require_retention", "require_trigger"]
+__all__ = [
+    "Action",
+    "Decision",
+    "decide",
+    "guards",
+    "plan",
+    "relevant",
+    "require_retention",
+    "require_trigger",
+]
 
 Action: TypeAlias = Literal["keep", "drop", "demote"]
 

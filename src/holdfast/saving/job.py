@@ -14,7 +14,7 @@ from holdfast.catalog.keys import data_prefix
 from holdfast.catalog.lease import Lease
 from holdfast.catalog.runlog import write_segment
 from holdfast.catalog.tags import Tag, set_tag
-from holdfast.core.errors import IntegrityError, StoreError
+from holdfast.core.errors import IntegrityError, OutOfSpace, StoreError
 from holdfast.format.manifest import FileEntry, Manifest, Part, decode_manifest
 from holdfast.format.signing import SigningKey
 from holdfast.saving.image import Image
@@ -145,7 +145,11 @@ class Committer:
             raise
         self._known, self._ahead = None, Ahead()
         files, written = ahead.known.files, ahead.written
-        entry = commit(self.store, with_files(job, image, files, written), self.lease, self.key)
+        try:
+            entry = commit(self.store, with_files(job, image, files, written), self.lease, self.key)
+        except OutOfSpace:  # and it is not there: a full store must not keep what came to nothing
+            discard(self.store, step, attempt)
+            raise
         self._known, self._held_by = ahead.known, Base(entry.key, attempt)
         for tag in job.tags:
             set_tag(self.store, Tag(tag, step, attempt, job.manifest.time))
