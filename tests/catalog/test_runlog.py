@@ -214,6 +214,7 @@ def test_a_long_log_is_few_objects_where_a_store_cannot_append(monkeypatch: pyte
     for step in range(100):
         writer.record(seen(step))
         writer.flush()
+        writer.flush()  # nothing
         assert reader.events()[-1] == seen(step)
     assert reader.events() == LogReader(store).events() == [seen(step) for step in range(100)]
     sizes = [o.size for o in store.list("log")]

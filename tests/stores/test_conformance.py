@@ -83,12 +83,6 @@ class TestThrottled(StoreTests):
         return Throttled(MemoryStore(), 1e6, time=MockClock())
 
 
-class TestThrottledS3(StoreTests):
-    @pytest.fixture
-    def store(self, s3_url: str) -> Store:
-        return Throttled(open_store(s3_url), 1e9)
-
-
 class TestCached(StoreTests):
     @pytest.fixture
     def store(self, tmp_path: pathlib.Path) -> Store:

@@ -16,6 +16,7 @@ from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, Permission
 from holdfast.stores import Store, Stream, is_reopenable, open_store, services
 from holdfast.stores.object import PART_BYTES, WHOLE_BYTES
 from servers.flaky import Fault, Flaky, flaky_proxy
+from servers.gcs import serving_gcs
 from servers.moto import SECRET, S3Server
 
 LARGE = os.urandom(1 << 20) * 21
@@ -243,6 +244,21 @@ def test_a_create_that_was_carried_out_or_sent_again_has_one_outcome(
     with pytest.raises(AlreadyExists):
         store.create("checkpoints/1", b"a rival's")
     assert store.read("checkpoints/1") == b"mine"
+
+
+@pytest.mark.parametrize("fault", ["lost answer", "500 after", "503 before"])
+def test_a_create_in_google_cloud_storage_has_one_outcome_too(
+    monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    with serving_gcs() as bucket, flaky_proxy(bucket.port) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.endpoint)
+        store = open_store("gs://bucket/run")
+        proxy.plan("PUT", "checkpoints", fault)
+        store.create("checkpoints/1", b"mine")
+        assert proxy.done == [fault]
+        with pytest.raises(AlreadyExists):
+            store.create("checkpoints/1", b"a rival's")
+        assert store.read("checkpoints/1") == b"mine"
 
 
 def test_a_create_that_loses_to_a_rival_while_it_is_sent_again_says_so(flaky: Flaky, s3_url: str) -> None:

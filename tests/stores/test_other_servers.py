@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast import Checkpointer, Run, every, last
 from holdfast.core.errors import StoreError
 from holdfast.stores import Store, open_store
 from holdfast.testing.stores import StoreTests
@@ -75,6 +76,34 @@ class TestSeaweedFS(StoreTests):
     )
     def test_names_are_the_keys_of_the_list(self, store: Store) -> None:
         super().test_names_are_the_keys_of_the_list(store)
+
+
+def loop(url: str) -> None:
+    """A run that is left, resumed, and thinned."""
+    for stop_at in (7, 99):
+        state = {"model": {"w": np.zeros((1200, 1000))}, "seen": [0]}
+        with Checkpointer(url, state, save=every(steps=2), keep=last(2), writer="process") as ckpt:
+            for step in ckpt.steps(12):
+                state["model"]["w"] += step  # type: ignore[index]
+                state["seen"][0] += 1  # type: ignore[index]
+                if step + 1 == stop_at:
+                    break
+    run = Run(url)
+    assert run.steps == [6, 10, 12]
+    assert [c.verify() for c in run] == [[], [], []]
+    assert (run.latest["model/w"].read() == sum(range(12))).all()
+
+
+def test_the_whole_job_on_azurite(azure_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in azure_environment.items():
+        monkeypatch.setenv(name, value)
+    loop(f"az://{make_container(azure_environment)}/runs/digits")
+
+
+def test_the_whole_job_on_seaweedfs(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in seaweedfs.env.items():
+        monkeypatch.setenv(name, value)
+    loop("s3://bucket/job/digits")
 
 
 def test_seaweedfs_sweeps_by_age_and_checks_the_signature(

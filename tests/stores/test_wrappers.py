@@ -199,6 +199,18 @@ def test_a_body_is_slowed_as_it_goes_and_not_all_at_once() -> None:
     assert max(b - a for a, b in zip([began, *times], times, strict=False)) <= 0.26
 
 
+def test_an_object_store_is_sent_what_was_paid_for(s3_url: str) -> None:
+    clock, data = MockClock(), bytes(range(256)) * (40 << 10)
+    throttled = Throttled(open_store(s3_url), 1e6, time=clock)
+    began = clock.now()
+    throttled.write_streams([Stream("d/k", 256, [data[256:]], lambda: data[:256], over=True)])
+    throttled.replace("k", b"")
+    assert clock.now() - began == pytest.approx(len(data) / 1e6)
+    target = bytearray(len(data))
+    throttled.read_into("d/k", 0, memoryview(target))
+    assert target == data
+
+
 def test_listing_is_free() -> None:
     assert seconds(lambda s: [s.list(""), s.names(""), s.delete(["k"])] * 10) == 0
 

@@ -75,7 +75,7 @@ class LogWriter:
         """Note that what was taken is durable."""
         with self._lock:
             self._under_way.pop(key, None)
-            if key == self._key:
+            if data and key == self._key:
                 self._held = data
 
     def give_back(self, key: str, data: bytes) -> None:
