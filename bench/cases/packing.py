@@ -170,6 +170,7 @@ class _Model(nn.Module):
 def _trained(quick: bool, steps: int) -> State:
     """Return weights and moments of a model after some steps of training that lower its loss."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # threads that wait for each other take minutes on a machine that is busy
     width, layers, tokens, batch = (64, 1, 32, 4) if quick else (256, 3, 128, 8)
     text = torch.frombuffer(bytearray(_text(2 << 20)), dtype=torch.uint8)
     model = _Model(width, layers, tokens)

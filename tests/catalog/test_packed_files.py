@@ -5,15 +5,17 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 from packing import pack_all
 
 import holdfast
 from holdfast import Checkpointer, Run
+from holdfast.catalog.content import open_file
 from holdfast.catalog.deletion import collect
 from holdfast.catalog.keys import is_data_key, packed_key, plain_key
-from holdfast.core.errors import IntegrityError, MissingObject
+from holdfast.core.errors import IntegrityError, MissingObject, Truncated
 from holdfast.export import export_part
 from holdfast.stores import LocalStore, MemoryStore, Store
 
@@ -155,3 +157,13 @@ def test_damage_is_reported_by_the_name_of_the_packed_file(store: Store) -> None
         assert all(key in p.message for p in problems), problems
         with pytest.raises(IntegrityError):
             holdfast.load(store, step=1)
+
+
+def test_a_packed_file_of_other_sizes_is_refused_before_its_index_is_read(store: Store) -> None:
+    """What a file claims of itself bounds nothing; what the manifest says does."""
+    entry = next(iter(Run(store).history.resolve(1)[1].parts["model"].files))
+    other = msgspec.structs.replace(entry, size=entry.size + 1)
+    with pytest.raises(
+        Truncated, match=r"\.zst: holds \d+ bytes with a header of \d+; \d+ with one of \d+ were committed"
+    ):
+        open_file(store, other)

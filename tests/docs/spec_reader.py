@@ -159,6 +159,7 @@ def unpack(raw: bytes) -> bytes:
         int.from_bytes(raw[i : i + 8], "little") for i in range(len(raw) - 72, len(raw) - 40, 8)
     )
     require(72 + header_size + 26 * many <= tail_size <= min(len(raw), 2**31), "the size of the tail")
+    require(many <= header_size + plain_size // 2**20, "the number of chunks")
     begin = len(raw) - tail_size
     require(blake3(raw[begin:-32]).digest() == raw[-32:], "the tail's digest")
     position = begin + header_size

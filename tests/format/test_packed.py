@@ -317,6 +317,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
         body = bytearray(whole)
         body[len(whole) - 40 + at : len(whole) - 40 + at + 8] = value
         yield name, bytes(10) + sealed(bytes(body))
+    yield "a chunk for every byte", forged([chunk(1, byte, (0,), b"x")] * 1000, b"x" * 1000)
     yield "something turned that has one byte", forged([chunk(10, Kind(1, True), (0,), bytes(10))], bytes(10))
 
 

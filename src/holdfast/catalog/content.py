@@ -109,14 +109,9 @@ def open_file(store: Store, entry: FileEntry) -> DataFile:
             raise Truncated(f"{entry.key}: has {size} bytes; {entry.size} were committed")
         raw = store.read(entry.key, 0, entry.header_size)
     except NotFound as e:
-        packed = open_packed(store, packed_key(entry.key))
+        packed = open_packed(store, packed_key(entry.key), (entry.size, entry.header_size))
         if packed is None:
             raise MissingObject(f"{entry.key}: the data file is gone") from e
-        if (packed.tail.plain_bytes, len(packed.tail.raw_header)) != (entry.size, entry.header_size):
-            raise Truncated(
-                f"{packed.key}: holds {packed.tail.plain_bytes} bytes with a header of "
-                f"{len(packed.tail.raw_header)}; {entry.size} with one of {entry.header_size} were committed"
-            ) from None
         raw = packed.tail.raw_header
     key = entry.key if packed is None else packed.key
     if digest(raw).hex() != entry.header_digest:

@@ -73,8 +73,10 @@ class Unpacking:
             target[at : at + size] = memory[skipped : skipped + size]
 
 
-def open_packed(store: Store, key: str) -> Unpacking | None:
+def open_packed(store: Store, key: str, expected: tuple[int, int] | None = None) -> Unpacking | None:
     """Return a packed data file with its tail read and verified, None where there is none.
+
+    `expected` are the sizes of the plain file and its header that a manifest tells.
 
     Raises:
         Truncated, DigestMismatch, InvalidFormat: it is not what a writer stored.
@@ -82,7 +84,7 @@ def open_packed(store: Store, key: str) -> Unpacking | None:
     try:
         size = store.info(key).size
         raw = store.read(key, max(0, size - FIRST_READ_BYTES), size)
-        needed = declared_tail_bytes(raw, key)
+        needed = declared_tail_bytes(raw, key, expected)
         if needed > size:
             raise Truncated(f"{key}: has {size} bytes; its tail alone claims {needed}")
         raw = raw[len(raw) - needed :] if needed <= len(raw) else store.read(key, size - needed, size)

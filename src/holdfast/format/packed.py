@@ -164,21 +164,30 @@ def encode_tail(raw_header: bytes, chunks: Sequence[Chunk]) -> bytes:
     return body + blake3(body).digest()
 
 
-def declared_tail_bytes(end: bytes, name: str) -> int:
+def declared_tail_bytes(end: bytes, name: str, expected: tuple[int, int] | None = None) -> int:
     """Return how long the tail is, from the file's last `END_BYTES` bytes.
 
+    `expected` are the sizes of the plain file and of its header, where something else says what they are.
+
     Raises:
-        InvalidFormat, Truncated: it is no packed file, or claims a tail beyond 2 GiB.
+        InvalidFormat, Truncated: it is no packed file, of other sizes, or claims more than such a file can have.
     """
     if len(end) < END_BYTES:
         raise Truncated(f"{name}: is {len(end)} bytes long; expected at least {END_BYTES}")
-    header_size, _, size, many, magic = _END.unpack_from(end, len(end) - END_BYTES)
+    header_size, plain, size, many, magic = _END.unpack_from(end, len(end) - END_BYTES)
     if magic != MAGIC:
         raise InvalidFormat(f"{name}: does not end as a packed data file of version 1; it may be cut off")
+    if expected is not None and expected != (plain, header_size):
+        raise Truncated(
+            f"{name}: holds {plain} bytes with a header of {header_size}; {expected[0]} with one of {expected[1]} "
+            "were committed"
+        )
     least = tail_bytes(header_size, ()) + many * (_CHUNK.size + 4 + CHUNK_DIGEST_BYTES)
-    if not least <= size <= MAX_TAIL_BYTES:
+    # A chunk ends where the header begins another tensor or a MiB is full: so what is parsed is bounded by both sizes.
+    if not least <= size <= MAX_TAIL_BYTES or many > header_size + plain // CHUNK_BYTES:
         raise InvalidFormat(
-            f"{name}: claims a tail of {size} bytes with {many} chunks; expected {least} bytes to 2 GiB"
+            f"{name}: claims {many} chunks and a tail of {size} bytes; expected {least} bytes to 2 GiB, and no more "
+            f"chunks than {header_size + plain // CHUNK_BYTES}"
         )
     return int(size)
 
