@@ -16,6 +16,7 @@ from holdfast import Run, demote, last
 from holdfast.catalog.content import open_file
 from holdfast.catalog.verify import verify_manifest
 from holdfast.checkpoint import Checkpoint
+from holdfast.format.datafile import StoredTensor
 from holdfast.format.digest import BLOCK_BYTES
 from holdfast.format.manifest import FileEntry, Manifest
 from holdfast.saving import changes as changes_module
@@ -26,6 +27,7 @@ from holdfast.saving.image import Image
 from holdfast.saving.persist import KnownTensors, new_attempt, persist_parts
 from holdfast.saving.snapshot import take_snapshot
 from holdfast.stores import LocalStore, MemoryStore
+from restoring.parts import file_of, manifest_of
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK = 128 * KIB
@@ -273,6 +275,33 @@ def test_files_of_version_1_are_built_on_where_they_are_cut_alike(monkeypatch: p
     saves.state["w"][0] += 1
     saves.save(restarted=True)
     assert saves.blocks_written() == BLOCK
+
+
+def parts_on_top(*rows: tuple[int, int]) -> tuple[MemoryStore, Manifest]:
+    """A table, and on top of it a file that holds some stretches of its rows."""
+    store, whole = MemoryStore(), np.zeros((ROWS, WIDTH), np.float32)
+    base = file_of(store, [(StoredTensor("w", "float32", whole.shape, None, 0, 0), whole)])
+    held = np.concatenate([whole[a:b] for a, b in rows])
+    box = ((rows[0][0], 0), whole.shape)
+    t = StoredTensor("w", "float32", held.shape, None, 0, 0, box, rows if len(rows) > 1 else None)
+    return store, manifest_of([file_of(store, [(t, held)]), base], "w")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [((10, 200),), ((0, 127),), ((128, 300),), ((0, 64), (200, 328)), ((0, 128), (200, 328)), ((100, 228),)],
+)
+def test_parts_that_are_not_whole_blocks_are_not_built_on(rows: tuple[tuple[int, int], ...]) -> None:
+    """What the blocks of the whole are then, no digest says: even where all bytes and so all digests are equal."""
+    store, manifest = parts_on_top(*rows)
+    assert "w" not in KnownTensors.of(store, manifest).parts["m"]
+
+
+def test_parts_that_are_whole_blocks_are_built_on() -> None:
+    store, manifest = parts_on_top((0, 128), (256, 512))
+    known = KnownTensors.of(store, manifest).parts["m"]["w"]
+    newer, base = manifest.parts["m"].files
+    assert list(known.files) == [newer, base, newer, newer, base, base, base, base, base]
 
 
 @pytest.mark.parametrize("scattered", [False, True])

@@ -164,7 +164,7 @@ class Reader:
         pieces = self.pieces(name)
         if len(pieces) > 1:
             return HostTensor(spec, assemble(pieces, first, end))
-        (piece,) = pieces
+        piece = pieces[0]
         slabs = slabs_of(piece.file, piece.file.blocks_of(piece.start + first, piece.start + end))
         read_slabs(slabs)
         return HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(piece.start + first))
