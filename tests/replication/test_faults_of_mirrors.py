@@ -1,0 +1,170 @@
+"""What may go wrong while a run comes back or its mirrors are fed: kills at every call, signals under a deadline."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import holdfast
+from holdfast.replication.recovery import bring_back, mend
+from holdfast.stores import LocalStore, MemoryStore
+from holdfast.testing import Crash, FaultStore, MockClock, every_call
+from replication.places import flip
+from replication.runs import (
+    assert_sound,
+    attempts,
+    copy_of,
+    left_over,
+    reconcile,
+    roll_back,
+    save,
+    steps,
+    train,
+)
+
+
+@pytest.fixture
+def pair() -> tuple[MemoryStore, MemoryStore]:
+    """A run with a mirror that holds all of it, and tags."""
+    primary, mirror = MemoryStore("primary"), MemoryStore("mirror")
+    train(primary, 3)
+    holdfast.Run(primary).tag("good", 1)
+    reconcile(primary, mirror)
+    return primary, mirror
+
+
+@pytest.mark.parametrize("when", ["before", "after", "torn"])
+@pytest.mark.parametrize("lost", ["everything", "the newest"])
+def test_a_coming_back_that_is_killed_anywhere_is_done_by_the_next(
+    pair: tuple[MemoryStore, MemoryStore], when: str, lost: str
+) -> None:
+    primary, mirror = pair
+    if lost == "everything":
+        start = MemoryStore("primary")
+    else:
+        start = copy_of(primary)
+        gone = [k for k in start.names("") if "000000000003" in k and not k.startswith("log")]
+        start.delete(gone)
+    before = {o.key: mirror.read(o.key) for o in mirror.list("")}
+    killed = 0
+    for plan in every_call("kill", when):  # type: ignore[arg-type]
+        store = copy_of(start)
+        try:
+            bring_back(FaultStore(store, plan), [mirror], MockClock())
+        except Crash:
+            killed += 1
+        brought = bring_back(store, [mirror], MockClock())
+        assert max(steps(store)) == 3
+        assert brought.keys() <= {1, 3}
+        assert attempts(store)[3] == attempts(primary)[3]
+        assert holdfast.Run(store).tags == {"good": 1} or not plan.fired or lost == "everything"
+        save(store, 4)  # the lease is free, the log has room
+        assert_sound(store)
+        assert not left_over(store)
+    assert killed > 5
+    assert {o.key: mirror.read(o.key) for o in mirror.list("")} == before, "a mirror is only read"
+
+
+@pytest.mark.parametrize("kind", ["EIO", "ENOSPC", "timeout"])
+def test_a_mending_that_fails_anywhere_has_harmed_nothing(
+    pair: tuple[MemoryStore, MemoryStore], kind: str
+) -> None:
+    primary, mirror = pair
+    (bad,) = [k for k in primary.names("data") if "000000000003" in k and "/model." in k]
+    whole = primary.read(bad)
+    key = "checkpoints/000000000003.json"
+    for plan in every_call(kind):
+        store = copy_of(primary)
+        flip(store, bad, len(whole) - 3)
+        damaged = {o.key: store.read(o.key) for o in store.list("data")}
+        done = mend(FaultStore(store, plan), key, [mirror])
+        after = {o.key: store.read(o.key) for o in store.list("data")}
+        assert after == (damaged if not done else {**damaged, bad: whole})
+        assert mend(store, key, [mirror]) or done
+        assert store.read(bad) == whole
+        assert_sound(store)
+
+
+def test_the_nearest_whole_copy_is_taken(tmp_path: pathlib.Path) -> None:
+    primary = MemoryStore("primary")
+    train(primary, 2)
+    first, second = LocalStore(tmp_path / "first"), LocalStore(tmp_path / "second")
+    for mirror in (first, second):
+        reconcile(primary, mirror)
+    (bad,) = [k for k in first.names("data") if "000000000002" in k and "/model." in k]
+    flip(first, bad, first.info(bad).size - 3)
+    store = MemoryStore("new")
+    assert bring_back(store, [first, second], MockClock()) == {2: second.url}
+    assert_sound(store)
+
+
+def test_two_mirrors_that_differ_bring_the_newest_of_both(tmp_path: pathlib.Path) -> None:
+    primary = MemoryStore("primary")
+    train(primary, 2)
+    behind, ahead = LocalStore(tmp_path / "behind"), LocalStore(tmp_path / "ahead")
+    reconcile(primary, behind)
+    train(primary, 4)
+    reconcile(primary, ahead)
+    store = MemoryStore("new")
+    assert bring_back(store, [behind, ahead], MockClock()) == {4: ahead.url}
+
+
+def test_a_mirror_that_missed_a_rollback_brings_nothing_of_it(tmp_path: pathlib.Path) -> None:
+    primary = MemoryStore("primary")
+    train(primary, 4)
+    stale, fresh = LocalStore(tmp_path / "stale"), LocalStore(tmp_path / "fresh")
+    reconcile(primary, stale)
+    roll_back(primary, 1, 2)
+    reconcile(primary, fresh)
+    assert bring_back(primary, [stale, fresh], MockClock()) == {}
+    assert steps(primary) == [1, 2]
+
+
+TRAINER = """
+import sys, time
+import numpy as np
+from holdfast import Checkpointer, every
+from holdfast.stores import LocalStore
+
+class Stuck(LocalStore):
+    "A mirror whose disk hangs."
+    def write_streams(self, streams):
+        print("stuck", flush=True)
+        time.sleep(1000)
+
+held = {"w": np.zeros(50)}
+ckpt = Checkpointer(sys.argv[1], held, mirrors=[Stuck(sys.argv[2])], save=every(steps=5), deadline_seconds=4,
+                    writer=sys.argv[3])
+for step in ckpt.steps(10**6):
+    held["w"][:] = step
+    print("step", step, flush=True)
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("writer", ["process", "thread"])
+def test_a_stuck_mirror_holds_up_neither_training_nor_the_end(tmp_path: pathlib.Path, writer: str) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAINER, str(run), str(tmp_path / "mirror"), writer],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ},
+    )  # fmt: skip
+    assert process.stdout is not None
+    seen: list[str] = []
+    for line in process.stdout:
+        seen.append(line.strip())
+        if "stuck" in seen and len(seen) > 40:
+            break
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert time.monotonic() - asked < 4 + 10, "the deadline was not kept"  # ten seconds for a loaded machine
+    assert "no new checkpoint" not in errors
+    assert steps(LocalStore(run))[-1] >= 40
