@@ -167,4 +167,23 @@ def test_a_stuck_mirror_holds_up_neither_training_nor_the_end(tmp_path: pathlib.
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert time.monotonic() - asked < 4 + 10, "the deadline was not kept"  # ten seconds for a loaded machine
     assert "no new checkpoint" not in errors
-    assert steps(LocalStore(run))[-1] >= 40
+    assert steps(LocalStore(run))[-1] >= 30
+
+
+FORGETFUL = """
+import sys
+import numpy as np
+from holdfast import Checkpointer, every
+from holdfast.replication import Mirror
+held = {"w": np.zeros(200_000)}
+ckpt = Checkpointer(sys.argv[1], held, mirrors=[Mirror(sys.argv[2], compress=True, verify=True)], ack="all")
+held["w"][:] = 1
+ckpt.save()
+"""
+
+
+def test_a_program_that_forgets_close_ends_when_its_mirrors_hold_it(tmp_path: pathlib.Path) -> None:
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    subprocess.run([sys.executable, "-c", FORGETFUL, str(run), str(mirror)], check=True, timeout=120)
+    assert attempts(LocalStore(mirror)) == attempts(LocalStore(run)) != {}
+    assert_sound(LocalStore(mirror))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -13,6 +12,7 @@ from holdfast.catalog.pieces import find
 from holdfast.core.errors import HoldfastError
 from holdfast.core.memory import map_pages
 from holdfast.core.names import name_in_file
+from holdfast.core.workers import Workers
 from holdfast.format.manifest import FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
 from holdfast.stores import Store
@@ -103,7 +103,7 @@ def _verify_blocks(file: DataFile, progress: Callable[[int], None]) -> Iterator[
         finally:
             free.put(memory)
 
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-verify") as pool:
+    with Workers(THREADS, "holdfast-verify") as pool:
         for found in itertools.chain.from_iterable(pool.map(verify, stretches)):
             if isinstance(found, Problem):
                 yield found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from blake3 import blake3
 
 from holdfast.core.buffers import Buffer
+from holdfast.core.workers import Workers
 from holdfast.format.datafile import DataHeader, encode_header
 from holdfast.format.packed import (
     CHUNK_DIGEST_BYTES,
@@ -66,7 +67,7 @@ class Packing:
 
     def _threaded(self, chunks: Iterable[tuple[memoryview, Kind]]) -> Iterator[_Done]:
         """Pack a few chunks ahead of the one that is asked for."""
-        pool = ThreadPoolExecutor(self._pack.threads, thread_name_prefix="holdfast-pack")
+        pool = Workers(self._pack.threads, "holdfast-pack")
         ahead: deque[Future[_Done]] = deque()
         try:
             for data, kind in chunks:
@@ -76,7 +77,7 @@ class Packing:
             while ahead:
                 yield ahead.popleft().result()
         finally:  # also when the store gives up
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.close(cancel=True)
 
 
 def _cut(pieces: Iterable[memoryview], cuts: Iterable[tuple[int, Kind]]) -> Iterator[tuple[memoryview, Kind]]:

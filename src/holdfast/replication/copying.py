@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
@@ -30,6 +29,7 @@ from holdfast.core.errors import (
     NotFound,
     StateError,
 )
+from holdfast.core.workers import Workers
 from holdfast.format.datafile import encode_header
 from holdfast.format.manifest import FileEntry, Manifest, decode_manifest
 from holdfast.format.packed import Pack
@@ -242,13 +242,9 @@ def _copy_files(
     written = [
         copy_file(source, target, f, pack=pack, progress=progress) for f in files if f.size > SMALL_BYTES
     ]
-    with ThreadPoolExecutor(TOGETHER, thread_name_prefix="holdfast-files") as pool:
+    with Workers(TOGETHER, "holdfast-files") as pool:
         jobs = [pool.submit(copy_file, source, target, f, pack=pack, progress=progress) for f in small]
-        try:
-            written += [job.result() for job in jobs]
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        written += [job.result() for job in jobs]
     return Copied(sum(1 for n in written if n), sum(written))
 
 

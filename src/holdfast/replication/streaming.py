@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from holdfast.catalog.content import DataFile
 from holdfast.core.errors import DigestMismatch, IntegrityError, StoreError
 from holdfast.core.memory import PAGE, map_pages
+from holdfast.core.workers import Workers
 
 __all__ = ["verified_pieces"]
 
@@ -43,7 +44,7 @@ def verified_pieces(
     stretches = _stretches(copies[0])
     reading: deque[Future[memoryview]] = deque()
     carried = memoryview(b"")  # the last bytes of a stretch, which do not fill a page
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="holdfast-copy") as pool:
+    with Workers(AHEAD, "holdfast-copy") as pool:
         try:
             for index, stretch in enumerate(stretches):
                 while len(reading) <= AHEAD and index + len(reading) < len(stretches):
@@ -57,7 +58,7 @@ def verified_pieces(
                     yield memory[:whole]
                 progress(_bytes_of(copies[0], stretch))
         finally:  # also when the writer gives up
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.close(cancel=True)
 
 
 def _stretches(file: DataFile) -> list[_Stretch]:
