@@ -166,9 +166,11 @@ def public_key_of(text: str, name: str) -> PublicKey:
 def _public(key: object, name: str = "key") -> PublicKey:
     b = _backend()
     if isinstance(key, b.ed25519.Ed25519PublicKey):
-        return PublicKey(key, "ed25519")
-    if isinstance(key, b.ec.EllipticCurvePublicKey) and isinstance(key.curve, b.ec.SECP256R1):
-        return PublicKey(key, "ecdsa-p256-sha256")
+        return PublicKey(cast("Ed25519PublicKey", key), "ed25519")
+    if isinstance(key, b.ec.EllipticCurvePublicKey):
+        curved = cast("EllipticCurvePublicKey", key)
+        if isinstance(curved.curve, b.ec.SECP256R1):
+            return PublicKey(curved, "ecdsa-p256-sha256")
     raise PolicyError(f"{name}: is a key of another kind; expected Ed25519, or ECDSA on P-256")
 
 
