@@ -289,7 +289,15 @@ def parts_on_top(*rows: tuple[int, int]) -> tuple[MemoryStore, Manifest]:
 
 @pytest.mark.parametrize(
     "rows",
-    [((10, 200),), ((0, 127),), ((128, 300),), ((0, 64), (200, 328)), ((0, 128), (200, 328)), ((100, 228),)],
+    [
+        ((10, 200),),
+        ((0, 127),),
+        ((128, 300),),
+        ((0, 64), (192, 256)),
+        ((0, 64), (200, 328)),
+        ((0, 128), (200, 328)),
+        ((100, 228),),
+    ],
 )
 def test_parts_that_are_not_whole_blocks_are_not_built_on(rows: tuple[tuple[int, int], ...]) -> None:
     """What the blocks of the whole are then, no digest says: even where all bytes and so all digests are equal."""
