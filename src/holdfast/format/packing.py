@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 
 from blake3 import blake3
@@ -38,7 +38,7 @@ class Packing:
         self._tail_bytes = tail_bytes(len(self._raw_header), [kind.width for _, kind in self._cuts])
         self.most_bytes = sum(size for size, _ in self._cuts) + self._tail_bytes
 
-    def body(self, pieces: Iterable[memoryview]) -> Iterator[Buffer]:
+    def body(self, pieces: Iterable[memoryview]) -> Generator[Buffer, None, None]:
         """Yield the packed file, given the plain file's data region in pieces of any size, verified already.
 
         A piece must stay as it is: chunks of it may be at work while the next one is asked for.

@@ -114,17 +114,19 @@ def send_blocks(
         IntegrityError: a block verifies in none of them; the target is as it was.
     """
     file = copies[0]
-    pieces = verified_pieces(copies, progress)
     plain, packed = file.entry.key, packed_key(file.entry.key)
-    # durability: either way the object has its name when it is whole, and not before
-    if pack is None:
-        written, other = file.entry.size, packed
-        header = encode_header(file.header.tensors, file.header.digests)  # a file has one byte form
-        _put(target, plain, chain([header], pieces), written)
-    else:
-        packing, other = Packing(file.header, pack), plain
-        _put(target, packed, packing.body(pieces), packing.most_bytes)
-        written = packing.packed_bytes
+    # Closed here and now: left to the garbage collector, its threads might be waited for in one of them.
+    with contextlib.closing(verified_pieces(copies, progress)) as pieces:
+        # durability: either way the object has its name when it is whole, and not before
+        if pack is None:
+            written, other = file.entry.size, packed
+            header = encode_header(file.header.tensors, file.header.digests)  # a file has one byte form
+            _put(target, plain, chain([header], pieces), written)
+        else:
+            packing, other = Packing(file.header, pack), plain
+            with contextlib.closing(packing.body(pieces)) as body:
+                _put(target, packed, body, packing.most_bytes)
+            written = packing.packed_bytes
     with contextlib.suppress(NotFound):
         target.info(other)
         target.delete([other])  # it was not whole, and a plain file hides a packed one

@@ -8,7 +8,7 @@ file are at hand a block comes from the first one in which it verifies.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -33,10 +33,11 @@ class _Stretch:
 
 def verified_pieces(
     copies: Sequence[DataFile], progress: Callable[[int], None] = lambda done: None
-) -> Iterator[memoryview]:
+) -> Generator[memoryview, None, None]:
     """Yield the data region of a file in pieces, each verified; `progress` is told the bytes of each.
 
     `copies` are of one file, the preferred first. A piece has memory of its own, which goes when nobody refers to it.
+    Who does not take all of them closes this (`contextlib.closing`), so that its threads end.
 
     Raises:
         IntegrityError: bytes are in no copy what was committed; names the file and the tensors.
