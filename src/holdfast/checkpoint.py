@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
+from holdfast.catalog.readers import reading
 from holdfast.catalog.verify import Problem, verify_manifest
 from holdfast.core.clock import Clock
 from holdfast.core.collector import collector_held
@@ -153,6 +155,10 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, StoredTensorView]:
         """Every tensor by its full name, tied names included."""
         return _Tensors(self.reader)
+
+    def reading(self, why: str) -> contextlib.AbstractContextManager[None]:
+        """Keep its data from being freed for as long as the context lasts, where the store can be written to."""
+        return reading(self._store, self.manifest, why)
 
     @property
     def reader(self) -> Reader:

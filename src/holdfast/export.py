@@ -106,7 +106,7 @@ def export_part(
     signed = hashlib.sha256(header)
     if key is not None:
         sign_files(path.name, {}, key)  # a key of the wrong kind is refused before anything is written
-    with _new_file(path, overwrite=overwrite) as write:
+    with checkpoint.reading("export"), _new_file(path, overwrite=overwrite) as write:
         write(header)
         for spec in specs:
             for piece in blocks.pieces(spec.name):

@@ -21,7 +21,7 @@ from holdfast.catalog import tidiness
 from holdfast.catalog.deletion import Ages, collect
 from holdfast.catalog.verify import verify_manifest
 from holdfast.core.clock import Clock
-from holdfast.core.errors import CommitUnknown, HoldfastError, StoreError
+from holdfast.core.errors import CommitUnknown, HoldfastError, StateError, StoreError
 from holdfast.format.digest import BLOCK_BYTES
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.saving.arena import Arena
@@ -72,6 +72,7 @@ class Run(RuleBasedStateMachine):
         self.next_seed = 1
         self.looked_at: set[str] = set()
         self.saved: dict[int, dict[str, int]] = {}  # step -> what its arrays are filled with
+        self.by_attempt: dict[str, dict[str, int]] = {}  # the same of all that was ever saved
         self.blocks = (0,) * BLOCKS
         self.tables: dict[int, tuple[int, ...]] = {}  # step -> what the table's blocks are filled with
         self.mark_from, tidiness.MARK_FROM = tidiness.MARK_FROM, 0
@@ -111,6 +112,7 @@ class Run(RuleBasedStateMachine):
 
     def _expect(self, step: int) -> None:
         self.saved[step] = dict(self.seeds)
+        self.by_attempt[holdfast.Run(self.store)[step].manifest.attempt] = dict(self.seeds)
         self.tables[step] = self.blocks
 
     @rule(ahead=st.integers(0, 2))
@@ -153,14 +155,38 @@ class Run(RuleBasedStateMachine):
             raise AssertionError("a commit without an answer was acknowledged")
 
     @precondition(lambda self: len(self.session.history.steps) > 1)
-    @rule(pick=st.randoms(use_true_random=False))
-    def remove_some(self, pick) -> None:
+    @rule(pick=st.randoms(use_true_random=False), grace=st.sampled_from([0, 3600]))
+    def remove_some(self, pick, grace: int) -> None:
         """As retention does: anything but the newest that this session knows."""
         steps = self.session.history.steps[:-1]
         victims = sorted(pick.sample(steps, pick.randint(1, len(steps))))
-        self.session.remove_steps(victims, {})
+        self.session.remove_steps(victims, {}, grace_seconds=grace)
         for step in victims:
             del self.saved[step]
+
+    @rule(pick=st.randoms(use_true_random=False))
+    def bring_one_back(self, pick) -> None:
+        """While the run is held; a step that was saved again is refused."""
+        run = holdfast.Run(self.store, time=self.clock)
+        trash = run.trash()
+        if not trash:
+            return
+        one = pick.choice(trash)
+        try:
+            run.undelete(one.step, one.attempt)
+        except StateError:
+            assert one.step in self.saved
+            return
+        assert one.step not in self.saved
+        self.saved[one.step] = self.by_attempt[one.attempt]
+        self.session.history.refresh()
+
+    @rule(grace=st.sampled_from([0.0, None]))
+    def empty_the_trash(self, grace: float | None) -> None:
+        before = holdfast.Run(self.store, time=self.clock).trash()
+        self.session.upkeep.free_trash(grace)
+        left = holdfast.Run(self.store, time=self.clock).trash()
+        assert left == ([] if grace == 0.0 else before)
 
     @precondition(lambda self: self.saved)
     @rule(pick=st.randoms(use_true_random=False))
