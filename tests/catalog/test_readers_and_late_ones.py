@@ -89,7 +89,8 @@ def test_where_nothing_may_be_written_one_reads_without_protection(store: Dated,
         raise PermissionDenied(13, "read only")
 
     store.create = refuse  # type: ignore[method-assign]
-    assert export_part(checkpoint, tmp_path / "m.safetensors", part="m").names == ("w",)
+    export_part(checkpoint, tmp_path / "m.safetensors", part="m")
+    assert (tmp_path / "m.safetensors").stat().st_size > 0
     store.create = create  # type: ignore[method-assign]
 
 
