@@ -14,6 +14,7 @@ from holdfast.cli.cat import cat
 from holdfast.cli.collect import collect
 from holdfast.cli.cp import cp
 from holdfast.cli.diff import diff
+from holdfast.cli.doctor import doctor
 from holdfast.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, UNEXPECTED, USAGE, code_of
 from holdfast.cli.export import export
 from holdfast.cli.keygen import keygen
@@ -43,6 +44,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     diff,
     cat,
     verify,
+    doctor,
     scrub,
     status,
     sync,
