@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from holdfast.catalog.beside import verify_beside
 from holdfast.catalog.content import open_file
 from holdfast.catalog.identity import read_identity
-from holdfast.catalog.keys import CHECKPOINTS, DATA, RUN, packed_key, parse_manifest_key
+from holdfast.catalog.keys import CHECKPOINTS, DATA, packed_key, parse_manifest_key
 from holdfast.catalog.proofs import Proofs
 from holdfast.catalog.runlog import Facts, LogReader, LogWriter
 from holdfast.catalog.verify import Problem, unheld_tensors, verify_file
@@ -138,7 +138,7 @@ class _Scrub:
         """Read one file in full; return whether it counts: one that nothing needs any more does not."""
         problems = list(verify_file(self.store, wanted.entry, progress))
         if problems:
-            self.store.read(RUN)  # a store that is away says so here: it proves nothing about the file
+            # A store that is away says so when manifests are read: it proves nothing about the file.
             if not any(self._is_listed(key) for key in wanted.owners):
                 return False
             for key in wanted.owners:
