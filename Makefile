@@ -41,5 +41,13 @@ $(VENV)/.ready-bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
 	touch $@
 
+# Every fault at every call, many more seeds and images than in the suite, and the page that says what was tried.
+campaign: $(VENV)/.ready-bench
+	rm -rf out/campaign
+	mkdir -p out/campaign
+	HOLDFAST_CAMPAIGN=long HOLDFAST_LEDGER=$(CURDIR)/out/campaign $(BIN)/python -m pytest -n 2 --dist worksteal tests/crash tests/stateful --deselect tests/crash/test_fault_matrix.py
+	$(BIN)/python tests/crash/others.py out/campaign/others.json
+	PYTHONPATH=tests $(BIN)/python -m crash.fault_matrix out/campaign out/campaign/others.json docs/fault-matrix.md
+
 clean:
 	rm -rf $(VENV) build dist site out runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from crash.copies import COPIES
 from crash.operations import OPERATIONS, Operation, state
 from holdfast.catalog import tidiness
 from holdfast.stores import LocalStore
@@ -51,7 +52,7 @@ def run(operation: Operation, when: str, stride: int) -> int:
                 operation.after(invariants.promises(root, operation.acknowledged, operation.truth))
                 operation.act(LocalStore(root))  # the next attempt works, without manual steps
                 invariants.promises(root, operation.acknowledged, operation.truth)
-                invariants.recovers(root, 9, state(9), temporary_at_most=1)
+                invariants.recovers(root, 9, state(9), temporary_at_most=operation.temporary)
             except BaseException:
                 print(f"{operation.name}: {fault}; left: {sorted(p.name for p in root.rglob('*.json'))}")
                 raise
@@ -61,4 +62,4 @@ def run(operation: Operation, when: str, stride: int) -> int:
 if __name__ == "__main__":
     tidiness.MARK_FROM = 0  # the mark of a long run must not hide what a dead writer left
     name, when, stride = sys.argv[1:]
-    print(run(next(o for o in OPERATIONS if o.name == name), when, int(stride)))
+    print(run(next(o for o in [*OPERATIONS, *COPIES] if o.name == name), when, int(stride)))

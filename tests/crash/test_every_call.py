@@ -17,6 +17,14 @@ from holdfast.catalog import tidiness
 THOROUGH = {"save"}  # where even the short run leaves no call out
 SHARED_MEMORY = Path("/dev/shm")
 
+CELLS = [
+    (kind.name, operation.name)
+    for level in LEVELS.values()
+    for operation in [*OPERATIONS, *COPIES]
+    for kind in level
+    if operation.uploads or not kind.call
+]
+
 
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

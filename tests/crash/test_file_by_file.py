@@ -22,6 +22,7 @@ DAMAGES = {
     "file longer": lambda raw, other: raw + b"\0",
     "another file in its place": lambda raw, other: other,
 }  # fmt: skip
+CELLS = [(damage, "restore") for damage in DAMAGES]
 # What is there to be told by whom: data and manifests by verify, the rest of the run by verify_beside or by who reads it.
 BESIDE = ("tags/", "log/", "index.json", "tidy.json", "lease/", "run.json", "signatures/", "trash/")
 

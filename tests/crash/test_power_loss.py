@@ -39,6 +39,8 @@ from holdfast.testing.power import Image
 CHANGING = [o for o in [*OPERATIONS, *COPIES] if o.calls != "*" and "thread" not in o.name]
 MODEL, EXT4 = "power cut (every legal image, sampled beyond 64)", "power cut (real ext4, shut down)"
 
+CELLS = [(MODEL, o.name) for o in CHANGING] + [(EXT4, o.name) for o in CHANGING]
+
 
 def as_store(image: Image) -> MemoryStore:
     """Return what a store would find in an image: temporary files are none of its objects."""

@@ -94,13 +94,18 @@ CASTS: dict[str, Callable[[Rivals], dict[str, Callable[[], None]]]] = {
     "two writers and a collector": lambda r: {"a": r.write("a", [3]), "b": r.write("b", [4]), "c": r.collect},
 }
 OPERATION_OF = {"two collectors": "prune", "writer and collector": "prune"}
+PAUSED = ", one paused past its lease"
+STOPPED = "owner stopped past its lease (SIGSTOP)"
+CELLS = [(cast + paused, OPERATION_OF.get(cast, "save")) for cast in CASTS for paused in ("", PAUSED)] + [
+    (STOPPED, "save")
+]
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["in time", "past the lease"])
 @pytest.mark.parametrize("where", SHARED)
 @pytest.mark.parametrize("cast", CASTS)
 def test_rivals(cast: str, where: str, paused: bool, machines: None, tmp_path: Path) -> None:
-    rounds = ledger.budget(15 if where != "disk" else 5, 1500 if where != "disk" else 200)
+    rounds = ledger.budget(15 if where != "disk" else 5, 300 if where != "disk" else 60)
     commits = 0
     for seed in range(rounds):
         plain = SHARED[where](tmp_path / str(seed))
@@ -118,8 +123,7 @@ def test_rivals(cast: str, where: str, paused: bool, machines: None, tmp_path: P
             raise
         commits += sum(map(len, rivals.believed.values()))
     assert commits or "writer" not in cast
-    row = f"{cast}{', one paused past its lease' if paused else ''}"
-    ledger.count(row, OPERATION_OF.get(cast, "save"), rounds)
+    ledger.count(cast + (PAUSED if paused else ""), OPERATION_OF.get(cast, "save"), rounds)
 
 
 def check(rivals: Rivals, cast: str) -> None:
@@ -202,4 +206,4 @@ def test_an_owner_that_sleeps_past_its_lease_wakes_up_to_nothing(tmp_path: Path)
         for process in filter(None, (first, second)):
             process.kill()
             process.communicate()
-    ledger.count("owner stopped past its lease (SIGSTOP)", "save", 1)
+    ledger.count(STOPPED, "save", 1)

@@ -18,11 +18,13 @@ ROWS = {
     "after": "killed after a call (SIGKILL)",
     "torn": "killed amid a write (SIGKILL)",
 }
-OPERATIONS = ["save", "async save (inline)", *(["prune", "remove", "tag"] if ledger.LONG else [])]
+OPERATIONS = ["save", "async save (inline)"]
+FURTHER = ["prune", "remove", "tag", "mirror", "cp"]  # in the campaign
+CELLS = [(row, operation) for row in ROWS.values() for operation in OPERATIONS + FURTHER]
 
 
 @pytest.mark.parametrize("when", ROWS)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", OPERATIONS + FURTHER if ledger.LONG else OPERATIONS)
 def test_killed_at_calls(operation: str, when: str) -> None:
     stride = str(ledger.budget(2 if when == "torn" else 9, 1))
     path = os.pathsep.join([str(TESTS), *sys.path])

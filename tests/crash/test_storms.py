@@ -23,6 +23,17 @@ from holdfast.testing import invariants
 pytest.importorskip("torch")
 TRAINER = Path(__file__).with_name("storm_trainer.py")
 STEPS = 60
+STORM, MOODS, TERM = (
+    "SIGKILL storm on a training",
+    "mirror down, full and back, in a storm",
+    "SIGTERM under a deadline of 0.1 to 30 s",
+)
+CELLS = [
+    (STORM, "async save (process)"),
+    (MOODS, "mirror"),
+    (TERM, "async save (process)"),
+    (TERM, "async save (thread)"),
+]
 
 
 def train(*arguments: object) -> subprocess.Popen[str]:
@@ -54,7 +65,7 @@ def test_a_storm_of_kills(tmp_path: Path) -> None:
     calm = weights(out.splitlines() or [errors])
     source = random.Random(4)
     run, mirror, mood = tmp_path / "run", tmp_path / "mirror", tmp_path / "mood"
-    moods = ["ok", "down", "full", "ok"] * ledger.budget(1, 12)
+    moods = ["ok", "down", "full", "ok"] * ledger.budget(1, 6)
     acknowledged: set[int] = set()
     for now in moods:
         mood.write_text(now)
@@ -74,8 +85,8 @@ def test_a_storm_of_kills(tmp_path: Path) -> None:
     assert not any(Run(mirror).verify().values())
     invariants.replicas_agree(LocalStore(run), LocalStore(mirror))
     assert not invariants.left_over(run)
-    ledger.count("SIGKILL storm on a training", "async save (process)", len(moods))
-    ledger.count("mirror down, full and back, in a storm", "mirror", len(moods))
+    ledger.count(STORM, "async save (process)", len(moods))
+    ledger.count(MOODS, "mirror", len(moods))
 
 
 TERMINATED = """
@@ -122,4 +133,4 @@ def test_sigterm_under_a_deadline(tmp_path: Path, deadline: float, pause: float,
         assert found["seen"] == step
         assert (found["w"] == step).all()
     assert not any(run.verify().values())
-    ledger.count("SIGTERM under a deadline of 0.1 to 30 s", f"async save ({writer})", 1)
+    ledger.count(TERM, f"async save ({writer})", 1)

@@ -19,6 +19,8 @@ from holdfast.testing import forget_this_process, invariants
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the writer process needs memfd")
 
 STICKY = FaultKind("disk full from then on", "ENOSPC", times=None)
+KINDS = [*KILLED[:2], ERRORS[0], ERRORS[1], STICKY]
+CELLS = [(kind.name, "async save (process)") for kind in KINDS]
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def save_twice(root: Path) -> BaseException | None:
     return None
 
 
-@pytest.mark.parametrize("kind", [*KILLED[:2], ERRORS[0], ERRORS[1], STICKY], ids=lambda k: k.name)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
 def test_a_writer_whose_disk_fails(tmp_path: Path, kind: FaultKind, writer_fault: object) -> None:
     cases, met = 0, 0
     points = range(1, 200) if ledger.LONG else range(2 + len(kind.name) % 5, 60, 13)
