@@ -26,6 +26,7 @@ MODULES = [
     "crash.test_file_by_file",
     "crash.test_rivals",
     "crash.test_storms",
+    "crash.test_network",
     "stateful.test_histories",
 ]
 HEAD = """# Fault matrix

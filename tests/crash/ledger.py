@@ -7,7 +7,9 @@ import json
 import os
 from pathlib import Path
 
+# "long": all that is declared, with large budgets; "broad": all of it, with the budgets of every run of the suite.
 LONG = os.environ.get("HOLDFAST_CAMPAIGN", "") == "long"
+BROAD = LONG or os.environ.get("HOLDFAST_CAMPAIGN", "") == "broad"
 
 
 def budget(default: int, long: int) -> int:

@@ -172,7 +172,7 @@ def ext4() -> Iterator[Ext4]:
 
 
 @pytest.mark.parametrize(
-    "operation", [*CHANGING, LARGE] if ledger.LONG else [CHANGING[0], LARGE], ids=lambda o: o.name
+    "operation", [*CHANGING, LARGE] if ledger.BROAD else [CHANGING[0], LARGE], ids=lambda o: o.name
 )
 def test_a_real_file_system(operation: Operation, ext4: Ext4) -> None:
     root = ext4.mount / "run"

@@ -24,7 +24,7 @@ CELLS = [(row, operation) for row in ROWS.values() for operation in OPERATIONS +
 
 
 @pytest.mark.parametrize("when", ROWS)
-@pytest.mark.parametrize("operation", OPERATIONS + FURTHER if ledger.LONG else OPERATIONS)
+@pytest.mark.parametrize("operation", OPERATIONS + FURTHER if ledger.BROAD else OPERATIONS)
 def test_killed_at_calls(operation: str, when: str) -> None:
     stride = str(ledger.budget(2 if when == "torn" else 9, 1))
     path = os.pathsep.join([str(TESTS), *sys.path])

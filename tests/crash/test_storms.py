@@ -106,7 +106,7 @@ DEADLINES = [(0.1, 0.01), (0.1, 60.0), (1.0, 0.3), (2.0, 60.0), (30.0, 0.05)]
 
 
 @pytest.mark.parametrize("writer", ["process", "thread"])
-@pytest.mark.parametrize(("deadline", "pause"), DEADLINES if ledger.LONG else DEADLINES[:4])
+@pytest.mark.parametrize(("deadline", "pause"), DEADLINES if ledger.BROAD else DEADLINES[:4])
 def test_sigterm_under_a_deadline(tmp_path: Path, deadline: float, pause: float, writer: str) -> None:
     """It ends in time with the new checkpoint or the old one, and what it says of them is so."""
     process = subprocess.Popen(
