@@ -13,10 +13,11 @@ from holdfast.format.signing import SigningKey
 from holdfast.replication.copying import copy_beside, copy_checkpoint
 from holdfast.replication.looking import look
 from holdfast.replication.reconcile import Goal, Reconciler
+from holdfast.replication.repair import repair
 from holdfast.replication.scrub import scrub
 from holdfast.stores import MemoryStore, Store
 from holdfast.testing import invariants
-from holdfast.testing.invariants import Broken
+from holdfast.testing.invariants import Broken, Truth
 
 
 @functools.cache
@@ -72,6 +73,41 @@ def is_proven(store: Store) -> None:
         raise Broken("I4", f"a sound run is scrubbed, and found: {report}")
 
 
+@functools.cache
+def damaged_run() -> tuple[dict[str, bytes], str]:
+    """What a run holds of which one data file, that of step 2 alone, has a flipped bit; and its key."""
+    early, _ = primaries()
+    objects = {k: early.read(k) for k in early.names("")}
+    victim = next(k for k in sorted(objects) if k.startswith("data/000000000002"))
+    raw = bytearray(objects[victim])
+    raw[-1] ^= 1
+    return {**objects, victim: bytes(raw)}, victim
+
+
+def with_damage(store: Store) -> None:
+    for key, data in damaged_run()[0].items():
+        store.create(key, data)
+
+
+def mending(store: Store, acknowledged: Truth, allowed: Truth) -> list[int]:
+    """What holds while a run is mended: what was good stays as it is, what was bad is bad, mended or gone, never other."""
+    objects, victim = damaged_run()
+    committed = {k: v for k, v in objects.items() if k.startswith(("data/", "checkpoints/", "run.json"))}
+    invariants.good_never_overwritten(committed, store, lambda key: key != victim)
+    if victim in store.names("data") and store.read(victim) not in (
+        objects[victim],
+        primaries()[0].read(victim),
+    ):
+        raise Broken("I12", f"{victim} is neither what it was nor what it ought to be")
+    invariants.no_silent_corruption(store, allowed, {victim})
+    invariants.old_stays_readable(store, acknowledged)
+    return Run(store).steps
+
+
+def is_mended(store: Store) -> None:
+    invariants.promises(store, truth(1, 2), truth(1, 2))
+
+
 COPIES = [
     Operation(
         "mirror", lambda s: mirror(primaries()[1], s), truth(1, 2), truth(1, 2, 3, 4),
@@ -80,6 +116,10 @@ COPIES = [
     Operation(
         "cp", lambda s: copy(primaries()[1], s), truth(1, 2), truth(1, 2, 3, 4),
         prepare=lambda s: copy(primaries()[0], s), uploads=True, temporary=4, settled=is_all_there,
+    ),
+    Operation(
+        "repair", lambda s: repair(s, [primaries()[0]]), truth(1), truth(1, 2),
+        prepare=with_damage, uploads=True, temporary=4, promises=mending, settled=is_mended,
     ),
     Operation("scrub", scrub, truth(1, 2), truth(1, 2), settled=is_proven),
     Operation("sign", sign, truth(1, 2), truth(1, 2), settled=is_signed),

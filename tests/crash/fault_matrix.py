@@ -1,4 +1,4 @@
-"""Make docs/fault-matrix.md of what a campaign has tried: python -m crash.fault_matrix LEDGER_FOLDER OTHERS.json PAGE.
+"""Make docs/fault-matrix.md of what a campaign has tried: python -m crash.fault_matrix LEDGER_FOLDER OTHERS.json PAGE [NOTE].
 
 Rows and columns are those that the tests declare as their `CELLS`; the numbers are what they counted.
 """
@@ -59,6 +59,8 @@ def rows_of(page: str) -> dict[str, dict[str, str]]:
         parts = [part.strip() for part in line.strip("|").split("|")]
         if line.startswith("| fault |"):
             columns = parts[1:]
+        elif line.startswith("| ---"):
+            continue
         elif line.startswith("| ") and columns:
             found[parts[0]] |= {c: n for c, n in zip(columns, parts[1:], strict=True) if n}
         elif not line.startswith("|"):
@@ -66,13 +68,14 @@ def rows_of(page: str) -> dict[str, dict[str, str]]:
     return dict(found)
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], column: str = "---") -> str:
     head = list(head)
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    lines = [head, ["---", *[column] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def main(folder: Path, others: Path, page: Path) -> None:
+def main(folder: Path, others: Path, page: Path, note: Path = Path()) -> None:
+    """`note`: a file that says in what this campaign differs from the others, for the page."""
     counts: Counter[tuple[str, str]] = Counter()
     tests: dict[str, set[str]] = defaultdict(set)
     for file in folder.glob("*.jsonl"):
@@ -84,7 +87,15 @@ def main(folder: Path, others: Path, page: Path) -> None:
     missing = declared - set(counts)
     if missing:
         sys.exit(f"declared and not tried: {sorted(missing)}")
-    page.write_text(render(counts, tests, declared, json.loads(others.read_text())))
+    page.write_text(
+        render(
+            counts,
+            tests,
+            declared,
+            json.loads(others.read_text()),
+            note.read_text() if note.is_file() else "",
+        )
+    )
     print(f"{page}: {sum(counts.values())} cases")
 
 
@@ -93,16 +104,17 @@ def render(
     tests: dict[str, set[str]],
     declared: set[tuple[str, str]],
     others: dict[str, Any],
+    note: str,
 ) -> str:
     faults = list(dict.fromkeys(fault for fault, _ in sorted(declared, key=lambda c: order(c[0]))))
     tried = {cell: n for cell, n in counts.items() if cell in declared}
     out = [HEAD, f"{sum(tried.values()):,} cases, of {len(faults)} faults in {len({o for _, o in declared})} operations. "
-           f"Last campaign: {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {platform.system()} {platform.release().split('-')[0]}.\n",
-           "## Faults by operation\n"]  # fmt: skip
+           f"Last campaign: {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {platform.system()} {platform.release().split('-')[0]}.",
+           note, "## Faults by operation\n"]  # fmt: skip
     for title, columns in groups({operation for _, operation in declared}):
         here = [f for f in faults if any((f, c) in tried for c in columns)]
         body = [[f, *[f"{tried[f, c]:,}" if (f, c) in tried else "" for c in columns]] for f in here]
-        out += [f"### {title}\n", table(["fault", *columns], body)]
+        out += [f"### {title}\n", table(["fault", *columns], body, "--:")]
     out += [
         "## Which tests\n",
         table(["fault", "tests"], [[f, ", ".join(f"`{t}`" for t in sorted(tests[f]))] for f in faults]),
@@ -132,7 +144,7 @@ def groups(operations: set[str]) -> list[tuple[str, list[str]]]:
 MEANING = {
     "step 1": "goes on from the old checkpoint",
     "step 2": "has the new one",
-    "error": "does not resume: the newest cannot be loaded",
+    "error": "refuses to load the newest",
     "wrong": "loads wrong values and says nothing",
 }
 
@@ -142,7 +154,7 @@ def comparison(others: dict[str, Any]) -> str:
     out = [
         "## Other ways to save\n",
         "The same kills, full disks and flips, met by other libraries through their public calls, each step saved under a name of its own, the newest name resumed from. "
-        "A save of 320 kB on a local disk; kills fall where they fall in time. None of these libraries promises what is asked here, and who writes to a temporary name and renames, or keeps digests beside, gets more from them.\n",
+        "A save of 320 kB on a local disk; kills fall where they fall in time. None of these libraries promises what is asked here, and who writes to a temporary name and renames, or keeps digests beside, gets more from them. Of a flipped bit, to refuse is the right answer.\n",
     ]  # fmt: skip
     cases = list(next(iter(others.values()))["rows"])
     for case in cases:

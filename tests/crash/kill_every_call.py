@@ -49,9 +49,9 @@ def run(operation: Operation, when: str, stride: int) -> int:
             assert os.WIFSIGNALED(status), f"ended with {status} instead of being killed by {fault}"
             assert os.WTERMSIG(status) == signal.SIGKILL
             try:
-                operation.after(invariants.promises(root, operation.acknowledged, operation.truth))
+                operation.after(operation.promises(LocalStore(root), operation.acknowledged, operation.truth))
                 operation.act(LocalStore(root))  # the next attempt works, without manual steps
-                invariants.promises(root, operation.acknowledged, operation.truth)
+                operation.promises(LocalStore(root), operation.acknowledged, operation.truth)
                 invariants.recovers(root, 9, state(9), temporary_at_most=operation.temporary)
             except BaseException:
                 print(f"{operation.name}: {fault}; left: {sorted(p.name for p in root.rglob('*.json'))}")

@@ -168,7 +168,7 @@ def commit_is_open(fired: Raised) -> bool:
 
 def check(operation: Operation, plan: FaultPlan, plain: Store, error: BaseException | None) -> None:
     """Assert every promise after one fault."""
-    steps = invariants.promises(plain, operation.acknowledged, operation.truth)
+    steps = operation.promises(plain, operation.acknowledged, operation.truth)
     operation.after(steps)
     if operation.commits is not None and not isinstance(error, Crash):
         there = operation.commits in steps
@@ -176,6 +176,6 @@ def check(operation: Operation, plan: FaultPlan, plain: Store, error: BaseExcept
             error, committed=there, answer_lost=there and any(map(commit_is_open, plan.fired))
         )
     assert outcome(operation, plain) is None, "the next attempt fails"
-    invariants.promises(plain, operation.acknowledged, operation.truth)
+    operation.promises(plain, operation.acknowledged, operation.truth)
     operation.settled(plain)
     invariants.recovers(plain, 9, state(9), temporary_at_most=operation.temporary)

@@ -17,6 +17,7 @@ import safetensors.numpy
 import holdfast
 from holdfast import Checkpointer, Run, best, every, last
 from holdfast.stores import Store
+from holdfast.testing import invariants
 from holdfast.testing.invariants import Broken
 
 State = dict[str, Any]
@@ -67,6 +68,7 @@ class Operation:
     calls: str = ""  # which calls are met; by default those that change something
     uploads: bool = False  # whether it writes data files
     temporary: int = 1  # files that a killed one may leave half-made, for an hour
+    promises: Callable[[Store, Mapping[int, State], Mapping[int, State]], list[int]] = invariants.promises
     settled: Callable[[Store], None] = lambda store: (
         None
     )  # what must hold once it has succeeded, after whatever fault

@@ -1,5 +1,5 @@
 """One flipped bit anywhere in a checkpoint is reported by name and refused: every bit of manifest and headers, sampled
-bits of the data, every file gone, cut or swapped."""
+bits of the data."""
 
 from __future__ import annotations
 
@@ -77,36 +77,6 @@ def test_sampled_bits_of_the_data(store: MemoryStore) -> None:
             message = Run(store).verify([2])[2][0].message
             assert "'w'" in message or "'b'" in message  # which tensor, not only which file
         store.replace(key, whole)
-
-
-@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "longer", "zeroed"])
-def test_every_file_damaged_in_turn(store: MemoryStore, damage: str) -> None:
-    for key in _objects(store, 2):
-        whole = store.read(key)
-        if damage == "gone":
-            store.delete([key])
-        else:
-            ruined = {"empty": b"", "cut": whole[:-1], "longer": whole + b"\0", "zeroed": b"\0" * len(whole)}
-            store.replace(key, ruined[damage])
-        if damage == "gone" and key.startswith("checkpoints/"):
-            assert Run(store).steps == [1]  # without its manifest there is no such checkpoint
-        else:
-            assert key in _named(store, 2)
-        assert not Run(store).verify([1])[1]
-        store.replace(key, whole)
-
-
-def test_swapped_files_are_refused(store: MemoryStore) -> None:
-    ones, twos = _objects(store, 1), _objects(store, 2)
-    assert len(ones) == len(twos)
-    for a, b in zip(ones, twos, strict=True):
-        first, second = store.read(a), store.read(b)
-        store.replace(a, second)
-        store.replace(b, first)
-        assert _named(store, 1) == [a]
-        assert _named(store, 2) == [b]
-        store.replace(a, first)
-        store.replace(b, second)
 
 
 def test_restore_falls_back_and_says_so(store: MemoryStore, caplog: pytest.LogCaptureFixture) -> None:

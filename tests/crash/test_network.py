@@ -39,7 +39,6 @@ def state(step: int) -> dict[str, object]:
 @pytest.fixture
 def way(s3: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[object, str]]:
     with proxied(s3.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
         yield proxy, s3_url
 
 
@@ -58,12 +57,14 @@ def test_a_save_through_a_bad_network(way: tuple[object, str], name: str, s3: S3
         truth[step] = state(step)
         plan = FaultPlan(*([Fault(kind, at, when, call)] if kind else []))  # type: ignore[arg-type]
         proxy.plan, proxy.twice = plan, not kind  # type: ignore[attr-defined]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")  # type: ignore[attr-defined]
         try:
             holdfast.save(url, truth[step], step=step)
         except HoldfastError as e:
             print(f"{name}, {call} {at}: {type(e).__name__}: {e}")
         else:
             acknowledged[step] = truth[step]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
         proxy.plan, proxy.twice = FaultPlan(), False  # type: ignore[attr-defined]
         cases += bool(plan.fired) or not kind
         forget_this_process()
