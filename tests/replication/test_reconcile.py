@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Callable
 
@@ -231,6 +232,8 @@ def test_a_copy_is_read_back_where_that_is_asked_for(primary: MemoryStore) -> No
 
 
 def test_the_next_owner_of_a_mirror_has_a_log_of_its_own(primary: MemoryStore, mirror: Store) -> None:
+    for total in (5, 6, 7):  # each start of training has a generation, and a series of the log
+        train(primary, total)
     reconcile(primary, mirror)
     before = {o.key: mirror.read(o.key) for o in mirror.list("log")}
     save(mirror, 9)
@@ -368,3 +371,17 @@ def test_what_is_being_read_at_a_mirror_stays(primary: MemoryStore, mirror: Stor
         assert_sound(mirror)
     reconcile(primary, mirror, Goal(last(1)))
     assert steps(mirror) == [4]
+
+
+def test_a_state_gives_way_only_when_the_data_of_the_next_one_is_there() -> None:
+    primary = MemoryStore("primary")
+    save(primary, 1)
+    start = MemoryStore("mirror")
+    reconcile(primary, start)
+    save(primary, 1)  # a newer state of the only step
+    needed = {key for held in source_of(primary).location.held.values() for key in held.sizes()}
+    for plan in every_call("kill"):
+        mirror = copy_of(start)
+        with contextlib.suppress(Crash):
+            reconcile(primary, FaultStore(mirror, plan))
+        assert steps(mirror) == [1] or needed <= {*mirror.names("data")}
