@@ -8,6 +8,8 @@ import numpy as np
 
 import holdfast
 from holdfast.format.manifest import FileEntry, decode_manifest
+from holdfast.format.packed import Pack
+from holdfast.replication.copying import Copied, copy_beside, copy_checkpoint
 from holdfast.stores import LocalStore, Store
 
 ROWS = 1_100_000  # of 8 bytes: a tensor of 8.8 MB
@@ -40,6 +42,13 @@ def files(store: Store) -> list[FileEntry]:
     """Every data file of a run that a manifest refers to, each once."""
     found = [decode_manifest(store.read(key), key) for key in manifests(store)]
     return list({f.key: f for m in found for part in m.parts.values() for f in part.files}.values())
+
+
+def copy_all(source: Store, target: Store, pack: Pack | None = None) -> Copied:
+    copied = Copied()
+    for key in manifests(source):
+        copied += copy_checkpoint(source, target, key, pack=pack)
+    return copied + copy_beside(source, target)
 
 
 def contents(store: Store) -> dict[str, bytes]:

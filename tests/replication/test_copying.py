@@ -26,26 +26,7 @@ from holdfast.format.packed import Pack
 from holdfast.replication.copying import Copied, copy_beside, copy_checkpoint, copy_file
 from holdfast.replication.segments import merge_lines
 from holdfast.stores import LocalStore, MemoryStore, Store, Stream
-from replication.places import check_steps, contents, everything, files, flip, make_run, manifests
-
-
-def copy_all(source: Store, target: Store) -> Copied:
-    copied = Copied()
-    for key in manifests(source):
-        copied += copy_checkpoint(source, target, key)
-    return copied + copy_beside(source, target)
-
-
-@pytest.fixture
-def source(tmp_path: pathlib.Path) -> LocalStore:
-    store = LocalStore(tmp_path / "source")
-    make_run(store)
-    return store
-
-
-@pytest.fixture(params=["local", "memory"])
-def target(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Store:
-    return LocalStore(tmp_path / "target") if request.param == "local" else MemoryStore()
+from replication.places import check_steps, contents, copy_all, everything, files, flip, make_run, manifests
 
 
 def test_a_copied_run_is_the_same_run(source: LocalStore, target: Store) -> None:

@@ -17,18 +17,6 @@ from holdfast.stores import LocalStore, MemoryStore, Store
 from replication.places import check_steps, contents, files, flip, make_run, manifests
 
 
-@pytest.fixture
-def source(tmp_path: pathlib.Path) -> LocalStore:
-    store = LocalStore(tmp_path / "source")
-    make_run(store)
-    return store
-
-
-@pytest.fixture(params=["local", "memory"])
-def target(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Store:
-    return LocalStore(tmp_path / "target") if request.param == "local" else MemoryStore()
-
-
 def test_a_run_is_copied_and_then_only_what_is_missing(source: LocalStore, target: Store) -> None:
     seen: list[int] = []
     planned: list[int] = []

@@ -20,26 +20,7 @@ from holdfast.replication.copying import Copied, copy_beside, copy_checkpoint, c
 from holdfast.replication.desired import Held, Location
 from holdfast.replication.looking import without_data
 from holdfast.stores import LocalStore, MemoryStore, ObjectInfo, Store, open_store
-from replication.places import check_steps, contents, files, flip, make_run, manifests
-
-
-def copy_all(source: Store, target: Store, pack: Pack | None) -> Copied:
-    copied = Copied()
-    for key in manifests(source):
-        copied += copy_checkpoint(source, target, key, pack=pack)
-    return copied + copy_beside(source, target)
-
-
-@pytest.fixture
-def source(tmp_path: pathlib.Path) -> LocalStore:
-    store = LocalStore(tmp_path / "source")
-    make_run(store)
-    return store
-
-
-@pytest.fixture(params=["local", "memory"])
-def target(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Store:
-    return LocalStore(tmp_path / "target") if request.param == "local" else MemoryStore()
+from replication.places import check_steps, contents, copy_all, files, flip, manifests
 
 
 def test_a_packed_copy_is_the_same_run(source: LocalStore, target: Store) -> None:

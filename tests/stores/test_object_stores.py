@@ -246,6 +246,18 @@ def test_a_create_that_was_carried_out_or_sent_again_has_one_outcome(
     assert store.read("checkpoints/1") == b"mine"
 
 
+def test_a_create_that_crossed_another_and_did_not_land_is_sent_again(flaky: Flaky, s3_url: str) -> None:
+    store = open_store(s3_url)
+    flaky.plan("PUT", "k", "409 before", times=2)
+    store.create("k", b"mine")
+    assert flaky.done == ["409 before"] * 2
+    assert store.read("k") == b"mine"
+    flaky.plan("PUT", "never", "409 before", times=100)
+    with pytest.raises(StoreError, match="none of them lands") as raised:
+        store.create("never", b"mine")
+    assert not isinstance(raised.value, AlreadyExists), "there is no rival"
+
+
 @pytest.mark.parametrize("fault", ["lost answer", "500 after", "503 before"])
 def test_a_create_in_google_cloud_storage_has_one_outcome_too(
     monkeypatch: pytest.MonkeyPatch, fault: Fault

@@ -19,7 +19,7 @@ from holdfast.format.events import Event, Observed, Resumed, Saved
 from holdfast.run import Run
 from holdfast.stores import Store
 
-__all__ = ["Measured", "Speed", "copy_speed", "measure_run", "measure_store"]
+__all__ = ["Figures", "Measured", "Speed", "copy_speed", "measure_run", "measure_store"]
 
 NEWEST = 50  # checkpoints that are looked at
 READ_BYTES = 256 << 20
@@ -31,9 +31,8 @@ FEWEST_RESUMES = 3  # from which a failure rate can be told
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What is known of a run: sizes in bytes, times in seconds, shares from 0 to 1, counts per step; None where nothing
-    says. `origins` has, by the name of a figure, where it comes from."""
+class Figures:
+    """What a plan stands on: sizes in bytes, times in seconds, shares from 0 to 1; None where nothing says."""
 
     state: int | None = None
     changed: float | None = None
@@ -43,6 +42,12 @@ class Measured:
     durable: float | None = None
     load: float | None = None
     mtbf: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Figures):
+    """What is known of a run, with counts per step; `origins` has, by the name of a figure, where it comes from."""
+
     epoch_steps: float = 0.0
     step_samples: float = 0.0
     step_tokens: float = 0.0

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from holdfast.analysis.costs import Measured, Speed, copy_speed
+from holdfast.analysis.costs import Figures, Measured, Speed, copy_speed
 from holdfast.core.errors import PolicyError
 from holdfast.core.units import format_bytes, format_seconds
 from holdfast.policies.arguments import amount
@@ -37,18 +37,10 @@ _LISTED = {"s3": Price(0.023, 0.005), "gs": Price(0.020, 0.005), "az": Price(0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What the user said; None where nothing. Sizes in bytes, times in seconds, shares from 0 to 1."""
+class Given(Figures):
+    """What the user said, also of the time that a restart takes, in seconds."""
 
-    state: int | None = None
-    changed: float | None = None
-    weights: float | None = None
-    step_seconds: float | None = None
-    held: float | None = None
-    durable: float | None = None
-    load: float | None = None
     restart: float | None = None
-    mtbf: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,12 +117,13 @@ def plan(
     Nothing is saved or deleted. Sizes and times are those given, else those that RUN tells, else measured or
     assumed; the plan says which.
     """
+    times = {"held": held, "durable": durable, "load": load, "restart": restart, "mtbf": mtbf}
     given = Given(
-        None if state is None else parse_bytes(state),
-        changed,
-        weights,
-        step_seconds,
-        *(None if t is None else parse_seconds(t) for t in (held, durable, load, restart, mtbf)),
+        state=None if state is None else parse_bytes(state),
+        changed=changed,
+        weights=weights,
+        step_seconds=step_seconds,
+        **{name: None if told is None else parse_seconds(told) for name, told in times.items()},
     )
     measured = None if path is None else measure_run(Run(path))
     speed = None if store is None else measure_store(open_store(store))

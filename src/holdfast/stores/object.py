@@ -11,9 +11,10 @@ import itertools
 import logging
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -21,10 +22,10 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import AlreadyExists, HoldfastError, InvalidFormat, NotFound, StoreError, Truncated
 from holdfast.core.names import check_key, is_key
+from holdfast.core.workers import Workers
 from holdfast.stores.address import Address, shown
 from holdfast.stores.base import MAX_WHOLE_BYTES, ObjectInfo, Stream
 from holdfast.stores.foreign import is_out_of_range, is_unsupported, translated
-from holdfast.stores.lanes import Lanes, in_lanes
 from holdfast.stores.probe import PROBES
 from holdfast.stores.services import Client, open_client
 from holdfast.stores.uploads import abort_uploads
@@ -43,6 +44,8 @@ RANGE_BYTES = 8 << 20
 RANGES = 8
 QUICK_SECONDS = 30.0  # for a request that moves few bytes
 BULK_SECONDS = 300.0
+CROSSINGS = 5  # times that a create is sent again because other writes crossed it
+CROSSING_SECONDS = 0.05
 MARK = "holdfastcreate"  # the metadata that tells our own object from a rival's
 
 _process = [0]  # the one that obstore's threads live in
@@ -80,22 +83,23 @@ class ObjectStore:
         front. Its pieces stay where they are, so that costs no memory. Of a body without a head no more is held than
         the parts that are under way.
         """
-        lanes, begun = Lanes(UPLOADS), list[str]()
+        sent, begun = list[Future[None]](), list[str]()
         try:
-            for stream in streams:
-                check_key(stream.key)
-                if stream.head_bytes == 0 and not isinstance(stream.body, Sequence):
-                    self._send(replace(stream, body=_headless(stream)), begun)
-                else:
-                    body = list(stream.body)
-                    pieces = [stream.head(), *body]
-                    whole = replace(stream, body=pieces, body_bytes=sum(map(len, pieces)))
-                    lanes.submit(partial(self._send, whole, begun))
-                if lanes.failed:
-                    break
-            lanes.close()
+            with Workers(UPLOADS, "holdfast-upload") as pool:
+                for stream in streams:
+                    check_key(stream.key)
+                    if stream.head_bytes == 0 and not isinstance(stream.body, Sequence):
+                        self._send(replace(stream, body=_headless(stream)), begun)
+                    else:
+                        body = list(stream.body)
+                        pieces = [stream.head(), *body]
+                        whole = replace(stream, body=pieces, body_bytes=sum(map(len, pieces)))
+                        sent.append(pool.submit(self._send, whole, begun))
+                    if any(s.done() and s.exception() for s in sent):
+                        break
+                for send in sent:
+                    send.result()
         except BaseException:
-            lanes.cancel()
             with contextlib.suppress(HoldfastError):  # what stays is reclaimed by the next owner of the run
                 self.delete(begun)
             raise
@@ -129,11 +133,11 @@ class ObjectStore:
                 failure.append(e)  # not the store's, whatever its kind
                 raise
 
-        client, lanes = self._client(self._bulk), max(1, UPLOAD_BYTES // part_bytes)
+        client, together = self._client(self._bulk), max(1, UPLOAD_BYTES // part_bytes)
         with self._doing("write", key):
             try:
                 obstore.put(
-                    client, key, taken(), use_multipart=True, chunk_size=part_bytes, max_concurrency=lanes
+                    client, key, taken(), use_multipart=True, chunk_size=part_bytes, max_concurrency=together
                 )
             except BaseException:
                 if not failure:
@@ -152,16 +156,32 @@ class ObjectStore:
             self._refuse_taken(key)
         mark = secrets.token_hex(16)
         with self._doing("create", key):
-            try:
-                self._put(self._client_for(data), key, data, mark)  # durability: the commit
-            except AlreadyExistsError:
-                if self._mark_of(key) != mark:
-                    raise
-            except BaseError:  # no answer, or a bad one: what can be read is durable
-                with contextlib.suppress(BaseError):
-                    if self._mark_of(key) == mark:
-                        return
+            for again in range(CROSSINGS):
+                if self._put_new(key, data, mark):
+                    return
+                time.sleep(CROSSING_SECONDS * 2**again)
+        raise StoreError(
+            f"could not create {self._shown(key)}: the server says that other writes are under way there, and none "
+            "of them lands; try again later"
+        )
+
+    def _put_new(self, key: str, data: Buffer, mark: str) -> bool:
+        """Put an object where none is. Return False where the server refused although none is there: writes that cross
+        each other may all be refused (S3's 409 ConditionalRequestConflict), and are to be sent again."""
+        try:
+            self._put(self._client_for(data), key, data, mark)  # durability: the commit
+        except AlreadyExistsError:
+            found = self._mark_of(key)
+            if found is None:
+                return False
+            if found != mark:
                 raise
+        except BaseError:  # no answer, or a bad one: what can be read is durable
+            with contextlib.suppress(BaseError):
+                if self._mark_of(key) == mark:
+                    return True
+            raise
+        return True
 
     def _put(self, client: Client, key: str, data: Buffer, mark: str) -> None:
         marks = {MARK: mark}
@@ -172,11 +192,12 @@ class ObjectStore:
                 raise
             obstore.put(client, key, _flat(data), use_multipart=False, attributes=marks)
 
-    def _mark_of(self, key: str) -> str:
+    def _mark_of(self, key: str) -> str | None:
+        """Return the mark of the object at a key, "" for one without, None where there is none."""
         try:
             found = obstore.get(self._client(self._quick), key, options={"head": True})
         except FileNotFoundError:
-            return ""
+            return None
         return str({str(k).lower(): v for k, v in found.attributes.items()}.get(MARK, ""))
 
     def _refuse_taken(self, key: str) -> None:
@@ -259,7 +280,10 @@ class ObjectStore:
 
         if len(target) <= RANGE_BYTES:
             return fill(0)
-        return in_lanes((partial(fill, at) for at in range(0, len(target), RANGE_BYTES)), RANGES)
+        with Workers(RANGES, "holdfast-range") as pool:
+            for _ in pool.map(fill, range(0, len(target), RANGE_BYTES)):
+                pass
+        return None
 
     def info(self, key: str) -> ObjectInfo:
         check_key(key)
