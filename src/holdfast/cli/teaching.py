@@ -9,10 +9,10 @@ from holdfast.cli.exits import CODES
 __all__ = ["HELP", "epilog", "rules"]
 
 HELP = """
-Look at training runs, check them, prune them, and take weights out of them.
+Look at training runs, check and mend them, copy them, prune them, and take weights out of them.
 
-A RUN is a directory that a Checkpointer or holdfast.save wrote. RUN@STEP and RUN@TAG name one of its
-checkpoints; RUN alone means the newest.
+A RUN is a directory or URL (s3://, gs://, az://) where a Checkpointer or holdfast.save wrote, or a mirror of
+one. RUN@STEP and RUN@TAG name one of its checkpoints; RUN alone means the newest.
 """
 
 _EXAMPLES = {
@@ -20,6 +20,9 @@ _EXAMPLES = {
     "holdfast show runs/digits@best": "what is in a checkpoint",
     "holdfast diff runs/digits 100 200": "what changed in between",
     "holdfast verify runs/digits": "read every byte",
+    "holdfast scrub s3://bucket/digits --rate 50MB": "read again what was proven longest ago",
+    "holdfast repair runs/digits --from s3://bucket/digits": "mend it from a copy",
+    "holdfast undo runs/digits 200": "bring back what was deleted",
     "holdfast plan runs/digits --hours 72": "what saving and keeping would cost",
     "holdfast prune runs/digits --keep 'last(3)' -n": "what would go",
 }
