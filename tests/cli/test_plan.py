@@ -210,3 +210,29 @@ def test_what_is_given_goes_before_what_is_measured() -> None:
     with pytest.raises(PolicyError):
         assume(Given(), None, None, 1.0)
     assert repr(auto(mtbf=costs.mtbf)) == "auto(max_overhead=0.01, mtbf='1m')"
+
+
+def test_the_most_bytes_are_the_same_in_the_table_and_in_the_picture(cli, tmp_path, monkeypatch) -> None:
+    """The disk must hold, for a moment, the new checkpoint and the one that goes for it: so says either."""
+    from matplotlib.axes import Axes
+
+    written: list[str] = []
+    annotate = Axes.annotate
+
+    def noted(axes, text, *rest, **options):
+        written.append(text)
+        return annotate(axes, text, *rest, **options)
+
+    monkeypatch.setattr(Axes, "annotate", noted)
+    rules = ("--save", "every(hours=1)", "--keep", "last(2)")
+    alone = cli(*BASIC, *rules, "--png", tmp_path / "a.png")
+    assert [line.split()[2:] for line in alone.out.splitlines() if "most bytes" in line] == [["30.0", "GB"]]
+    assert "at most 30.0 GB" in written
+    both = cli(*BASIC, *rules, "--mirror", f"{tmp_path}=last(1)", "--png", tmp_path / "b.png")
+    [told] = [line for line in both.out.splitlines() if line.startswith("most bytes in all")]
+    [drawn] = [text for text in written if text.endswith(" in all")]
+    assert float(told.split()[4]) == float(drawn.split()[2]) > 30
+    found = cli(*BASIC, *rules, "--mirror", f"{tmp_path}=last(1)", "--json").json["sets"][0]
+    assert (
+        found["peak_bytes"] == float(told.split()[4]) * 1e9 <= sum(p["peak_bytes"] for p in found["places"])
+    )

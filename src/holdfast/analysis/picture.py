@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import MissingDependency, OutOfSpace, PermissionDenied, StoreError
-from holdfast.core.units import format_seconds
+from holdfast.core.units import format_bytes, format_seconds
 from holdfast.policies.optimum import daly_interval, wasted
-from holdfast.policies.places import Stay
+from holdfast.policies.places import Stay, peak_together
 from holdfast.policies.simulate import Costs, Outcome
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def _storage(figure: Figure, panels: Sequence[Axes], outcomes: Sequence[Outcome]) -> None:
-    most = max(sum(s.peak_bytes for s in o.stays) for o in outcomes) or 1
+    most = max(peak_together(o.stays) for o in outcomes) or 1
     divisor, unit = _unit(most)
     for axes, outcome, letter, color in zip(panels, outcomes, letters(len(outcomes)), _SETS, strict=False):
         times = sorted({0.0, *(t for s in outcome.stays for t in s.times), outcome.stays[0].end})
@@ -113,11 +113,12 @@ def _storage(figure: Figure, panels: Sequence[Axes], outcomes: Sequence[Outcome]
             letter, (0, 1), xytext=(-4, 8), textcoords="offset points", xycoords="axes fraction",
             color=color, weight="bold", fontsize=13, ha="right", va="bottom",
         )  # fmt: skip
-        together = max(map(sum, zip(*layers, strict=True)))
+        everywhere = " in all" if len(layers) > 1 else ""
         price = sum(s.cost for s in outcome.stays)
         axes.annotate(
-            f"at most {together:,.3g} {unit}" + (f", ${price:,.2f}" if price else ""), (0, 1), xytext=(6, -4),
-            textcoords="offset points", xycoords="axes fraction", fontsize=9, weight="bold", va="top",
+            f"at most {format_bytes(peak_together(outcome.stays))}{everywhere}" + (f", ${price:,.2f}" if price else ""),
+            (0, 1), xytext=(6, -4), textcoords="offset points", xycoords="axes fraction", fontsize=9, weight="bold",
+            va="top", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
         if axes is not panels[0]:
             axes.tick_params(left=False, labelleft=False)

@@ -27,7 +27,7 @@ from holdfast.cli.words import bytes_, count, name_of
 from holdfast.core.units import exact_seconds, format_seconds, parse_bytes, parse_seconds
 from holdfast.policies.optimum import daly_interval, wasted
 from holdfast.policies.parse import parse_rule
-from holdfast.policies.places import Place
+from holdfast.policies.places import Place, peak_together
 from holdfast.policies.simulate import Costs, Outcome, Scenario, simulate
 from holdfast.run import Run
 from holdfast.stores import open_store
@@ -195,6 +195,7 @@ def _print_sets(outcomes: Sequence[Outcome], costs: Costs) -> None:
             )
         rows.append(["  price of the run", *(f"${s.cost:,.2f}" for s in stays)])
     if len(outcomes[0].stays) > 1:
+        rows.append(["most bytes in all", *(bytes_(peak_together(o.stays)) for o in outcomes)])
         rows.append(
             ["price in all", *(text((f"${sum(s.cost for s in o.stays):,.2f}", "bold")) for o in outcomes)]
         )
@@ -237,6 +238,7 @@ def _set_document(o: Outcome) -> dict[str, object]:
         "overhead": o.overhead,
         "failures": o.failures,
         "wasted": o.wasted,
+        "peak_bytes": peak_together(o.stays),
         "stride": o.stride,
         "places": [
             {

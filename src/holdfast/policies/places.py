@@ -16,7 +16,7 @@ from holdfast.policies.arguments import amount
 from holdfast.policies.plan import Decision, plan
 from holdfast.policies.rules import Rule
 
-__all__ = ["Place", "Price", "Sizes", "Stay", "Storage", "lost_work"]
+__all__ = ["Place", "Price", "Sizes", "Stay", "Storage", "lost_work", "peak_together"]
 
 MONTH_SECONDS = 730 * 3600.0
 PART_BYTES = 8 << 20  # of a multipart upload, each a request
@@ -132,6 +132,19 @@ class Stay:
     def lost(self, seconds: float) -> tuple[float, float]:
         """Return the mean and the most training that a failure loses when the run goes on from what lies here."""
         return lost_work(self.arrivals, seconds)
+
+
+def peak_together(stays: Iterable[Stay]) -> int:
+    """Return the most bytes that lie in all places at once, those included that retention frees in the same moment."""
+    changes = [
+        (t, i, size) for i, stay in enumerate(stays) for t, size in zip(stay.times, stay.sizes, strict=True)
+    ]
+    held: dict[int, int] = {}
+    most = 0
+    for _, place, size in sorted(changes, key=lambda change: change[0]):  # stable: in a place, as it came
+        held[place] = size
+        most = max(most, sum(held.values()))
+    return most
 
 
 def lost_work(arrivals: Iterable[tuple[float, float]], seconds: float) -> tuple[float, float]:
