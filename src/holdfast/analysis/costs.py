@@ -18,6 +18,7 @@ from holdfast.core.units import format_bytes, format_seconds
 from holdfast.format.events import Event, Observed, Resumed, Saved
 from holdfast.run import Run
 from holdfast.stores import Store
+from holdfast.stores.probe import PROBES
 
 __all__ = ["Figures", "Measured", "Speed", "copy_speed", "measure_run", "measure_store"]
 
@@ -167,8 +168,8 @@ def _blocks(run: Run, record: CheckpointRecord) -> Iterator[int]:
 
 def measure_store(store: Store) -> Speed:
     """Return how fast a store takes and gives bytes. Two objects are written there, read and deleted."""
-    place = f"probe-{secrets.token_hex(8)}"
-    small, large = f"{place}/small", f"{place}/large"
+    place = f"{PROBES}/{secrets.token_hex(8)}"
+    small, large = f"{place}-small", f"{place}-large"
     data = secrets.token_bytes(1 << 20)
     try:
         latency = _timed(lambda: store.write(small, [b"holdfast"]))
