@@ -55,6 +55,7 @@ def test_what_is_not_yet_where_is_said_and_synced(cli, run: Path, tmp_path: Path
     synced = cli("sync", run)
     assert synced.code == 0, synced.err
     assert "2 checkpoints copied" in synced.out
+    assert cli("sync", run).out.count("  up to date; newest: step 5\n") == 2
     assert cli("status", run).code == 0
     assert holdfast.Run(tmp_path / "near").steps == [1, 2, 3, 4, 5]
     assert holdfast.Run(tmp_path / "packed").steps == [3, 4, 5]  # 3 is what training went on from

@@ -66,6 +66,7 @@ def test_what_is_not_signed_is_refused_and_what_is_signed_is_read(
     refused = read(cli, verb, run, out, "--trust", public)
     assert refused.code == (4 if verb == "verify" else 7)
     assert "not trusted" in refused.err + refused.out
+    assert ": step " not in refused.out, "the step is said once"
     assert not out.exists()
     assert cli("sign", f"{run}@500", "--key", key).code == 0
     assert read(cli, verb, run, out, "--trust", public).code == 0

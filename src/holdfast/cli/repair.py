@@ -9,7 +9,7 @@ import typer
 from holdfast.cli.exits import HELD, INTEGRITY
 from holdfast.cli.options import Json, RunPath
 from holdfast.cli.output import emit, growing_progress, line, note
-from holdfast.cli.words import bytes_, count
+from holdfast.cli.words import bytes_, count, name_of
 from holdfast.replication.known_copies import known_copies
 from holdfast.replication.mending import RepairReport
 from holdfast.replication.repair import repair as repair_run
@@ -67,14 +67,14 @@ def _print(report: RepairReport) -> None:
     for mended in report.mended:
         line(
             ("would mend: " if report.dry_run else "mended: ", "green"),
-            mended.was,
+            _of(mended.key, mended.was),
             ("  from ", "dim"),
-            mended.origin,
+            ", ".join(map(name_of, mended.origin.split(", "))),
         )
     for problem in report.left:
-        line(("waits: ", "yellow"), problem.message)
+        line(("waits: ", "yellow"), _of(problem.key, problem.message))
     for problem in report.lost:
-        line(("lost: ", "bold red"), problem.message)
+        line(("lost: ", "bold red"), _of(problem.key, problem.message))
     checked = f"{count(report.checked, 'file')} checked, {bytes_(report.checked_bytes)}"
     if report.whole and not report.mended:
         line(("nothing is wrong", "bold green"), f"  {checked}")
@@ -83,6 +83,11 @@ def _print(report: RepairReport) -> None:
     line((done, "bold"), f", {len(report.lost)} lost  {checked}")
     if report.left:
         note("run it again when training has ended, for what waits")
+
+
+def _of(key: str, message: str) -> str:
+    """Return what is said of an object, with its key in front where the words do not begin with it."""
+    return message if message.startswith(key) else f"{key}: {message}"
 
 
 def _document(report: RepairReport) -> dict[str, object]:

@@ -68,7 +68,7 @@ def _print(report: ScrubReport) -> None:
     if report.damaged:
         steps = ", ".join(map(str, report.damaged))
         line(("damaged: ", "bold red"), f"step{'' if len(report.damaged) == 1 else 's'} {steps}")
-        line(f"holdfast repair {name_of(report.run)} --from ANOTHER-PLACE mends what is whole elsewhere")
+        line(f"holdfast repair {name_of(report.run)} --from COPY mends what is whole in a copy or mirror")
     read = f"{count(report.files, 'file')} read, {bytes_(report.bytes)} in {format_seconds(report.seconds)}"
     style = "" if report.problems else "bold green"
     line((f"{count(len(report.verified), 'checkpoint')} proven", style), f"  {read}")

@@ -72,7 +72,9 @@ def sync(
 def _print(one: Synced) -> None:
     if one.outcome is not None:
         copied, removed = one.outcome.placed, one.outcome.removed
-        what = f"{count(len(copied), 'checkpoint')} copied, {bytes_(one.outcome.copied.bytes)}"
+        written = one.outcome.copied.bytes
+        idle = not (copied or written or removed or one.error)
+        what = "up to date" if idle else f"{count(len(copied), 'checkpoint')} copied, {bytes_(written)}"
         if removed:
             what += f"; {len(removed)} removed"
         newest = "" if one.outcome.newest is None else f"; newest: step {one.outcome.newest}"

@@ -19,16 +19,18 @@ def trash(path: RunPath, json: Json = False) -> None:
     if json:
         emit({"run": run.store.url, "trash": [_document(one) for one in found]})
         return
-    if found:
-        columns = [
-            Column("step", right=True),
-            Column("deleted", leaves=1),
-            Column("until"),
-            Column("frees", right=True),
-            Column("tags", leaves=2),
-            Column("why", elastic=True),
-        ]
-        show_table(columns, [_row(one) for one in found])
+    if not found:
+        line("the trash is empty")
+        return
+    columns = [
+        Column("step", right=True),
+        Column("deleted", leaves=1),
+        Column("until"),
+        Column("frees", right=True),
+        Column("tags", leaves=2),
+        Column("why", elastic=True),
+    ]
+    show_table(columns, [_row(one) for one in found])
     total = bytes_(sum(one.freed_bytes for one in found))
     line(f"{count(len(found), 'checkpoint')} in the trash, about {total}")
 

@@ -55,7 +55,7 @@ def verify(
     if json:
         emit(_document(run, found, beside, done, seconds))
     else:
-        _print_problems(found, beside)
+        _print_problems(run.store.url, found, beside)
         rate = f"{bytes_(done)} read in {format_seconds(seconds)}, {bytes_(int(done / max(seconds, 1e-9)))}/s"
         if bad or beside:
             line((f"{bad} of {count(len(steps), 'checkpoint')} wrong", "bold red"), f"  {rate}")
@@ -76,10 +76,10 @@ def _step(run: Run, which: int | str) -> int:
     return which if isinstance(which, int) and which in run.broken else run.history.resolve(which)[1].step
 
 
-def _print_problems(found: dict[int, list[Problem]], beside: list[Problem]) -> None:
+def _print_problems(url: str, found: dict[int, list[Problem]], beside: list[Problem]) -> None:
     for step, problems in found.items():
-        for problem in problems:
-            line((f"step {step}: ", "bold red"), problem.message)
+        for problem in problems:  # what is said of the whole checkpoint begins with its step
+            line((f"step {step}: ", "bold red"), problem.message.removeprefix(f"step {step} of {url} "))
     for problem in beside:
         line((f"{problem.key.partition('/')[0]}: ", "bold red"), problem.message)
 
