@@ -254,3 +254,28 @@ def test_a_list_that_is_not_much_longer_is_not_cut(cli, screen, long: Path) -> N
     shown = screen(160)
     cli("ls", long)
     assert len(steps_in(shown()[2:])) == 100
+
+
+def test_runs_below_a_url(cli, s3_url: str) -> None:
+    for name in ("group/a", "group/deep/b", "c@x"):
+        holdfast.save(f"{s3_url}/{name}", {"n": 1}, step=3)
+    found = cli("ls", s3_url)
+    assert [line.split()[0] for line in found.out.splitlines()[1:]] == ["c@x", "group/a", "group/deep/b", "3"]
+    told = cli("ls", f"{s3_url}/group/", "--json").json
+    assert [r["run"] for r in told["runs"]] == [f"{s3_url}/group/a", f"{s3_url}/group/deep/b"]
+    assert all(r["newest_step"] == 3 and r["error"] is None for r in told["runs"])
+    assert [r["run"] for r in cli("ls", f"{s3_url}/group", "--depth", 1, "--json").json["runs"]] == [
+        f"{s3_url}/group/a"
+    ]
+    nothing = cli("ls", f"{s3_url}/nowhere")
+    assert nothing.code == 3
+    assert "holds none within 4 levels" in nothing.err
+    missing = cli("ls", "s3://no-such-bucket/runs")
+    assert missing.code == 6
+    assert "create the bucket first" in missing.err
+
+
+def test_runs_below_a_file_url(cli, tmp_path: Path) -> None:
+    holdfast.save(tmp_path / "some runs" / "a", {"n": 1}, step=3)
+    told = cli("ls", (tmp_path / "some runs").as_uri(), "--json").json
+    assert [r["run"] for r in told["runs"]] == [(tmp_path / "some runs" / "a").as_uri()]

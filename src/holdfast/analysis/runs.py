@@ -18,6 +18,7 @@ from holdfast.core.records import CheckpointRecord
 from holdfast.policies import Mode, Rule
 from holdfast.policies.best import Best
 from holdfast.run import Run
+from holdfast.stores import find_below
 
 __all__ = ["RunSummary", "data_bytes", "directions", "find_runs", "freed_bytes", "stored_bytes", "summarize"]
 
@@ -40,9 +41,15 @@ class RunSummary:
 
 
 def find_runs(directory: str, depth: int) -> Iterator[str]:
-    """Yield the paths of the runs in a directory and up to `depth` levels below, sorted; links are not
-    followed.
+    """Yield the paths of the runs in a directory and up to `depth` levels below, sorted; links are not followed. Of the
+    URL of an object store, yield the URLs of the runs there.
+
+    Raises:
+        StoreError: an object store cannot be listed.
     """
+    if "://" in directory:
+        yield from find_below(directory, RUN, depth) or ()
+        return
     try:
         entries = sorted(os.scandir(directory), key=lambda e: e.name)
     except OSError:  # a directory that may not be read holds no run for us

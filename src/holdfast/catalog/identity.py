@@ -37,7 +37,7 @@ def read_identity(store: Store) -> RunIdentity:
     except NotFound:
         raise NotARun(
             f"{store.url} is not a holdfast run: it has no {RUN}. Check the path; "
-            "`holdfast ls DIR` finds runs below a directory"
+            "`holdfast ls DIR` finds runs below a directory or a URL"
         ) from None
     body = unseal(raw, RUN)
     check_version(body, f"{store.url}/{RUN}")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -21,6 +22,7 @@ from holdfast.core.records import CheckpointRecord
 from holdfast.policies import Decision, best_of
 from holdfast.policies.parse import parse_rule
 from holdfast.run import Run
+from holdfast.stores.address import shown
 
 __all__ = ["ls"]
 
@@ -31,7 +33,7 @@ ACTION_STYLES = {"keep": "green", "drop": "red", "demote": "yellow"}
 
 def ls(
     path: Annotated[
-        str, typer.Argument(help="A run, or a directory with runs below it.", show_default=False)
+        str, typer.Argument(help="A run, or a directory or URL with runs below it.", show_default=False)
     ] = ".",
     keep: Annotated[
         str | None,
@@ -48,16 +50,17 @@ def ls(
     ] = False,
     json: Json = False,
 ) -> None:
-    """List the checkpoints of a run, or the runs below a directory.
+    """List the checkpoints of a run, or the runs below a directory or the URL of an object store.
 
     The best value of a metric is marked where the run itself, or --keep, says which way is better.
     """
     try:
         run = Run(path)
     except NotARun:
-        if "://" in path or not os.path.isdir(path):
+        directory = unquote(urlsplit(path).path) if path.startswith("file://") else path
+        if "://" not in directory and not os.path.isdir(directory):
             raise
-        _list_runs(path, depth, json=json)
+        _list_runs(directory, depth, json=json)
         return
     rule = None if keep is None else parse_rule(keep)
     plan = {} if rule is None else {d.step: d for d in run.plan(rule)}
@@ -202,12 +205,12 @@ def _writer(writer: LeaseDoc | None) -> dict[str, object] | None:
 def _list_runs(directory: str, depth: int, *, json: bool) -> None:
     runs = [summarize(path) for path in find_runs(directory, depth)]
     if json:
-        emit({"directory": os.path.abspath(directory), "runs": [_summary(r) for r in runs]})
+        place = directory if "://" in directory else os.path.abspath(directory)
+        emit({"directory": place, "runs": [_summary(r) for r in runs]})
         return
     if not runs:
-        raise NotARun(
-            f"{directory} is not a run and holds none within {depth} levels; --depth N looks deeper"
-        )
+        place = shown(directory) if "://" in directory else directory
+        raise NotARun(f"{place} is not a run and holds none within {depth} levels; --depth N looks deeper")
     columns = [
         Column("run"),
         Column("checkpoints", right=True),
@@ -222,13 +225,20 @@ def _list_runs(directory: str, depth: int, *, json: bool) -> None:
         show_table(columns, [_run_row(r, directory) for r in sound])
     for r in runs:
         if r.error is not None:
-            line((f"{os.path.relpath(r.path, directory)} is broken: ", "bold red"), (r.error, "red"))
+            line((f"{_below(r.path, directory)} is broken: ", "bold red"), (r.error, "red"))
     line((f"{count(len(runs), 'run')}, {bytes_(sum(r.size_bytes for r in runs))} on disk", "dim"))
+
+
+def _below(path: str, directory: str) -> str:
+    """Return where a run lies as seen from the directory or URL that was looked through."""
+    if "://" in path:
+        return os.path.relpath(urlsplit(path).path or "/", urlsplit(directory).path or "/")
+    return os.path.relpath(path, directory)
 
 
 def _run_row(run: RunSummary, directory: str) -> list[object]:
     return [
-        text((os.path.relpath(run.path, directory), "bold")),
+        text((_below(run.path, directory), "bold")),
         run.checkpoints,
         "" if run.newest_step is None else f"step {run.newest_step}",
         text(("" if run.newest_time is None else age(run.newest_time), "dim")),
@@ -240,7 +250,7 @@ def _run_row(run: RunSummary, directory: str) -> list[object]:
 
 def _summary(run: RunSummary) -> dict[str, object]:
     return {
-        "run": Path(os.path.abspath(run.path)).as_uri(),
+        "run": run.path if "://" in run.path else Path(os.path.abspath(run.path)).as_uri(),
         "checkpoints": run.checkpoints,
         "broken": run.broken,
         "newest_step": run.newest_step,

@@ -5,7 +5,7 @@ from holdfast.stores.disk import Disk, OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.probe import prove_create
-from holdfast.stores.urls import is_reopenable, open_store
+from holdfast.stores.urls import find_below, is_reopenable, open_store
 from holdfast.stores.wrappers import Cached, Delegating, Prefixed, Retrying, Throttled
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Store",
     "Stream",
     "Throttled",
+    "find_below",
     "is_reopenable",
     "open_store",
     "prove_create",

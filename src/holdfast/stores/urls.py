@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
 from holdfast.core.errors import StoreError
@@ -14,7 +15,7 @@ from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.wrappers import Prefixed
 
-__all__ = ["is_reopenable", "open_store"]
+__all__ = ["find_below", "is_reopenable", "open_store"]
 
 _memory: dict[str, MemoryStore] = {}
 _memory_lock = threading.Lock()
@@ -47,6 +48,16 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
     raise StoreError(
         f"no store for {shown(text)!r}: give a directory, or a file://, s3://, gs://, az:// or memory:// URL"
     )
+
+
+def find_below(url: str, name: str, depth: int) -> Iterator[str] | None:
+    """Return the URLs, at most `depth` levels below one, of the places in an object store that directly hold an object
+    of a name; None where a URL names no object store."""
+    if urlsplit(url).scheme not in SERVICES:
+        return None
+    from holdfast.stores.browsing import find_prefixes  # obstore is loaded by those who need it
+
+    return (found.url for found in find_prefixes(parse_address(url), name, depth))
 
 
 def is_reopenable(store: Store) -> bool:
