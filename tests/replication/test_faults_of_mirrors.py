@@ -187,3 +187,29 @@ def test_a_program_that_forgets_close_ends_when_its_mirrors_hold_it(tmp_path: pa
     subprocess.run([sys.executable, "-c", FORGETFUL, str(run), str(mirror)], check=True, timeout=120)
     assert attempts(LocalStore(mirror)) == attempts(LocalStore(run)) != {}
     assert_sound(LocalStore(mirror))
+
+
+@pytest.mark.parametrize("known_by", ["the log", "its own bytes"])
+def test_what_training_has_given_up_takes_no_place_of_what_is_damaged(
+    pair: tuple[MemoryStore, MemoryStore], known_by: str
+) -> None:
+    primary, behind = pair
+    key = "checkpoints/000000000003.json"
+    roll_back(primary, 1, 3)
+    assert behind.names("checkpoints", after=key) == primary.names("checkpoints", after=key)
+    raw = primary.read(key)
+    assert behind.read(key) != raw
+    if known_by == "the log":
+        primary.replace(key, b"")
+    else:
+        flip(primary, key, len(raw) // 2)
+        primary.delete([*primary.names("log"), *primary.names("trash")])
+    damaged = {o.key: primary.read(o.key) for o in primary.list("")}
+    assert mend(primary, key, [behind]) == []
+    assert {o.key: primary.read(o.key) for o in primary.list("")} == damaged
+    ahead = copy_of(behind)
+    ahead.replace(key, raw)
+    for data in copy_of(primary).names("data"):
+        ahead.replace(data, primary.read(data))
+    assert mend(primary, key, [behind, ahead])
+    assert primary.read(key) == raw

@@ -14,6 +14,7 @@ from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.keys import CHECKPOINTS
 from holdfast.catalog.lease import acquire
+from holdfast.catalog.runlog import LogReader
 from holdfast.catalog.tags import read_tags
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import HoldfastError, IntegrityError, NotARun, StateError, StoreError
@@ -27,8 +28,9 @@ from holdfast.replication.copying import (
     send_blocks,
 )
 from holdfast.replication.desired import Held, Location, Past
-from holdfast.replication.looking import Source, look
+from holdfast.replication.looking import Source, look, past_of
 from holdfast.replication.segments import copy_log
+from holdfast.replication.witnesses import may_replace, was_given_up
 from holdfast.stores import Store
 
 __all__ = ["bring_back", "mend", "worth_bringing"]
@@ -230,14 +232,19 @@ def mend(primary: Store, key: str, mirrors: Sequence[Store]) -> list[str]:
 
 
 def _whole_manifest(primary: Store, key: str, mirrors: Sequence[Store]) -> tuple[Store, Manifest] | None:
-    """Return the first mirror that has a manifest of this run at a key, with it."""
+    """Return the first mirror that has the manifest which belongs at a key, with it.
+
+    Keys are used again: a mirror that is behind may hold there what training has given up since. That never takes the
+    place of what is damaged, which may still be mended from elsewhere, and whose data nothing else refers to.
+    """
     run = read_identity(primary).run
+    past = past_of(LogReader(primary).turns(), primary)
     for store in mirrors:
         try:
             _, manifest = read_manifest(store, key)
         except (IntegrityError, StoreError):
             continue
-        if manifest.run == run:
+        if manifest.run == run and not was_given_up(past, manifest) and may_replace(primary, key, manifest):
             return store, manifest
     return None
 

@@ -12,7 +12,7 @@ from holdfast.catalog.checkpoints import newest_states
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.keys import CHECKPOINTS, RUN, data_prefix, parse_manifest_key
 from holdfast.catalog.verify import Problem
-from holdfast.core.errors import HoldfastError, IntegrityError, InvalidFormat, NotARun, StateError
+from holdfast.core.errors import HoldfastError, IntegrityError, InvalidFormat, NotARun, NotFound, StateError
 from holdfast.format.events import Event, Removed, Resumed, Started
 from holdfast.format.manifest import Manifest, Part
 from holdfast.replication.copying import read_manifest
@@ -20,7 +20,7 @@ from holdfast.replication.desired import Past
 from holdfast.replication.looking import past_of
 from holdfast.stores import Store
 
-__all__ = ["Found", "Sought", "Witnesses"]
+__all__ = ["Found", "Sought", "Witnesses", "may_replace", "was_given_up"]
 
 _ATTEMPT = re.compile(rb'"attempt":"([0-9A-Za-z]+)"')
 
@@ -110,7 +110,7 @@ class Witnesses:
         past = past_of(turns, self.target)
         for key, was in bad.items():
             found, reasons = self._find(key, was, past, missing=False)
-            if found is not None and self._may_replace(key, found.manifest):
+            if found is not None and may_replace(self.target, key, found.manifest):
                 sought.found.append(found)
             else:
                 reasons = reasons or ["the copy elsewhere is of another attempt"]
@@ -140,7 +140,7 @@ class Witnesses:
             except HoldfastError as e:
                 reasons.append(str(e))
                 continue
-            if _was_given_up(past, manifest):
+            if was_given_up(past, manifest):
                 reasons.append(f"{source.url}: has attempt {manifest.attempt}, which was removed on purpose")
             else:
                 found.append(Found(key, raw, manifest, was, source.url, missing))
@@ -155,12 +155,16 @@ class Witnesses:
         parts = {name: Part(files=part.files) for name, part in manifest.parts.items()}
         return raw, structs.replace(manifest, parts=parts)  # the trees of a long history are much
 
-    def _may_replace(self, key: str, manifest: Manifest) -> bool:
-        """Return whether a damaged manifest is not seen to be of another attempt, whose data is there."""
-        own = set(_ATTEMPT.findall(self.target.read(key)))
-        if not own or manifest.attempt.encode() in own:
-            return True
-        return not any(self.target.names(data_prefix(manifest.step, attempt.decode())) for attempt in own)
+
+def may_replace(store: Store, key: str, manifest: Manifest) -> bool:
+    """Return whether the damaged manifest at a key is not seen to be of another attempt, whose data is there."""
+    try:
+        own = set(_ATTEMPT.findall(store.read(key)))
+    except NotFound:
+        return True
+    if not own or manifest.attempt.encode() in own:
+        return True
+    return not any(store.names(data_prefix(manifest.step, attempt.decode())) for attempt in own)
 
 
 def _check_is_of(target: Store, run: str) -> None:
@@ -174,7 +178,7 @@ def _check_is_of(target: Store, run: str) -> None:
             raise StateError(f"{target.url}/{key} is of run {found}, and the copy is run {run}")
 
 
-def _was_given_up(past: Past, manifest: Manifest) -> bool:
+def was_given_up(past: Past, manifest: Manifest) -> bool:
     """Return whether a checkpoint was removed or set aside, or training went on from an earlier step after it."""
     if manifest.attempt in past.departed:
         return True

@@ -162,7 +162,7 @@ class Reader:
             return HostTensor(spec, memoryview(b""))
         first, end = start * row, stop * row
         pieces = self.pieces(name)
-        if len(pieces) > 1:
+        if len(pieces) != 1:
             return HostTensor(spec, assemble(pieces, first, end))
         piece = pieces[0]
         slabs = slabs_of(piece.file, piece.file.blocks_of(piece.start + first, piece.start + end))
