@@ -19,6 +19,7 @@ import pytest
 import holdfast
 from holdfast import Checkpointer, Run, best, every, last
 from holdfast.core.errors import CommitUnknown, OutOfSpace, PolicyError, SaveFailed
+from holdfast.replication.scrub import scrub
 from holdfast.stores import LocalStore
 from holdfast.stores.disk import OsDisk
 from holdfast.testing import FaultyDisk
@@ -261,3 +262,48 @@ def test_no_room_amid_a_save_empties_the_trash_and_tries_again(tmp_path: pathlib
 def test_best_is_not_given_up_for_room(place: LocalStore) -> None:
     go(place, 8, keep=last(1) | best("loss", mode="max"), when_full="prune", writer="thread")
     assert whole(place) == [1, 8]
+
+
+def fill(place: LocalStore, spare: int = 0) -> None:
+    """Leave exactly so many bytes free."""
+    with ballast(place).open("ab") as file:
+        disk = place.disk
+        if isinstance(disk, SmallDisk):
+            file.truncate(file.seek(0, os.SEEK_END) + disk.size - disk.used() - spare)
+            return
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(file.fileno(), bytes(4096))
+        file.truncate(file.seek(0, os.SEEK_END) // 4096 * 4096 - spare)
+
+
+def test_a_store_without_a_byte_is_freed_in_the_place_of_what_only_saves_work(place: LocalStore) -> None:
+    go(place, 3, writer="inline")
+    scrub(place)
+    place.replace("index.json", bytes(2048))
+    fill(place)
+    with pytest.raises(OutOfSpace):
+        place.create("another", bytes(100))
+    assert [d.step for d in Run(place).prune(last(1), grace=0) if d.action == "drop"] == [1, 2]
+    ballast(place).unlink()
+    assert whole(place) == [3]
+
+
+@pytest.mark.parametrize("verb", ["prune", "collect"])
+def test_a_store_without_a_byte_says_what_to_do_and_then_frees(place: LocalStore, verb: str) -> None:
+    go(place, 3, writer="inline")
+    Run(place).remove([1])
+
+    def act() -> None:
+        Run(place).prune(last(1), grace=0) if verb == "prune" else Run(place).collect(grace=0)
+
+    before = [place.info(key) for key in place.names("")]
+    fill(place)
+    with pytest.raises(OutOfSpace, match=r"cannot even be taken for writing .*Delete some other file"):
+        act()
+    assert [place.info(key) for key in place.names("")] == before
+    fill(place, spare=100_000)
+    act()
+    assert not Run(place).trash() or verb == "prune"
+    ballast(place).unlink()
+    assert whole(place) == ([3] if verb == "prune" else [2, 3])

@@ -21,6 +21,7 @@ import msgspec
 
 from holdfast.catalog.bounded import read_document
 from holdfast.catalog.keys import LEASES, is_lease_key, lease_key
+from holdfast.catalog.last_room import create_in_last_room
 from holdfast.core.clock import SystemTime, TimeSource
 from holdfast.core.errors import (
     AlreadyExists,
@@ -213,7 +214,7 @@ def acquire(
     lease = Lease(store, doc, time)
     lease.displaced = present is not None and not (present.owner_let_go or _holder_has_ended(present))
     try:
-        store.create(lease_key(generation), seal(msgspec.json.encode(doc)))
+        create_in_last_room(store, lease_key(generation), seal(msgspec.json.encode(doc)))
         lease.check()  # a rival that deleted what was seen here has left its number, or a lower one, free
         store.delete([o.key for o in _leases_in(store) if o.key < lease_key(generation)])
     except (AlreadyExists, LeaseLost):

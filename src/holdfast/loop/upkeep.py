@@ -22,7 +22,7 @@ from holdfast.catalog.tidiness import HALF_MADE_SECONDS, Tidiness
 from holdfast.catalog.trash import BROKEN, Leaving, Trashed, list_trash, retire
 from holdfast.catalog.trust import Trust, TrustedKey
 from holdfast.core.clock import TimeSource
-from holdfast.core.errors import HoldfastError, Untrusted
+from holdfast.core.errors import HoldfastError, OutOfSpace, Untrusted
 from holdfast.core.records import CheckpointRecord
 from holdfast.format.events import Removed
 from holdfast.format.manifest import Manifest
@@ -113,8 +113,11 @@ class Upkeep:
         return True
 
     def retain(self, keep: Rule, grace_seconds: int = 0) -> tuple[Decision, ...]:
-        """Delete and demote what the retention rule lets go; return what was decided."""
-        self.log.flush()
+        """Delete and demote what the retention rule lets go; return what was decided. Nothing was trained yet."""
+        with contextlib.suppress(
+            OutOfSpace
+        ):  # the log says no more than who took the run, and waits for room
+            self.log.flush()
         tags = self.history.tags()
         return self._retain(keep, tags, self.history.records(tags), grace_seconds)
 
