@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, PermissionDenied, StoreError
-from holdfast.stores import Store, Stream, is_reopenable, open_store, services
+from holdfast.stores import Store, Stream, is_reopenable, open_store, services, uploads
 from holdfast.stores.object import PART_BYTES, WHOLE_BYTES
 from servers.flaky import Fault, Flaky, flaky_proxy
 from servers.gcs import serving_gcs
@@ -97,6 +97,19 @@ def test_sweeping_aborts_uploads_that_were_never_ended(store: Store, s3: S3Serve
     store.sweep(before=time.time())
     assert unfinished(s3, s3_url) == 1
     assert b"runs/other/k" in s3.call("GET", f"/{bucket}?uploads")
+
+
+def test_an_upload_that_another_sweeper_aborts_first_is_no_failure(
+    store: Store, s3: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for key in ("runs/digits/data/1/k", "runs/digits/data/2/k"):
+        s3.call("POST", f"/{bucket_of(s3_url)}/{key}?uploads")
+    listed = uploads._uploads
+    monkeypatch.setattr(uploads, "_uploads", lambda *where: [u for u in listed(*where) for _ in range(2)])
+    with caplog.at_level(logging.INFO, "holdfast"):
+        store.sweep(before=time.time())
+    assert unfinished(s3, s3_url) == 0
+    assert "could not" not in caplog.text
 
 
 def test_what_cannot_be_swept_is_said_and_is_no_failure(

@@ -289,6 +289,14 @@ def test_what_was_deleted_is_gone_here_too(remote: Failing, tmp_path: Path) -> N
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+def test_what_was_mended_afar_is_copied_anew(remote: Failing, tmp_path: Path) -> None:
+    cached = Cached(remote, tmp_path)
+    assert cached.read(DATA, 1, 2) == b"\1"
+    mended = bytes(remote.inner.info(DATA).size)
+    cached.write_streams([Stream(DATA, 0, [mended], bytes, over=True)])
+    assert cached.read(DATA, 1, 2) == b"\0"
+
+
 # ---- urls ------------------------------------------------------------------------------------------------------------
 
 

@@ -67,7 +67,10 @@ def _uploads(address: Address, bucket: str, prefix: str) -> Iterator[_Upload]:
     for _ in range(MAX_PAGES):
         page = _parsed(_ask(address, "GET", bucket, query), address)
         for found in page.iterfind("{*}Upload"):
-            begun = datetime.fromisoformat(found.findtext("{*}Initiated", "").replace("Z", "+00:00"))
+            try:
+                begun = datetime.fromisoformat(found.findtext("{*}Initiated", "").replace("Z", "+00:00"))
+            except ValueError:  # one that does not say how old it is may be somebody's at work
+                continue
             upload = _Upload(
                 found.findtext("{*}Key", ""), found.findtext("{*}UploadId", ""), begun.timestamp()
             )
@@ -102,6 +105,8 @@ def _ask(address: Address, method: str, place: str, query: dict[str, str]) -> by
         ) as answer:
             return bytes(answer.read(ANSWER_BYTES))
     except urllib.error.HTTPError as e:
+        if method == "DELETE" and e.code == 404:  # another sweeper was first, or it was completed
+            return b""
         raise StoreError(f"{doing}: status {e.code}") from None  # the cause holds the signed address
     except (OSError, http.client.HTTPException) as e:
         raise StoreError(f"{doing}: {e}") from None

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, StoreError
 from holdfast.core.names import check_key
@@ -70,8 +70,25 @@ class Cached(Delegating):
                 return self._copies.read_into(_copy_of(key), start, target)
         return self.inner.read_into(key, start, target)
 
+    def write_streams(self, streams: Iterable[Stream]) -> None:
+        over: list[str] = []  # a damaged object that is mended has other bytes, and as many
+
+        def noted() -> Iterator[Stream]:
+            for stream in streams:
+                if stream.over:
+                    over.append(stream.key)
+                yield stream
+
+        try:
+            self.inner.write_streams(noted())
+        finally:
+            self._forget_all(over)
+
     def delete(self, keys: Sequence[str]) -> None:
         self.inner.delete(keys)
+        self._forget_all(keys)
+
+    def _forget_all(self, keys: Sequence[str]) -> None:
         with self._lock:
             for key in keys:
                 self._forget(key)
