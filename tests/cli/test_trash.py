@@ -98,3 +98,13 @@ def test_a_held_run_is_not_collected_and_undo_works(cli, run: Path) -> None:
     finally:
         lease.release()
     assert 400 in steps(run)
+
+
+def test_a_grace_without_end_is_shown(cli, tmp_path: Path) -> None:
+    for step in (1, 2):
+        holdfast.save(tmp_path, {"n": step}, step=step)
+    assert cli("rm", tmp_path, 1, "--yes", "--grace", "900000000000s").code == 0
+    shown = cli("trash", tmp_path)
+    assert (shown.code, shown.err) == (0, "")
+    assert "after the year 9999" in shown.out
+    assert cli("undo", tmp_path, 1).code == 0

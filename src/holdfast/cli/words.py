@@ -30,7 +30,10 @@ def age(then: float) -> str:
 
 def date(then: float) -> str:
     """Return a time as a date in the local time zone."""
-    return datetime.fromtimestamp(then).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    try:
+        return datetime.fromtimestamp(then).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    except (ValueError, OverflowError, OSError):
+        return "after the year 9999" if then > 0 else "before the year 1"
 
 
 def number(value: float | int | None) -> str:

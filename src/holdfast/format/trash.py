@@ -6,9 +6,12 @@ there. Before there were such documents the trash held plain manifests, which ar
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from holdfast.core.errors import InvalidFormat
+from holdfast.format.documents import Moment
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, check_version, decode_manifest
 from holdfast.format.sealed import seal, unseal
 
@@ -21,8 +24,8 @@ class TrashDoc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     format: int
     key: str
-    deleted: float
-    grace_seconds: float
+    deleted: Moment
+    grace_seconds: Annotated[float, msgspec.Meta(ge=0, lt=1e12)]  # twelve digits, as in its key
     reasons: list[str]
     tags: list[str]
     manifest: msgspec.Raw
