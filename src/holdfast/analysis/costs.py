@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -118,17 +119,17 @@ def _from_log(events: list[Event]) -> tuple[float | None, float | None]:
     )
     saves = sorted(e.clock[0] for e in events if isinstance(e, Saved))
     stretches = [(a, b, (t - s) / (b - a)) for (a, s), (b, t) in pairwise(clocks) if b > a]
-    with_save = set(saves)
-    plain = [per for a, b, per in stretches if with_save.isdisjoint(range(a, b))]
+    plain = [per for a, b, per in stretches if not _between(saves, a, b)]
     if not stretches:
         return None, None
     step = statistics.median(plain or [per for _, _, per in stretches])
-    longer = [
-        (per - step) * (b - a) / n
-        for a, b, per in stretches
-        if (n := sum(1 for s in saves if a <= s < b)) and plain
-    ]
+    longer = [(per - step) * (b - a) / n for a, b, per in stretches if plain and (n := _between(saves, a, b))]
     return step or None, max(0.0, statistics.median(longer)) if longer else None
+
+
+def _between(points: list[int], first: int, end: int) -> int:
+    """Return how many of some sorted points lie from `first` on and before `end`."""
+    return bisect_left(points, end) - bisect_left(points, first)
 
 
 def _durable(run: Run, records: list[CheckpointRecord]) -> float | None:
