@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 import holdfast
 from holdfast import Checkpointer, auto, best, every, last, limit, log_spaced, on, when_idle, within
 from holdfast.core.errors import PolicyError
-from holdfast.policies import Rule, demote
+from holdfast.policies import Rule, demote, places
 from holdfast.policies.optimum import best_interval, daly_interval, wasted
-from holdfast.policies.places import Place, Price, Sizes, Stay, lost_work
+from holdfast.policies.places import FINE_RECORDS, Place, Price, Sizes, Stay, lost_work
 from holdfast.policies.simulate import START, Costs, Outcome, Scenario, Workload, simulate
 from holdfast.stores import MemoryStore
 from holdfast.testing import MockClock
@@ -109,6 +109,19 @@ def test_what_lies_in_a_place_and_what_it_costs() -> None:
     requests = 10 * (math.ceil(1e9 / (8 << 20)) + 2)
     assert stay.writes == requests
     assert priced.cost == pytest.approx(17 * 3600 * 0.73 / (730 * 3600) + requests / 1000 * 5.0)
+
+
+def test_of_very_many_checkpoints_the_rule_is_asked_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each asking looks at all of them: at every commit a plan would take minutes, and the end is the same."""
+    asked: list[int] = []
+    real = places.plan
+    monkeypatch.setattr(
+        places, "plan", lambda records, *a, **k: asked.append(len(records)) or real(records, *a, **k)
+    )
+    [stay] = run(every(minutes=1), within(hours=10), steps=3000, step_seconds=60.0).stays
+    assert (len(stay.kept), stay.end_bytes) == (601, 601 * 1000)
+    assert 602 * 1000 <= stay.peak_bytes <= 602 * 1000 * (1 + 1 / FINE_RECORDS)
+    assert sum(asked) < 700_000, "at every commit it would be over a million and a half"
 
 
 def test_what_does_not_change_lies_there_once() -> None:

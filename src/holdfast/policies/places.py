@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from holdfast.core.errors import PolicyError
 from holdfast.core.records import CheckpointRecord
@@ -20,6 +21,7 @@ __all__ = ["Place", "Price", "Sizes", "Stay", "Storage", "lost_work", "peak_toge
 
 MONTH_SECONDS = 730 * 3600.0
 PART_BYTES = 8 << 20  # of a multipart upload, each a request
+FINE_RECORDS = 250
 WRITES_BESIDE = 2  # requests for a checkpoint besides its data: the manifest, a segment of the log
 
 Label = Callable[[Sequence[CheckpointRecord]], list[CheckpointRecord]]
@@ -161,11 +163,17 @@ def lost_work(arrivals: Iterable[tuple[float, float]], seconds: float) -> tuple[
 
 
 class Storage:
-    """All places of a run. `start` is the wall time at which the run begins."""
+    """All places of a run. `start` is the wall time at which the run begins.
+
+    Where the primary keeps more than FINE_RECORDS checkpoints its rule, which looks at all of them, is asked less often
+    than at each commit: so much that what lies there too long is a part in FINE_RECORDS at most.
+    """
 
     def __init__(self, places: Sequence[Place], sizes: Sizes, start: float) -> None:
         self._primary = _Shelf(places[0], sizes, start)
         self._mirrors = [_Mirror(place, sizes, start) for place in places[1:]]
+        self._unasked = 0  # commits since retention was asked
+        self._ask: Callable[[], None] = lambda: None
 
     def commit(self, record: CheckpointRecord, saved: float, durable: float, label: Label) -> None:
         """Take in a checkpoint that is durable now, with the state of the run at `saved`."""
@@ -173,11 +181,21 @@ class Storage:
             mirror.advance(durable, self._primary)
         primary = self._primary
         primary.put(record, saved, durable)
+        self._unasked += 1
+        self._ask = partial(self._retain, durable, label)
+        if self._unasked * FINE_RECORDS > len(primary.records):
+            self._ask()
+
+    def _retain(self, now: float, label: Label) -> None:
+        primary = self._primary
         primary.records = {r.attempt: r for r in label([*primary.records.values()])}
-        primary.retain(durable)
+        primary.retain(now)
+        self._unasked = 0
 
     def finish(self) -> None:
         """Let mirrors come after, now that the run is over."""
+        if self._unasked:
+            self._ask()
         for mirror in self._mirrors:
             mirror.advance(math.inf, self._primary)
 
