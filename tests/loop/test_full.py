@@ -35,7 +35,11 @@ class SmallDisk(OsDisk):
         self.root, self.size = root, size
 
     def used(self) -> int:
-        return sum(os.stat(path).st_size for path in self.walk(str(self.root)))
+        found = 0
+        for path in self.walk(str(self.root)):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, by a thread of its own
+                found += os.stat(path).st_size
+        return found
 
     def write(self, fd: int, data) -> int:
         if len(memoryview(data).cast("B")) > self.size - self.used():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from holdfast.catalog.bounded import read_document
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.index import check_index
 from holdfast.catalog.keys import INDEX, LOG, PROOFS, RUN, SIGNATURES, TAGS, TIDY
@@ -39,7 +40,7 @@ def verify_beside(store: Store) -> Iterator[Problem]:
 
 
 def _read_tag(key: str, store: Store) -> object:
-    return decode_tag(store.read(key), key)
+    return decode_tag(read_document(store, key), key)
 
 
 def _read_segment(key: str, store: Store) -> None:
