@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -78,14 +79,14 @@ def main() -> None:
     own = {"rank": rank, "seen": torch.full((3,), float(rank))}
     state = {"model": model, "optimizer": optimizer, "own": own}
     ranks = (rank, world, order.get("seconds", 60))
-    if order.get("only_first") and rank:
-        return
     ckpt = holdfast.Checkpointer(order["run"], state, save=every(steps=2), ranks=ranks)
     losses = []
     with ckpt:
         for step in ckpt.steps(order["steps"]):
-            if step == order.get("kill_at", -1) and rank == order["kill_rank"]:
-                os.kill(os.getpid(), 9)
+            first_time = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+            if first_time and step == order.get("kill_at", -1) and rank in order["kill"]:
+                ckpt.wait()
+                os.kill(os.getpid(), signal.SIGKILL)
             x = torch.randn(5, 4)
             optimizer.zero_grad()
             loss = model(x).square().mean() + 0.01 * random.random()
@@ -93,10 +94,6 @@ def main() -> None:
             optimizer.step()
             own["seen"] += x.sum()
             losses.append(loss.item().hex())
-            if step == order.get("exit_at", -1):
-                ckpt.wait()
-                dist.barrier()
-                os._exit(0)
         report = ckpt.restore_report
     params = {n: whole(p).detach().numpy() for n, p in model.named_parameters()}
     result = {

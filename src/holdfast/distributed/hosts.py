@@ -39,7 +39,7 @@ class Attempts:
         """Return the id of the next save, of this step."""
         self.count += 1
         text = f"{self.meeting.generation}/{self.count}/{step}"
-        return blake3(text.encode()).hexdigest(8)
+        return blake3(text.encode()).hexdigest(4)
 
 
 class _Share:
