@@ -104,7 +104,9 @@ def replicated(values: Iterable[object]) -> set[int]:
     """Return the ids of the parameters that every process has the same of, because DDP keeps them so."""
     cls = _named(_DDP, "DistributedDataParallel")
     found: set[int] = set()
-    for root in values if cls is not None else ():
+    if cls is None:
+        return found
+    for root in values:
         for module in root.modules() if isinstance(root, nn.Module) else ():
             if isinstance(module, cls):
                 ignored = getattr(module, "parameters_to_ignore", ())
