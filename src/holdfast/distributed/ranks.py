@@ -44,7 +44,8 @@ def ranks_of(given: RanksLike | None) -> Ranks:
     if isinstance(given, Ranks):
         found = given
     else:
-        found = Ranks(*(given if given is not None else torch_group() or (0, 1)))
+        rank, world, *seconds = given if given is not None else torch_group() or (0, 1)
+        found = Ranks(int(rank), int(world), *seconds)
     if not (0 <= found.rank < found.world <= MAX_RANKS and found.seconds > 0):
         raise PolicyError(
             f"ranks={given!r}: expected (rank, number of ranks), such as (0, 8), with 0 <= rank < number <= {MAX_RANKS}"
