@@ -18,10 +18,12 @@ from holdfast.core.clock import Clock, SystemTime, TimeSource, check_count
 from holdfast.core.errors import HoldfastError, PolicyError
 from holdfast.core.names import check_tag
 from holdfast.core.units import parse_bytes, parse_seconds
+from holdfast.distributed.ranks import RanksLike, ranks_of
 from holdfast.loop.batches import BatchSource
 from holdfast.loop.engine import Engine
 from holdfast.loop.room import WhenFull
 from holdfast.loop.saver import Overlapping, SaveSettings, WhenBusy, WriterKind
+from holdfast.loop.together import Together
 from holdfast.policies import EarlyStopping, Rule, Verdict, every, require_retention, require_trigger
 from holdfast.replication.keeper import MirrorStatus
 from holdfast.replication.mirror import MirrorLike
@@ -74,6 +76,9 @@ class Checkpointer:
         trusted: whose signatures count: public keys (PEM, base64, or a file), trust files (`.toml`), or a list of them.
         verify: "require" a trusted signature before anything live changes (the default where someone is trusted),
             "warn" where there is none, or "off". "require" with `sign` alone trusts that key.
+        ranks: (rank, number of ranks[, seconds to wait for each other]) of several processes that save one run; by
+            default as torch.distributed's default group has them. (0, 1) is a process of its own.
+        replicated: globs over tree paths of tensors that are the same on every rank, besides DDP's and DTensors.
 
     Raises:
         LeaseHeld: another living process writes this run.
@@ -105,17 +110,23 @@ class Checkpointer:
         sign: KeySource | None = None,
         trusted: TrustSource | None = None,
         verify: Verifying | None = None,
+        ranks: RanksLike | None = None,
+        replicated: Sequence[str] = (),
         time: TimeSource | None = None,
     ) -> None:
         if not deadline_seconds > 0:
             raise PolicyError(f"deadline_seconds={deadline_seconds!r} must be a positive number of seconds")
         time = time or SystemTime()
+        among = ranks_of(ranks)
+        if among.several:
+            save = save if save is not None else every(steps=1000)
         signing = signing_of(sign, verify, trusted, time)
         self.state: dict[str, object] = dict(state)
         self._pid = os.getpid()
         self._depth = 0
         self._foreign = False  # the loop is somebody else's: it ends when we are closed
         store = open_store(url)
+        together = Together(among, store, tuple(replicated)) if among.several else None
         self._engine = Engine(
             store,
             self.state,
@@ -134,8 +145,15 @@ class Checkpointer:
             ),
             signing=signing,
             deadline_seconds=deadline_seconds,
-            replicas=Replicas(store, mirrors, ack=ack, seconds=mirror_seconds, time=time),
+            replicas=Replicas(
+                store,
+                mirrors if among.leads else (),
+                ack=ack if among.leads else "local",
+                seconds=mirror_seconds,
+                time=time,
+            ),
             time=time,
+            together=together,
         )
         _open.add(self)
 

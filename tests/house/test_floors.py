@@ -17,6 +17,7 @@ FLOORS = {
     "catalog": 2,
     "saving": 3,
     "restoring": 3,
+    "distributed": 3,
     "policies": 3,
     "loop": 4,
     "analysis": 4,

@@ -14,6 +14,7 @@ from holdfast.core.memory import map_pages
 from holdfast.core.names import name_in_file
 from holdfast.core.workers import Workers
 from holdfast.format.manifest import FileEntry, Manifest
+from holdfast.format.ranks import own_part, split_own
 from holdfast.format.values import tensor_leaves
 from holdfast.stores import Store
 
@@ -75,15 +76,16 @@ def verify_file(
 def unheld_tensors(manifest: Manifest, held: Mapping[str, Sequence[DataFile]]) -> Iterator[Problem]:
     """Yield the tensors that a checkpoint's values refer to and that its files do not hold, or not all of. `held` has
     the files of each part, in listed order."""
-    names = {
-        part.aliases.get(leaf.name, leaf.name)
-        for part_name, part in manifest.parts.items()
-        for leaf in tensor_leaves(part.values(part_name))
-    }
-    for name in sorted(names):
+    names: set[tuple[str, int]] = set()
+    for part_name, part in manifest.parts.items():
+        rank, seen_as = split_own(part_name)
+        leaves = tensor_leaves(part.values(seen_as))
+        names.update((part.aliases.get(leaf.name, leaf.name), rank) for leaf in leaves)
+    for name, rank in sorted(names):
         owner = manifest.part_of(name)
+        own = held.get(own_part(rank, owner), ()) if rank else ()
         try:
-            find(held[owner], name_in_file(owner, name), name)
+            find([*own, *held[owner]], name_in_file(owner, name), name)
         except HoldfastError as e:
             yield Problem(name, str(e))
 

@@ -26,6 +26,7 @@ HoldfastError
 ├── PolicyError(ValueError)           a trigger, a retention rule or a metric makes no sense
 ├── NotReplicated(TimeoutError)       fewer locations than ack= asks for hold a checkpoint in time
 ├── SaveFailed(RuntimeError)          a background save failed; raised at the next boundary and at exit
+├── RanksDisagree(RuntimeError)       the processes of one run do not all come, or do not agree
 └── MissingDependency(ImportError)    an optional dependency is not installed; says the pip line
 ```
 A message names the object, what was expected, what was found, and what to do.
@@ -53,6 +54,7 @@ __all__ = [
     "OutOfSpace",
     "PermissionDenied",
     "PolicyError",
+    "RanksDisagree",
     "SaveFailed",
     "StateError",
     "StoreError",
@@ -164,6 +166,10 @@ class NotReplicated(HoldfastError, TimeoutError):
 
 class SaveFailed(HoldfastError, RuntimeError):
     """A background save failed; the cause is chained."""
+
+
+class RanksDisagree(HoldfastError, RuntimeError):
+    """The processes that train one run together do not all come, or do not agree on where they stand."""
 
 
 class MissingDependency(HoldfastError, ImportError):

@@ -21,10 +21,11 @@ from holdfast.format.manifest import clock_from_doc
 from holdfast.loop.batches import BatchSource
 from holdfast.loop.interrupts import Interrupts
 from holdfast.loop.pending import PendingGradients
-from holdfast.loop.resume import Restored, restore_state
+from holdfast.loop.resume import ALONE, Restored, restore_state
 from holdfast.loop.room import Room
 from holdfast.loop.saver import SaveHow, Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
+from holdfast.loop.together import Together, check_rule, check_settings
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict
 from holdfast.replication.replicas import Replicas
@@ -56,8 +57,13 @@ class Engine:
         deadline_seconds: float,
         replicas: Replicas,
         time: TimeSource,
+        together: Together | None = None,
     ) -> None:
+        if together is not None:
+            check_rule(save)
+            check_settings(settings)
         self.state = state
+        self._together = together
         self._keep = keep
         self._options = options
         self._time = time
@@ -70,12 +76,17 @@ class Engine:
                 'store that can be opened by URL; use writer="thread"'
             )
         self.replicas = replicas
-        replicas.bring_back()
-        in_process = able and settings.writer in ("process", "auto")
-        host = WriterProcess() if in_process else None
-        behind = settings.writer != "inline"
-        self.session = Session(store, time, wait=True, host=host, key=signing.key, behind=behind)
-        replicas.remember(self.session.identity.run)
+        if together is None or together.ranks.leads:
+            replicas.bring_back()
+        if together is not None:
+            self.session = together.session(state, time, signing)
+        else:
+            in_process = able and settings.writer in ("process", "auto")
+            host = WriterProcess() if in_process else None
+            behind = settings.writer != "inline"
+            self.session = Session(store, time, wait=True, host=host, key=signing.key, behind=behind)
+        if together is None or together.ranks.leads:
+            replicas.remember(self.session.identity.run)
         self.session.upkeep.owed = lambda: replicas.owed(self.session.history, self.session.identity.run)
         self.tell_mirrors()
         self.gradients = PendingGradients(state)
@@ -90,7 +101,8 @@ class Engine:
         self._self_contained = settings.self_contained
         self._grace_seconds = settings.grace_seconds
         self._room = Room(self.session, keep, settings.when_full)
-        self._saver = Saver(self.session, state, settings, self._room, self._after_commit)
+        planner = together.planner if together is not None else None
+        self._saver = Saver(self.session, state, settings, self._room, self._after_commit, planner=planner)
         with contextlib.suppress(HoldfastError):  # a state that is not complete yet
             self._saver.prewarm()
         self._restored: Restored | None = None
@@ -132,9 +144,13 @@ class Engine:
         """Put a checkpoint into the live objects; a whole one sets the clock too."""
         self.wait()
         options = replace(self._options, only=tuple(only))
-        restored = restore_state(
-            self.session.history, self.state, which, options, trust=self._trust, mend=self.replicas.mend
-        )
+        ranks = self._together.ranks if self._together is not None else ALONE
+
+        def attempt(one: int | str) -> Restored:
+            history, trust, mend = self.session.history, self._trust, self.replicas.mend
+            return restore_state(history, self.state, one, options, trust=trust, mend=mend, ranks=ranks)
+
+        restored = attempt(which) if self._together is None else self._together.restore(which, attempt)
         came_from = self.replicas.brought.get(restored.manifest.step)
         if came_from is not None:
             restored.report.notes.append(f"it was brought back from the mirror {came_from}")
@@ -181,7 +197,7 @@ class Engine:
         if self._moved:  # the body of this step restored another one: it trained nothing
             self._go_on()
             steps = epochs = 0
-        if self.interrupts.stop_signal is not None:
+        if self.interrupts.stop_signal is not None and self._together is None:
             events |= {"preempt"}
         moment, observed = self.tracker.advance(
             step=self.clock.step + steps, epochs=epochs, events=events, in_flight=self._saver.busy
@@ -208,6 +224,8 @@ class Engine:
     def _asked(self) -> tuple[str, ...]:
         """Return the reasons to save that do not come from the save rule."""
         asked: tuple[str, ...] = ("asked for",) if self.requested is not None else ()
+        if self._together is not None:  # a signal comes to each rank in another step
+            return asked
         if self.interrupts.take_save():
             asked += ("signal SIGUSR1",)
         if self.interrupts.stop_signal is not None:
@@ -277,6 +295,8 @@ class Engine:
 
     def save_after(self, error: Exception) -> None:
         """Save after an exception in the loop, if the save rule asks for it; never hide the exception."""
+        if self._together is not None:  # the other ranks have none
+            return
         moment, _ = self.tracker.advance(
             step=self.clock.step, epochs=0, events=frozenset({"exception"}), in_flight=self._saver.busy
         )

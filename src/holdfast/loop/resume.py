@@ -12,20 +12,24 @@ from holdfast.catalog.trust import Trust
 from holdfast.core.collector import collector_held
 from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError, StoreError
 from holdfast.core.names import matches
+from holdfast.distributed.ranks import Ranks
 from holdfast.format.manifest import Manifest
+from holdfast.format.ranks import view_of
 from holdfast.format.values import tensor_leaves
 from holdfast.restoring.reader import Reader
 from holdfast.saving.environment import differences, fingerprint
 from holdfast.saving.plan import RNG_PART
 from holdfast.state.place import RestorePlan, materialize, plan_restore
 from holdfast.state.reports import RestoreOptions, RestoreReport
-from holdfast.state.rng import restore_rng
+from holdfast.state.rng import fold_into_rng, restore_rng
 
 __all__ = ["Restored", "restore_state"]
 
 Mend: TypeAlias = Callable[[str], list[str]]
 
 logger = logging.getLogger("holdfast")
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ def restore_state(
     trust: Trust,
     rng: bool = True,
     mend: Mend | None = None,
+    ranks: Ranks = ALONE,
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
@@ -66,7 +71,12 @@ def restore_state(
     def attempt(one: int | str) -> Restored:
         entry, manifest = history.resolve(one)
         trust.check(history.store, entry.key, manifest, history.run)
-        return _restore_one(history, manifest, state, options, passed_over, rng=rng)
+        view, notes = view_of(manifest, ranks.rank, ranks.world)
+        restored = _restore_one(history, view, state, options, passed_over, rng=rng)
+        if ranks.rank >= manifest.world_size and RNG_PART in view.parts and rng:
+            fold_into_rng(ranks.rank)  # so that no two ranks draw the same
+        restored.report.notes[:0] = notes
+        return restored
 
     if which != "latest":
         return _mended(history, which, attempt, mend)
@@ -119,7 +129,7 @@ def _restore_one(
         plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
         wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}
         # Every byte is verified here, before anything live changes. In stored order, which sorts and remembers best.
-        tensors = reader.read([name for name in reader.specs if name in wanted])
+        tensors = reader.read([name for name in reader.specs if name in wanted], plan.parts)
         plan.apply(tensors)
     for note in differences(manifest.environment, fingerprint()):
         plan.report.notes.append(note)
@@ -131,7 +141,7 @@ def _restore_one(
         plan.report.notes.append(f"passed over step {step}: {why}")
     if rng_tree is not None:
         plan.report.notes += restore_rng(materialize(rng_tree, tensors, as_="numpy"))
-    whole = wanted.issuperset(reader.specs)
+    whole = wanted.issuperset(reader.specs) and not plan.parts and manifest.world_size == 1
     return Restored(manifest, plan.report, plan.replaced, whole)
 
 

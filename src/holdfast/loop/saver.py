@@ -15,7 +15,7 @@ from holdfast.loop.session import Begun, SaveOrder, Session
 from holdfast.saving.arena import Arena, Arenas
 from holdfast.saving.overlap import Fence
 from holdfast.saving.persist import new_attempt
-from holdfast.saving.plan import Plan
+from holdfast.saving.plan import Plan, Planner
 from holdfast.saving.snapshot import Snapshot, Snapshotter
 from holdfast.saving.waves import in_waves
 from holdfast.saving.writer import Writer
@@ -73,13 +73,16 @@ class Saver:
         settings: SaveSettings,
         room: Room,
         then: Callable[[], None],
+        *,
+        planner: Planner | None = None,
     ) -> None:
         self._session = session
         self._settings = settings
         self._space = room
         self._then = then  # after each commit, behind the loop
         self._arenas = Arenas(shared=session.shares_memory, budget_bytes=settings.memory_bytes)
-        self._snapshotter = Snapshotter(state)
+        self._snapshotter = Snapshotter(state, planner=planner)
+        self._whole_only = planner is not None
         self._writer = Writer(background=settings.writer != "inline")
         self._waiting: Arena | None = None  # of the save that may still give way to a newer one
         self._told = False  # of a state that is larger than the memory for it
@@ -137,6 +140,11 @@ class Saver:
         """Write a state that is larger than the memory for it piece by piece; return the last piece, not yet copied."""
         self.wait()
         budget = self._arenas.budget_bytes or 0
+        if self._whole_only:
+            raise SaveFailed(
+                f"this rank's share takes {format_bytes(plan.nbytes)} and snapshots may take {format_bytes(budget)} of "
+                "memory; ranks do not write piece by piece yet: give more with memory="
+            )
         if not self._told:
             self._told = True
             logger.warning(

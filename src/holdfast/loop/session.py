@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -77,6 +77,7 @@ class Session:
         self.store = store
         self.time = time
         self.parent: str | None = None
+        self.next_attempt: Callable[[int], str] = lambda step: new_attempt()
         self._closed = False
         self._host = host or Here()
         try:
@@ -128,7 +129,7 @@ class Session:
 
         `attempt` and `wave` are those of `ahead`, when this is the last of several waves.
         """
-        job = self._job(order, attempt or new_attempt(), wave)
+        job = self._job(order, attempt or self.next_attempt(order.clock.step), wave)
         self._tidiness.begin(job.manifest.attempt)
         self.log.record(
             Saved(job.manifest.time, job.manifest.clock, job.manifest.attempt, list(order.reasons))
@@ -175,7 +176,7 @@ class Session:
                 self.history.refresh()  # it may be there, and then what it needs must stay
             raise
         self.log.wrote(job.log_key, job.log_lines)
-        manifest = with_files(job, image, done.files, done.new_bytes)
+        manifest = done.manifest or with_files(job, image, done.files, done.new_bytes)
         self.parent = manifest.attempt
         with self._tidiness.freeing():
             self.history.take(entry_of(job, done), manifest)

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from holdfast.catalog.content import DataFile
 from holdfast.catalog.pieces import Piece
 from holdfast.core.memory import map_pages
+from holdfast.format.boxes import Run
 from holdfast.restoring.staging import Slab, read_slabs, slabs_of
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "assemble_runs"]
 
 AT_ONCE_BYTES = 256 << 20
 
@@ -25,8 +26,21 @@ def assemble(pieces: Sequence[Piece], first: int, end: int) -> memoryview:
     Raises:
         IntegrityError: bytes are not what was committed; names the file and the tensors.
     """
-    target = map_pages(end - first)
-    wanted = _by_file(_cut(pieces, first, end))
+    return _gather(_cut(pieces, first, end), end - first)
+
+
+def assemble_runs(pieces: Sequence[Piece], wanted: Iterable[Run], size: int) -> memoryview:
+    """Return the bytes of some runs of a tensor, each where its `source` says, in memory of their own of that size.
+
+    Raises:
+        IntegrityError: bytes are not what was committed; names the file and the tensors.
+    """
+    return _gather(_cut_runs(pieces, wanted), size)
+
+
+def _gather(wanted_pieces: Iterable[Piece], size: int) -> memoryview:
+    target = map_pages(size)
+    wanted = _by_file(wanted_pieces)
     slabs = [slab for key in sorted(wanted) for slab in _slabs(*wanted[key])]
     for batch in _batches(slabs):
         read_slabs(batch)
@@ -42,6 +56,21 @@ def _cut(pieces: Iterable[Piece], first: int, end: int) -> Iterator[Piece]:
         begin, stop = max(p.at, first), min(p.at + p.size, end)
         if begin < stop:
             yield Piece(p.file, begin - first, p.start + begin - p.at, stop - begin)
+
+
+def _cut_runs(pieces: Sequence[Piece], wanted: Iterable[Run]) -> Iterator[Piece]:
+    """Yield what of the pieces, in their order, lies in some runs, in rising order, at the place it has in these."""
+    index = 0
+    for run in wanted:
+        end = run.at + run.size
+        while index < len(pieces) and pieces[index].at + pieces[index].size <= run.at:
+            index += 1
+        at = index
+        while at < len(pieces) and pieces[at].at < end:
+            p = pieces[at]
+            begin, stop = max(p.at, run.at), min(p.at + p.size, end)
+            yield Piece(p.file, run.source + begin - run.at, p.start + begin - p.at, stop - begin)
+            at += 1
 
 
 def _by_file(pieces: Iterable[Piece]) -> dict[str, tuple[DataFile, list[Piece]]]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.catalog.pieces import Piece, find
+from holdfast.core.dtypes import DTYPES
 from holdfast.core.names import name_in_file
+from holdfast.format.boxes import Box, runs
 from holdfast.format.digest import OWN_BLOCK_BYTES
 from holdfast.format.manifest import FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
-from holdfast.restoring.assembling import assemble
+from holdfast.restoring.assembling import assemble, assemble_runs
 from holdfast.restoring.staging import Slab, read_slabs, slabs_of
 from holdfast.state.tensors import HostTensor, TensorSpec
 from holdfast.stores import Store
 
 __all__ = ["Reader"]
+
+NO_PARTS: Mapping[str, tuple[Box, tuple[int, ...]]] = MappingProxyType({})
 
 
 class Reader:
@@ -105,8 +110,11 @@ class Reader:
         firsts = [(file.entry.key, file.header.data_start + start, size) for file, start, size in starts]
         return [(key, first, first + size) for key, first, size in firsts]
 
-    def read(self, names: Iterable[str]) -> dict[str, HostTensor]:
-        """Return tensors by name, every byte verified.
+    def read(
+        self, names: Iterable[str], parts: Mapping[str, tuple[Box, tuple[int, ...]]] = NO_PARTS
+    ) -> dict[str, HostTensor]:
+        """Return tensors by name, every byte verified; of those in `parts` a box of that shape, and read no more of
+        them than the blocks that it lies in.
 
         Raises:
             IntegrityError: bytes are not what was committed; names the file and the tensors.
@@ -114,6 +122,8 @@ class Reader:
         wanted: dict[str, list[tuple[int, str]]] = {key: [] for key in sorted(self._opened)}
         split: list[str] = []
         for name in names:
+            if name in parts:
+                continue
             if name in self._pieces:
                 split.append(name)
                 continue
@@ -133,7 +143,17 @@ class Reader:
         for name in split:
             spec = self.specs[name]
             out[name] = HostTensor(spec, assemble(self._pieces[name], 0, spec.nbytes), owned=True)
+        for name, (box, shape) in parts.items():
+            out[name] = self._read_part(name, box, shape)
         return out
+
+    def _read_part(self, name: str, box: Box, shape: tuple[int, ...]) -> HostTensor:
+        spec = TensorSpec(name, self.spec(name).dtype, shape)
+        item = DTYPES[spec.dtype].itemsize
+        if not spec.nbytes:
+            return HostTensor(spec, memoryview(b""))
+        data = assemble_runs(self.pieces(name), runs(shape, box, None, item), spec.nbytes)
+        return HostTensor(spec, data, owned=True)
 
     def _cut(
         self, file: DataFile, found: list[tuple[int, str]], slabs: list[Slab], out: dict[str, HostTensor]

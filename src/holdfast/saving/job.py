@@ -60,6 +60,7 @@ class Committed(msgspec.Struct, frozen=True):
     ordinal: int
     files: dict[str, list[FileEntry]]
     new_bytes: int
+    manifest: Manifest | None = None  # where it is not that of the image and the files alone
 
 
 class Host(Protocol):

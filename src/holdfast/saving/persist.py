@@ -29,18 +29,19 @@ def persist_parts(
     *,
     self_contained: bool = False,
     wave: int = 0,
+    mark: str = "",
 ) -> tuple[dict[str, Part], KnownTensors, int]:
     """Write what is new of an image; return the manifest's parts, what is known afterwards, and the bytes written.
 
     The image may still be on its way: what is there is written while the rest is waited for. When this returns every
     byte is durable. `self_contained`: refer to no older file, write everything. `wave` tells the files of the waves of
-    one checkpoint apart.
+    one checkpoint apart, and `mark`, which ends their names, those of several ranks.
 
     Raises:
         StoreError: a file could not be written; and whatever `image.wait` raises. None of the files stays then.
     """
     prefix = data_prefix(step, attempt)
-    mark = f"-wave{wave:05d}" if wave else ""
+    mark += f"-wave{wave:05d}" if wave else ""
     keys = {name: f"{prefix}/{stem}{mark}.safetensors" for name, stem in file_stems(image.parts).items()}
     with Ahead(image, keys, KnownTensors() if self_contained else known) as ahead:
         store.write_streams(ahead.streams())

@@ -151,6 +151,11 @@ def _laid_out(
     numbers: dict[str, dict[str, int]] = {part: {} for part in of_part}
     for number, source in enumerate(sources):
         spec = source.spec
+        if spec.shard is not None and spec.shape != spec.shard.box[1]:
+            raise StateError(
+                f"{spec.name}: this process holds a part of it only; save with a Checkpointer on every rank, which "
+                "knows them from torch.distributed's default group or from ranks=(rank, number of ranks)"
+            )
         part, _, name = check_path(spec.name).partition("/")  # the keys of a state hold no slash
         if name == METADATA:
             raise StateError(f"{spec.name}: data files reserve the name {METADATA!r}; rename that key")

@@ -97,8 +97,10 @@ class Snapshot:
 class Snapshotter:
     """Takes snapshots of one state, again and again."""
 
-    def __init__(self, state: Mapping[str, object], *, rng: bool = True) -> None:
-        self._planner = Planner(state, rng=rng)
+    def __init__(
+        self, state: Mapping[str, object], *, rng: bool = True, planner: Planner | None = None
+    ) -> None:
+        self._planner = planner or Planner(state, rng=rng)
         self._layout: Layout | None = None  # that the transfers are of
         self._transfers: dict[tuple[int, ...], Transfer] = {}
 

@@ -136,7 +136,7 @@ class Capturing:
         if memory is not None:
             self._ties[memory] = name
         if name != path:
-            spec = TensorSpec(name, spec.dtype, spec.shape, spec.stride)
+            spec = TensorSpec(name, spec.dtype, spec.shape, spec.stride, spec.shard)
         self.tensors.append(TensorSource(spec, value, volatile))
         self.report.entries.append(CaptureEntry(path, "captured", kind, spec))
         return TensorLeaf(name, kind)

@@ -19,7 +19,8 @@ STRICT = RestoreOptions()
 
 
 class RestorePlan:
-    """What a restore will do. `needed` are the stored tensors it reads; `apply` carries it out.
+    """What a restore will do. `needed` are the stored tensors it reads, `parts` those of which it reads a box only;
+    `apply` carries it out.
 
     After `apply`, `replaced` maps the top-level keys whose value is immutable, and therefore a new object,
     to it.
@@ -27,6 +28,7 @@ class RestorePlan:
 
     def __init__(self, work: Restoring, builds: dict[str, Build], state: Mapping[str, object]) -> None:
         self.needed = frozenset(work.needed)
+        self.parts = work.parts
         self.report: RestoreReport = work.report
         self.replaced: dict[str, object] = {}
         self._work = work
@@ -59,6 +61,8 @@ class RestorePlan:
         for name, spec in self._work.specs.items():  # in stored order, as they lie in memory
             if name not in self.needed:
                 continue
+            if name in self.parts:
+                spec = TensorSpec(name, spec.dtype, self.parts[name][1])
             host = tensors.get(name)
             if host is None:
                 problems.append(f"{name}: its bytes are missing; expected {spec.nbytes} bytes")

@@ -14,7 +14,17 @@ from holdfast.state.adapters.containers import Atoms, Mappings, Sequences, Sets
 from holdfast.state.adapters.records import Dataclasses, Enums, NamedTuples
 from holdfast.state.adapters.stateful import Stateful
 
-__all__ = ["before_each_step", "torch_rng", "dispatch", "family", "parameters", "torch_is_loaded"]
+__all__ = [
+    "before_each_step",
+    "dispatch",
+    "family",
+    "parameters",
+    "replicated",
+    "settle",
+    "torch_group",
+    "torch_is_loaded",
+    "torch_rng",
+]
 
 _FAMILIES = {"Modules": "module", "Optimizers": "optimizer", "Schedulers": "scheduler"}
 
@@ -93,3 +103,29 @@ def torch_rng() -> types.ModuleType | None:
     from holdfast.state.adapters import torch_rng as adapter
 
     return adapter
+
+
+def torch_group() -> tuple[int, int] | None:
+    """Return (rank, number of ranks) of torch.distributed's default group; None where there is none."""
+    if not torch_is_loaded():
+        return None
+    from holdfast.state.adapters.torch_distributed import group
+
+    return group()
+
+
+def settle(state: Mapping[str, object]) -> None:
+    """Bring modules whose parameters are spread over processes to the form in which they are stored."""
+    if torch_is_loaded():
+        from holdfast.state.adapters.torch_distributed import settle as settle_modules
+
+        settle_modules(state.values())
+
+
+def replicated(state: Mapping[str, object]) -> set[int]:
+    """Return the ids of the parameters of which every process has the same."""
+    if not torch_is_loaded():
+        return set()
+    from holdfast.state.adapters.torch_distributed import replicated as of_modules
+
+    return of_modules(state.values())

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from holdfast.core.names import matches
+from holdfast.format.boxes import Box
 from holdfast.format.values import TensorLeaf, Typed, tensor_leaves
 from holdfast.state.adapter import Adapter, Dispatch, Engine
 from holdfast.state.codecs import codec_for, codec_named
@@ -75,6 +76,7 @@ class Restoring:
         self.copies: list[tuple[Engine, object, str]] = []
         self.must_equal: list[tuple[str, str, str]] = []
         self.needed: set[str] = set()
+        self.parts: dict[str, tuple[Box, tuple[int, ...]]] = {}  # of what is needed in part only
         self.dispatch = dispatch
         self.specs = specs
         self.aliases = aliases
@@ -133,6 +135,15 @@ class Restoring:
             )
         self.needed.add(name)
         return spec
+
+    def need_part(self, leaf: TensorLeaf, box: Box, shape: tuple[int, ...], path: str) -> None:
+        """Register that a part of the stored tensor of `leaf` must be read, which is all that comes of it."""
+        self.need(leaf, path)
+        name = self.stored_name(leaf)
+        if self.parts.setdefault(name, (box, shape)) != (box, shape):
+            self.problems.append(
+                f"{path}: shares a stored tensor with another place that holds another part of it"
+            )
 
     def claim(self, memory: Hashable | None, name: str, path: str) -> Claim:
         """Say who fills the live memory of `path`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -59,6 +60,17 @@ def restore_rng(tree: object) -> list[str]:
     elif "torch" in tree:
         notes.append("random state of torch: stored, but torch is not imported; import it before restoring")
     return notes
+
+
+def fold_into_rng(number: int) -> None:
+    """Seed every global generator anew, from what it is and a number: equal generators give others for each number."""
+    material = random.getrandbits(256).to_bytes(32, "little") + number.to_bytes(8, "little")
+    seeds = np.frombuffer(hashlib.blake2b(material, digest_size=24).digest(), np.uint64)
+    random.seed(int(seeds[0]))
+    np.random.seed(int(seeds[1]) % 2**32)
+    of_torch = torch_rng()
+    if of_torch is not None:
+        of_torch.seed_torch_rng(int(seeds[2]) % 2**63)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,17 @@ import math
 import msgspec
 
 from holdfast.core.dtypes import DTYPES
+from holdfast.format.boxes import Box
 
-__all__ = ["JOIN_BYTES", "HostTensor", "TensorSource", "TensorSpec", "c_strides", "layout_to_recreate"]
+__all__ = [
+    "JOIN_BYTES",
+    "HostTensor",
+    "Shard",
+    "TensorSource",
+    "TensorSpec",
+    "c_strides",
+    "layout_to_recreate",
+]
 
 # A recreated layout may take this many times the memory of its elements; beyond it C order is used. A
 # column cut from a wide matrix would otherwise bring back the memory of the whole matrix.
@@ -17,18 +26,29 @@ MAX_SPREAD = 8
 JOIN_BYTES = 16 << 10
 
 
+class Shard(msgspec.Struct, frozen=True, gc=False):
+    """What this process holds of a tensor that is spread over several: a `box` of it, of which there are so many equal
+    `replicas`; this is number `replica`."""
+
+    box: Box
+    replica: int = 0
+    replicas: int = 1
+
+
 # Structs, for there is one for each tensor: they are made five times as fast as a frozen dataclass.
 class TensorSpec(msgspec.Struct, frozen=True, gc=False):
     """Say what a stored tensor is.
 
     `name` is its tree path, `dtype` a name of `core.dtypes.DTYPES`, `stride` the live layout in elements
-    where that was not C order (None: C order). The stored bytes are in C order whatever the stride.
+    where that was not C order (None: C order). The stored bytes are in C order whatever the stride. With a `shard`
+    it is a part of a tensor that is spread over processes, and `shape` is the part's.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     stride: tuple[int, ...] | None = None
+    shard: Shard | None = None
 
     @property
     def nbytes(self) -> int:

@@ -32,6 +32,8 @@ _METHODS = ("state_dict", "load_state_dict", "_save_to_state_dict")
 _INHERITED = {m: (getattr(nn.Module, m), getattr(LazyModuleMixin, m, None)) for m in _METHODS}
 # A hook of torch that only records a version number.
 _HARMLESS_HOOKS = ("SpectralNormStateDictHook",)
+# Those of `fully_shard` only put the sharded parameters in place.
+_SHARDING = "torch.distributed.fsdp._fully_shard"
 
 
 def _wrapper_classes() -> list[tuple[type, str]]:
@@ -65,7 +67,14 @@ def has_own_state(module: nn.Module) -> bool:
         if getattr(cls, method) not in _INHERITED[method] or method in module.__dict__:
             return True
     hooks = [*module._state_dict_hooks.values(), *module._state_dict_pre_hooks.values()]
-    return any(type(hook).__name__ not in _HARMLESS_HOOKS for hook in hooks)
+    return not all(map(_is_harmless, hooks))
+
+
+def _is_harmless(hook: object) -> bool:
+    if type(hook).__name__ in _HARMLESS_HOOKS:
+        return True
+    inner = getattr(hook, "hook", hook)  # torch wraps a pre-hook
+    return str(getattr(inner, "__module__", "")).startswith(_SHARDING)
 
 
 def canonical_modules(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

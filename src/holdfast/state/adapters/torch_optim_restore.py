@@ -12,7 +12,7 @@ from torch.optim import LBFGS, Optimizer
 from holdfast.core.names import join_path
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapters.torch_meta import home_of
-from holdfast.state.adapters.torch_tensors import ENGINE, plan_tensor
+from holdfast.state.adapters.torch_tensors import ENGINE, plan_new_shard, plan_tensor
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring, Stage
 
@@ -205,6 +205,10 @@ def _plan_state(
     for key, node in saved.items():
         below = f"{path}/{key}"
         if ctx.selected(below):
+            spread = plan_new_shard(parameter, node, below, ctx) if live.get(key) is None else None
+            if spread is not None:
+                builds[key] = spread
+                continue
             device = _device(str(key), parameter, optimizer.param_groups[group])
             builds[key] = _plan_entry(live.get(key), node, below, ctx=ctx, device=device)
     kept = {

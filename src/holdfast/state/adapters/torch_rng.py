@@ -42,6 +42,13 @@ def restore_torch_rng(tree: Mapping[str, object]) -> list[str]:
     return notes
 
 
+def seed_torch_rng(seed: int) -> None:
+    """Seed the generators of the host and of the devices in use."""
+    torch.default_generator.manual_seed(seed)
+    for index in _devices_in_use():
+        torch.cuda.default_generators[index].manual_seed(seed + 1 + index)
+
+
 def _set(name: str, setter: object, state: object) -> None:
     try:
         setter(torch.from_numpy(np.array(state, np.uint8)))  # type: ignore[operator]

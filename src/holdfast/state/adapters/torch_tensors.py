@@ -11,6 +11,7 @@ import torch
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Kinds
+from holdfast.state.adapters.torch_distributed import is_spread, local_of, why_not_spread, wrapped_like
 from holdfast.state.adapters.torch_placing import (
     NAMES,
     TORCH_DTYPES,
@@ -30,7 +31,16 @@ from holdfast.state.tensors import (
     c_strides,
 )
 
-__all__ = ["Tensors", "TorchEngine", "capture_tensor", "kind_of", "memory_of", "plan_tensor", "tensor_spec"]
+__all__ = [
+    "Tensors",
+    "TorchEngine",
+    "capture_tensor",
+    "kind_of",
+    "memory_of",
+    "plan_new_shard",
+    "plan_tensor",
+    "tensor_spec",
+]
 
 _JOINED_AS_THEY_ARE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8)
 PRINTED_TOGETHER = 256
@@ -57,8 +67,8 @@ def why_not(t: torch.Tensor) -> str | None:
     if cls not in _OURS:
         if cls in _LAZY:
             return f"a lazy {cls.__name__} has no shape yet; run one forward pass first"
-        if "DTensor" in {c.__name__ for c in cls.__mro__}:
-            return "a DTensor is spread over ranks, distributed state is not supported yet; use full tensors"
+        if is_spread(t):
+            return why_not_spread(t)
         if cls.__name__ == "FlatParameter":
             return "FSDP's flat parameters are spread over ranks and distributed state is not supported yet"
         if hasattr(cls, "__tensor_flatten__") or not torch._C._has_storage(t):
@@ -78,6 +88,8 @@ def why_not(t: torch.Tensor) -> str | None:
 
 def memory_of(t: torch.Tensor) -> Hashable:
     """Return what two tensors share when they are the same memory seen the same way; None for empty ones."""
+    if is_spread(t):
+        t, _ = local_of(t)
     if t.numel() == 0:
         return None
     kind = t.dtype
@@ -94,9 +106,22 @@ def kind_of(t: torch.Tensor) -> str:
 
 def capture_tensor(t: torch.Tensor, path: str, into: Capturing, *, volatile: bool = True) -> TensorLeaf:
     """Register a live tensor and return its leaf."""
+    if is_spread(t):
+        return _capture_shard(t, path, into, volatile=volatile)
     spec = tensor_spec(t, path)
     alias = _alias(t)
     return into.tensor(alias, spec, kind=kind_of(t), memory=memory_of(t), volatile=volatile, live=(ENGINE, t))
+
+
+def _capture_shard(t: torch.Tensor, path: str, into: Capturing, *, volatile: bool) -> TensorLeaf:
+    if into.trace is not None:
+        raise UnsupportedValue(f"{path}: a tensor that is spread over processes is captured from the start")
+    dtype = tensor_spec(t, path).dtype
+    local, shard = local_of(t)
+    spec = TensorSpec(path, dtype, tuple(local.shape), None, shard)
+    # An empty part shares its memory with nothing, and is a tie to whoever is tied elsewhere: it is tied by its object.
+    memory = memory_of(local) or ("empty", id(t))
+    return into.tensor(local, spec, kind=kind_of(t), memory=memory, volatile=volatile, live=(ENGINE, t))
 
 
 def _alias(t: torch.Tensor) -> torch.Tensor:
@@ -239,6 +264,8 @@ def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Bui
     """
     if not isinstance(node, TensorLeaf) or why_not(t) is not None:
         return None
+    if is_spread(t):
+        return _plan_shard(t, node, path, ctx)
     stored = ctx.need(node, path)
     if stored is None or stored.shape != t.shape:
         return None
@@ -256,6 +283,40 @@ def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Bui
         ctx.copy(ENGINE, t, name)
     ctx.report.restored.append((path, ""))
     return Kept(t)
+
+
+def _plan_shard(t: torch.Tensor, node: TensorLeaf, path: str, ctx: Restoring) -> Build | None:
+    stored = ctx.spec(node)
+    if stored is None or stored.shape != t.shape:
+        return None
+    if stored.dtype != NAMES[t.dtype]:
+        if not ctx.relaxed("cast", path):
+            return None
+        ctx.report.cast.append((path, f"{stored.dtype} to {NAMES[t.dtype]}"))
+    local, shard = local_of(t)
+    name = ctx.stored_name(node)
+    claim = ctx.claim(memory_of(local), name, path)
+    if claim == "taken":
+        return None
+    ctx.need_part(node, shard.box, tuple(local.shape), path)
+    if claim == "new" and local.numel():
+        ctx.copy(ENGINE, local, name)
+    ctx.report.restored.append((path, ""))
+    return Kept(t)
+
+
+def plan_new_shard(like: torch.Tensor, node: object, path: str, ctx: Restoring) -> Build | None:
+    """Plan a new tensor that is spread as `like`, such as an optimizer's of a parameter; None if it is no such one."""
+    if not isinstance(node, TensorLeaf) or not is_spread(like) or not like.dim():
+        return None
+    stored = ctx.spec(node)
+    if stored is None or stored.shape != like.shape or why_not(like) is not None:
+        return None
+    local, shard = local_of(like)
+    name = ctx.stored_name(node)
+    ctx.need_part(node, shard.box, tuple(local.shape), path)
+    ctx.report.restored.append((path, ""))
+    return lambda m: wrapped_like(ENGINE.make(m.tensors[name], "torch.Tensor").to(local.device), like)
 
 
 def _same_broadcast(t: torch.Tensor, stored: TensorSpec) -> bool:
