@@ -1,5 +1,5 @@
-"""The coordinator's side of a save: it holds the run from the plan to the commit, joins what the ranks have written into
-one manifest, and then labels, prunes and mirrors.
+"""The coordinator's side of a save: it holds the run from the plan to the commit, joins what the ranks have written
+into one manifest, and then labels, prunes and mirrors.
 
 DCP does not tell a storage object that another rank has failed: the commit is just never asked for. So a save that was
 begun and not committed is given up when the next one begins in this process, or when the process ends.
@@ -129,7 +129,8 @@ class Coordinator:
         trees = Trees.of(metadata, values)
         host = self._host
         host.parts = {
-            part: Part(tree, trees.kinds[part], self._files(part, shares)) for part, tree in trees.encoded.items()
+            part: Part(tree, trees.kinds[part], self._files(part, shares))
+            for part, tree in trees.encoded.items()
         }
         host.new_bytes = sum(share.new_bytes for share in shares)
         host.world = len(shares)
@@ -147,12 +148,16 @@ class Coordinator:
         older = {e.key: e for share in shares for e in share.referred.get(part, [])}
         order = (self.known.order or {}).get(part, [])
         if not older.keys() <= set(order):
-            raise SaveFailed(f"step {self.step}: a rank refers to files of {part!r} that are not the newest's")
+            raise SaveFailed(
+                f"step {self.step}: a rank refers to files of {part!r} that are not the newest's"
+            )
         return [*new, *(older[key] for key in order if key in older)]
 
     def _keep_and_copy(self) -> None:
         session, settings = self.session, self.settings
-        best = next((r for r in (settings.keep.leaves() if settings.keep else ()) if isinstance(r, Best)), None)
+        best = next(
+            (r for r in (settings.keep.leaves() if settings.keep else ()) if isinstance(r, Best)), None
+        )
         try:
             session.label_and_retain(best, settings.keep, settings.grace_seconds)
             session.upkeep.settle()

@@ -1,8 +1,8 @@
 """Names: what a checkpoint id says of the step, and where an entry of a DCP state dict stands in a checkpoint.
 
 DCP flattens {"model": {"layer.weight": ...}} to "model.layer.weight" and remembers the keys that lead there, its path.
-The first key is the part, the others lead on in its tree; what stands at the top of the state dict itself is in the part
-"state". So the tensor above is "model/layer.weight", as a Checkpointer has it.
+The first key is the part, the others lead on in its tree; what stands at the top of the state dict itself is in the
+part "state". So the tensor above is "model/layer.weight", as a Checkpointer has it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ _STEP = re.compile(r"step[^0-9a-z]{0,3}(\d+)", re.IGNORECASE)
 
 
 class Place(NamedTuple):
-    """Where an entry stands: its part, the keys below it, and the tree path of both, by which it is told apart."""
+    """Where an entry stands: its part, the keys below it, the tree path of both, by which it is told apart, and the path
+    that DCP has for it."""
 
     part: str
     below: Path
     position: str
+    path: Path
 
     @property
     def tensor(self) -> str:
@@ -93,7 +95,7 @@ def place_of(fqn: str, path: object) -> Place:
     if position == part or position.removeprefix(f"{part}/") == METADATA:
         raise StateError(f"{fqn}: its last key is empty or {METADATA!r}, which data files reserve; rename it")
     check_path(part)
-    return Place(part, below, position)
+    return Place(part, below, position, keys)
 
 
 def paths_in(planner_data: object) -> Mapping[str, object]:
@@ -101,7 +103,7 @@ def paths_in(planner_data: object) -> Mapping[str, object]:
     return planner_data if isinstance(planner_data, dict) else {}
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------------
+# ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def _is_terminal(value: list[object]) -> bool:
@@ -154,14 +156,18 @@ def entries_of(trees: Mapping[str, object], environment: Mapping[str, str]) -> d
     if noted:
         nodes = {position: node for part, tree in trees.items() for position, node in _nodes(part, tree)}
         if missing := sorted(noted.keys() - nodes.keys()):
-            raise InvalidFormat(f"the checkpoint's note {NOTE!r} speaks of {missing[0]!r}, which is not there")
+            raise InvalidFormat(
+                f"the checkpoint's note {NOTE!r} speaks of {missing[0]!r}, which is not there"
+            )
         found = [Entry(fqn, tuple(path), nodes[position]) for position, (fqn, path) in noted.items()]
     else:
         found = [entry for _, entry in _derived(trees)]
     entries = {entry.fqn: entry for entry in found}
     if len(entries) < len(found):
         twice = next(e.fqn for i, e in enumerate(found) if e.fqn in {o.fqn for o in found[:i]})
-        raise StateError(f"{twice}: two places of the checkpoint have this key in a DCP state dict; rename one")
+        raise StateError(
+            f"{twice}: two places of the checkpoint have this key in a DCP state dict; rename one"
+        )
     return entries
 
 

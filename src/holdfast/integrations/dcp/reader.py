@@ -72,7 +72,9 @@ class Opened:
         """Return the value of an entry that is no tensor. Raises IntegrityError."""
         names = {self.reader.aliases.get(leaf.name, leaf.name) for leaf in tensor_leaves(entry.node)}
         read = self.reader.read(names)
-        return rebuilt(entry.node, {**read, **{a: read[n] for a, n in self.reader.aliases.items() if n in read}})
+        return rebuilt(
+            entry.node, {**read, **{a: read[n] for a, n in self.reader.aliases.items() if n in read}}
+        )
 
     def metadata(self) -> Metadata:
         """Return DCP's metadata. Each tensor is one chunk: a reader finds any box of it."""
@@ -86,7 +88,9 @@ class Opened:
                 raise MissingDependency(f"{fqn}: this torch has no {spec.dtype}; install a newer one")
             size = torch.Size(spec.shape)
             chunk = ChunkStorageMetadata(torch.Size([0] * len(size)), size)
-            stored[fqn] = TensorStorageMetadata(TensorProperties(dtype=TORCH_DTYPES[spec.dtype]), size, [chunk])
+            stored[fqn] = TensorStorageMetadata(
+                TensorProperties(dtype=TORCH_DTYPES[spec.dtype]), size, [chunk]
+            )
         return Metadata(
             stored,
             planner_data={fqn: entry.path for fqn, entry in self.entries.items()},
@@ -157,12 +161,18 @@ class HoldfastReader(StorageReader):
             NotARun, NoCheckpoint, IntegrityError, UnsupportedVersion: there is nothing sound to open.
             Untrusted: no trusted key has signed it.
         """
-        run = self.run if isinstance(self.run, Run) else Run(self.run, trusted=self._trusted, verify=self._verify)
+        run = (
+            self.run
+            if isinstance(self.run, Run)
+            else Run(self.run, trusted=self._trusted, verify=self._verify)
+        )
         run.refresh()
         self._opened = open_for_dcp(run[self.step])
         return self._opened.metadata()
 
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_args: Any, **_options: Any) -> None:
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *_args: Any, **_options: Any
+    ) -> None:
         pass
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -198,7 +208,9 @@ class HoldfastReader(StorageReader):
                 self._place(opened, batch, planner)
             for item in plan.items:
                 if item.type == LoadItemType.BYTE_IO:
-                    planner.load_bytes(item, _pickled_here(opened.value(opened.entries[item.storage_index.fqn])))
+                    planner.load_bytes(
+                        item, _pickled_here(opened.value(opened.entries[item.storage_index.fqn]))
+                    )
         done: torch.futures.Future[None] = torch.futures.Future()
         done.set_result(None)
         return done

@@ -132,7 +132,9 @@ def _piece(item: WriteItem, place: Place, planner: SavePlanner) -> _Piece | None
             return memoryview(b"")
         made = planner.resolve_data(item)
         if not isinstance(made, torch.Tensor):
-            raise StateError(f"{item.index.fqn}: the planner planned a tensor and gave a {type(made).__name__}")
+            raise StateError(
+                f"{item.index.fqn}: the planner planned a tensor and gave a {type(made).__name__}"
+            )
         found = tensor_spec(made.detach(), item.index.fqn)
         if (found.dtype, found.shape) != (dtype, shape):
             raise StateError(
@@ -146,14 +148,16 @@ def _piece(item: WriteItem, place: Place, planner: SavePlanner) -> _Piece | None
 def _host_bytes(t: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor in C order, without a copy where they lie so in host memory."""
     host = t.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return memoryview(host.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(host.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _piece_of_source(source: TensorSource, part: str) -> _Piece:
     """Return what is to be written of a tensor that stands inside a value."""
     spec = source.spec
     if spec.shard is not None and spec.shape != spec.shard.box[1]:
-        raise UnsupportedValue(f"{spec.name}: a tensor inside a value is spread over processes; keep it in a dict")
+        raise UnsupportedValue(
+            f"{spec.name}: a tensor inside a value is spread over processes; keep it in a dict"
+        )
 
     def bytes_of_it() -> memoryview:
         engine = next(e for e in dispatch().engines.values() if e.owns(source.value))
@@ -166,7 +170,7 @@ def _piece_of_source(source: TensorSource, part: str) -> _Piece:
     return _Piece(stored, bytes_of_it)
 
 
-# ---- writing ----------------------------------------------------------------------------------------------------------
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -206,9 +210,7 @@ class _File:
         return head
 
 
-def write_share(
-    store: Store, writing: Writing, items: Items, known: Sequence[Stretch], rank: int
-) -> Share:
+def write_share(store: Store, writing: Writing, items: Items, known: Sequence[Stretch], rank: int) -> Share:
     """Make a rank's share durable: what `known` has is referred to, the rest is written.
 
     Raises:
@@ -229,9 +231,7 @@ def write_share(
         for part, pieces in left.items()
         for more, together in _in_files(pieces.values())
     ]
-    store.write_streams(
-        Stream(f.key, f.header.size, f.body(), f.head, body_bytes=f.size) for _, f in files
-    )
+    store.write_streams(Stream(f.key, f.header.size, f.body(), f.head, body_bytes=f.size) for _, f in files)
     new: dict[str, list[FileEntry]] = {}
     for part, file in files:
         if file.entry is None:

@@ -37,12 +37,7 @@ def object_of(planner: SavePlanner, item: WriteItem) -> object:
     Raises:
         UnsupportedValue: it takes code to read.
     """
-    kind = type(planner)
-    if (
-        isinstance(planner, DefaultSavePlanner)
-        and kind.resolve_data is DefaultSavePlanner.resolve_data
-        and kind.transform_object is DefaultSavePlanner.transform_object
-    ):
+    if isinstance(planner, DefaultSavePlanner) and _resolves_as_default(type(planner)):
         return planner.lookup_object(item.index)
     made = planner.resolve_data(item)
     if not isinstance(made, io.BytesIO):
@@ -52,9 +47,14 @@ def object_of(planner: SavePlanner, item: WriteItem) -> object:
         return torch.load(made, map_location="cpu", weights_only=True)
     except Exception as e:
         raise UnsupportedValue(
-            f"{item.index.fqn}: what {kind.__qualname__} makes of it cannot be read without running code ({e}); keep "
+            f"{item.index.fqn}: what {type(planner).__qualname__} makes of it cannot be read without running code ({e}); keep "
             "its parts as plain values"
         ) from e
+
+
+def _resolves_as_default(kind: type[DefaultSavePlanner]) -> bool:
+    default = DefaultSavePlanner
+    return kind.resolve_data is default.resolve_data and kind.transform_object is default.transform_object
 
 
 def captured(value: object, place: Place) -> tuple[bytes, list[TensorSource]]:
@@ -118,8 +118,7 @@ class Trees:
             else:
                 raise StateError(f"{fqn}: DCP's plan has this value, and no rank wrote it")
             _insert(holder, (place.part, *place.below), node, fqn)
-            path = tuple(paths.get(fqn) or (fqn,))  # type: ignore[arg-type]
-            entries[place.position] = (fqn, path)
+            entries[place.position] = (fqn, place.path)
         made = cls()
         for part, tree in holder.items():
             name = str(part)

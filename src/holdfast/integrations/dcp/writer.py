@@ -190,7 +190,9 @@ class HoldfastWriter(StorageWriter):
     def _write(self, plan: SavePlan, planner: SavePlanner) -> Share:
         order = plan.storage_data
         if not isinstance(order, _Order):
-            raise SaveFailed("the plan that DCP hands back is not the one that was prepared; is it of another writer?")
+            raise SaveFailed(
+                "the plan that DCP hands back is not the one that was prepared; is it of another writer?"
+            )
         mark = f"-{order.rank:05d}-of-{order.world:05d}" if order.world > 1 else ""
         if order.token == self._token:
             writing, known = Writing(data_prefix(order.step, order.attempt), mark), order.known
@@ -212,4 +214,3 @@ class HoldfastWriter(StorageWriter):
 
     def _store(self) -> Store:
         return open_store(self.run)
-
