@@ -119,6 +119,8 @@ class Coordinator:
             raise
         try:
             self._keep_and_copy()
+        except HoldfastError as e:
+            raise SaveFailed(f"step {self.step} is committed and durable, but not what follows: {e}") from e
         finally:
             self._let_go()
         return manifest
@@ -155,9 +157,8 @@ class Coordinator:
 
     def _keep_and_copy(self) -> None:
         session, settings = self.session, self.settings
-        best = next(
-            (r for r in (settings.keep.leaves() if settings.keep else ()) if isinstance(r, Best)), None
-        )
+        leaves = settings.keep.leaves() if settings.keep is not None else ()
+        best = next((leaf for leaf in leaves if isinstance(leaf, Best)), None)
         try:
             session.label_and_retain(best, settings.keep, settings.grace_seconds)
             session.upkeep.settle()
