@@ -123,7 +123,7 @@ def save_all(app: App, writer: Callable[[], Any], root: str, out: dict[str, Any]
     behind.result()
 
 
-def fail(app: App, place: str, out: dict[str, Any]) -> None:
+def fail(app: App, writer: Callable[[], Any], place: str, out: dict[str, Any]) -> None:
     """Have one rank fail to write, then one value be refused, then save as if nothing had been."""
     from holdfast.integrations.dcp import HoldfastWriter
     from holdfast.stores import open_store
@@ -141,7 +141,7 @@ def fail(app: App, place: str, out: dict[str, Any]) -> None:
             out[name] = f"{type(e).__name__}: {e}"
         dist.barrier()
         out[f"steps after {name}"] = sorted(p.name for p in Path(place, "checkpoints").iterdir())
-    dcp.save({"app": app}, checkpoint_id="step-5", storage_writer=HoldfastWriter(place))
+    dcp.save({"app": app}, checkpoint_id="step-5", storage_writer=writer())
     out["5"] = digests(app)
 
 
@@ -158,8 +158,9 @@ def main() -> None:
             app = made()
             save_all(app, writer, place, found)
             if kind == "holdfast":
-                fail(app, place, found)
+                fail(app, writer, place, found)
         else:
+            found["before"] = digests(app)
             for step in order["steps"]:
                 app = made()
                 train(app, 9)

@@ -127,7 +127,7 @@ def _check(found: Metadata) -> None:
         if not isinstance(index, MetadataIndex) or not isinstance(where, filesystem._StorageInfo):
             raise TypeError("its places are not those of DCP's file storage")
         name = where.relative_path
-        if not isinstance(name, str) or not name or name != pathlib.PurePosixPath(name).name or "\\" in name:
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
             raise ValueError(f"an item lies in {name!r}, which is no plain file name")
         if (
             type(where.offset) is not int
