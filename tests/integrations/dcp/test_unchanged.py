@@ -63,7 +63,9 @@ def save(run: Path, tensors: dict[str, torch.Tensor], dice: random.Random) -> No
     stored = {}
     for fqn, t in tensors.items():
         shape = tuple(t.shape)
-        chunks = cut(shape, dice.randrange(len(shape)), dice.choice([1, 1, 2, 3]))
+        # Mostly as before, for else nothing is found again.
+        pieces = 2 if dice.random() < 0.8 else dice.choice([1, 3])
+        chunks = cut(shape, 0 if dice.random() < 0.8 else len(shape) - 1, pieces)
         properties = TensorProperties(dtype=t.dtype)
         stored[fqn] = TensorStorageMetadata(properties, t.shape, chunks)
         first = dice.randrange(world)
@@ -82,7 +84,7 @@ def save(run: Path, tensors: dict[str, torch.Tensor], dice: random.Random) -> No
     writers[0].finish(metadata, results)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_what_is_read_is_what_was_saved(tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     values = {
@@ -92,9 +94,11 @@ def test_what_is_read_is_what_was_saved(tmp_path: Path, seed: int) -> None:
     }
     state = {fqn: values[fqn, 0] for fqn in SHAPES}
     spared = 0
-    for _ in range(12):
-        for fqn in dice.sample(sorted(SHAPES), 2):
-            state[fqn] = values[fqn, dice.randrange(2)]
+    for _ in range(25):
+        for fqn in dice.sample(sorted(SHAPES), dice.choice([1, 2])):
+            state[fqn] = state[fqn].clone()  # one half of it, that one rank may hold
+            half = slice(0, len(state[fqn]) // 2) if dice.random() < 0.5 else slice(len(state[fqn]) // 2, None)
+            state[fqn][half] = values[fqn, dice.randrange(2)][half]
         save(tmp_path / "run", state, dice)
         checkpoint = holdfast.open(tmp_path / "run")
         for fqn, t in state.items():

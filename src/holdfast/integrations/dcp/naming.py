@@ -30,8 +30,8 @@ _STEP = re.compile(r"step[^0-9a-z]{0,3}(\d+)", re.IGNORECASE)
 
 
 class Place(NamedTuple):
-    """Where an entry stands: its part, the keys below it, the tree path of both, by which it is told apart, and the path
-    that DCP has for it."""
+    """Where an entry stands: its part, the keys below it, the tree path of both, by which it is told apart, and DCP's
+    path of it."""
 
     part: str
     below: Path

@@ -47,8 +47,8 @@ def object_of(planner: SavePlanner, item: WriteItem) -> object:
         return torch.load(made, map_location="cpu", weights_only=True)
     except Exception as e:
         raise UnsupportedValue(
-            f"{item.index.fqn}: what {type(planner).__qualname__} makes of it cannot be read without running code ({e}); keep "
-            "its parts as plain values"
+            f"{item.index.fqn}: what {type(planner).__qualname__} makes of it cannot be read without running code "
+            f"({e}); keep its parts as plain values"
         ) from e
 
 
