@@ -160,6 +160,8 @@ def main() -> None:
             if kind == "holdfast":
                 fail(app, writer, place, found)
         else:
+            app = made()
+            train(app, 9)
             found["before"] = digests(app)
             for step in order["steps"]:
                 app = made()

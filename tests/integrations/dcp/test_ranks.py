@@ -42,7 +42,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     """Two ranks that saved with both storages, and failed on purpose with ours in between."""
     root = tmp_path_factory.mktemp("dcp")
     ranks = torchrun(2, order(root, "save"))
-    assert ranks[0] == ranks[1] or ranks[0]["holdfast"].keys() == ranks[1]["holdfast"].keys()
+    assert ranks[0] == ranks[1]  # the failures too
     return root, ranks[0]
 
 

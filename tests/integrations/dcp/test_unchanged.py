@@ -97,7 +97,9 @@ def test_what_is_read_is_what_was_saved(tmp_path: Path, seed: int) -> None:
     for _ in range(25):
         for fqn in dice.sample(sorted(SHAPES), dice.choice([1, 2])):
             state[fqn] = state[fqn].clone()  # one half of it, that one rank may hold
-            half = slice(0, len(state[fqn]) // 2) if dice.random() < 0.5 else slice(len(state[fqn]) // 2, None)
+            half = (
+                slice(0, len(state[fqn]) // 2) if dice.random() < 0.5 else slice(len(state[fqn]) // 2, None)
+            )
             state[fqn][half] = values[fqn, dice.randrange(2)][half]
         save(tmp_path / "run", state, dice)
         checkpoint = holdfast.open(tmp_path / "run")
