@@ -17,9 +17,11 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 
 import holdfast
 from holdfast import last
-from holdfast.core.errors import PolicyError
+from holdfast.core.errors import PolicyError, SaveFailed
 from holdfast.integrations.dcp import HoldfastReader, HoldfastWriter
 from holdfast.integrations.dcp.naming import step_of
+from holdfast.stores import open_store
+from holdfast.testing import Fault, FaultPlan, FaultStore
 
 
 @pytest.fixture(autouse=True)
@@ -231,3 +233,35 @@ def test_what_a_checkpointer_saved_is_loaded_too(tmp_path: Path) -> None:
     got: dict[str, Any] = {"model": emptied(dict(model.state_dict()))}
     dcp.load(got, storage_reader=HoldfastReader(tmp_path / "run"))
     assert same(got["model"], dict(model.state_dict()))
+
+
+def test_saves_that_overlap_wait_for_each_other(tmp_path: Path) -> None:
+    slow = FaultStore(
+        open_store(tmp_path / "run"), FaultPlan(Fault("delay", call="write_streams", seconds=0.5))
+    )
+    first = dcp.async_save({"w": torch.ones(3)}, no_dist=True, storage_writer=HoldfastWriter(slow, step=1))
+    second = dcp.async_save({"w": torch.zeros(3)}, no_dist=True, storage_writer=HoldfastWriter(slow, step=2))
+    first.result()
+    second.result()
+    run = holdfast.Run(tmp_path / "run")
+    assert run.steps == [1, 2]
+    assert run[1]["state/w"].read().tolist() == [1, 1, 1]
+
+
+def test_a_save_that_is_overtaken_does_not_commit(tmp_path: Path) -> None:
+    """As when a rank fails whose failure DCP tells the coordinator's storage nothing of."""
+    lost, later = (HoldfastWriter(tmp_path / "run", step=n) for n in (1, 2))
+    planner = DefaultSavePlanner()
+    planner.set_up_planner({"w": torch.ones(3)}, is_coordinator=True)
+    lost.set_up_storage_writer(True, rank=0, use_collectives=True)
+    [plan], metadata = planner.create_global_plan([lost.prepare_local_plan(planner.create_local_plan())])
+    [plan] = lost.prepare_global_plan([plan])
+    results = [lost.write_data(plan, planner).wait()]
+    dcp.save({"w": torch.zeros(3)}, storage_writer=later)
+    with pytest.raises(SaveFailed, match="another save of this run was begun"):
+        lost.finish(metadata, results)
+    run = holdfast.Run(tmp_path / "run")
+    assert run.steps == [2]
+    assert {
+        str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run" / "data").rglob("*.safetensors")
+    } == {*run[2].manifest.file_keys}

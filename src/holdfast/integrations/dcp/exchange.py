@@ -34,9 +34,10 @@ from holdfast.core.errors import PolicyError
 from holdfast.core.names import check_tag, matches
 from holdfast.integrations.dcp.coordinator import Settings, begin
 from holdfast.integrations.dcp.foreign import METADATA, Directory
+from holdfast.integrations.dcp.items import items_of, names_of
 from holdfast.integrations.dcp.naming import step_of
-from holdfast.integrations.dcp.reader import Opened, open_for_dcp
-from holdfast.integrations.dcp.shares import Writing, items_of, names_of, write_share
+from holdfast.integrations.dcp.opened import Opened, open_for_dcp
+from holdfast.integrations.dcp.shares import Writing, write_share
 from holdfast.integrations.dcp.unchanged import known_to
 from holdfast.loop.tracker import metric_number
 from holdfast.run import Run

@@ -20,7 +20,19 @@ from holdfast.format.datafile import METADATA
 from holdfast.format.values import TensorLeaf
 from holdfast.state.capturing import tensor_name
 
-__all__ = ["NOTE", "ROOT", "Entry", "Path", "Place", "entries_of", "note_of", "place_of", "step_of"]
+__all__ = [
+    "NOTE",
+    "ROOT",
+    "Entry",
+    "Path",
+    "Place",
+    "entries_of",
+    "note_of",
+    "paths_in",
+    "place_of",
+    "required_step",
+    "step_of",
+]
 
 Path = tuple[str | int, ...]
 

@@ -19,9 +19,10 @@ from holdfast.core.clock import check_count
 from holdfast.core.errors import PolicyError, SaveFailed
 from holdfast.core.names import check_tag
 from holdfast.core.units import parse_seconds
-from holdfast.integrations.dcp.coordinator import Settings, begin, under_way
+from holdfast.integrations.dcp.coordinator import Coordinator, Settings, begin
+from holdfast.integrations.dcp.items import items_of, names_of
 from holdfast.integrations.dcp.naming import required_step, step_of
-from holdfast.integrations.dcp.shares import Share, Writing, items_of, names_of, write_share
+from holdfast.integrations.dcp.shares import Share, Writing, write_share
 from holdfast.integrations.dcp.unchanged import Stretch, known_to
 from holdfast.loop.tracker import metric_number
 from holdfast.policies import Rule, require_retention
@@ -89,7 +90,10 @@ class HoldfastWriter(StorageWriter):
         self._self_contained = self_contained
         self._sign = sign
         self._token = ""
-        self._leads = False
+        self._saving: Coordinator | None = None  # as the coordinator
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_saving": None}  # DCP's process begins the save itself
 
     @property
     def checkpoint_id(self) -> str | None:
@@ -118,7 +122,7 @@ class HoldfastWriter(StorageWriter):
             self._id = os.fspath(checkpoint_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *_args: Any, **kwargs: Any) -> None:
-        """Learn whether this rank coordinates.
+        """Begin to plan a save.
 
         Raises:
             PolicyError: the ranks are not to be coordinated.
@@ -128,7 +132,7 @@ class HoldfastWriter(StorageWriter):
             raise PolicyError(
                 "use_collectives=False: a run has one checkpoint for all ranks, committed once; leave it True"
             )
-        self._leads = is_coordinator
+        self._saving = None
         self._token = secrets.token_hex(4)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -145,7 +149,7 @@ class HoldfastWriter(StorageWriter):
             raise PolicyError(
                 "with a planner that caches plans, say which step it is: HoldfastWriter(step=...) or checkpoint_id"
             )
-        saving = begin(self._store(), self._step, self._settings())
+        saving = self._saving = begin(self._store(), self._step, self._settings())
         try:
             return [
                 dataclasses.replace(
@@ -168,7 +172,14 @@ class HoldfastWriter(StorageWriter):
             UnsupportedValue: something cannot be stored without running code at load; it is named.
             StoreError: it could not be written; the save fails on every rank.
         """
-        share = self._write(plan, planner)
+        try:
+            share = self._write(plan, planner)
+        except BaseException:
+            if self._saving is not None:
+                self._saving.wrote(failed=True)
+            raise
+        if self._saving is not None:
+            self._saving.wrote()
         done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
         done.set_result([WriteResult(MetadataIndex("holdfast"), share.new_bytes, share)])
         return done
@@ -180,10 +191,9 @@ class HoldfastWriter(StorageWriter):
             SaveFailed: the shares are not all of what was planned.
             CommitError, LeaseLost: it could not be committed, or nobody knows.
         """
-        saving = under_way(self._store().url)
-        if saving is None:
-            raise SaveFailed("DCP asks for a commit, and no save was begun in this process")
-        saving.finish(metadata, [r.storage_data for of_rank in results for r in of_rank])
+        if self._saving is None:
+            raise SaveFailed("DCP asks for a commit of a save that this object has not begun")
+        self._saving.finish(metadata, [r.storage_data for of_rank in results for r in of_rank])
 
     # ---- how -------------------------------------------------------------------------------------------------------
 
