@@ -12,6 +12,7 @@ from holdfast.catalog.lease import Lease
 from holdfast.catalog.runlog import write_segment
 from holdfast.catalog.tags import Tag, set_tag
 from holdfast.core.errors import SaveFailed
+from holdfast.distributed.words import Company
 from holdfast.format.manifest import FileEntry, Part
 from holdfast.format.signing import SigningKey
 from holdfast.integrations.dcp.shares import Share
@@ -52,7 +53,9 @@ class Joining:
         self.world = len(shares)
         self.environment = _together(shares) | trees.note
 
-    def start(self, store: Store, lease: Lease, key: SigningKey | None = None) -> None:
+    def start(
+        self, store: Store, lease: Lease, key: SigningKey | None = None, company: Company | None = None
+    ) -> None:
         self._store, self._lease, self._key = store, lease, key
 
     def begin(self, job: Job, image: Image) -> None:

@@ -23,6 +23,7 @@ from holdfast.integrations.dcp.naming import step_of
 from holdfast.integrations.dcp.opened import Opened, open_for_dcp
 from holdfast.run import Run
 from holdfast.state.adapters.torch_placing import NAMES, copy_in
+from holdfast.state.restoring import BoxWanted
 from holdfast.state.tensors import HostTensor, TensorSpec
 from holdfast.stores import Store
 
@@ -172,15 +173,19 @@ class HoldfastReader(StorageReader):
 
     def _place(self, opened: Opened, batch: list[_Wanted], planner: LoadPlanner) -> None:
         """Read some boxes, all of them verified, and only then copy them."""
+        whole = {w.name for w in batch if w.shape == w.box[1]}
+        parts = {
+            f"\0{number}": BoxWanted(w.name, w.box, w.shape)
+            for number, w in enumerate(batch)
+            if w.shape != w.box[1]
+        }
+        read = opened.reader.read(whole, parts)
         pairs: list[tuple[_Wanted, torch.Tensor, HostTensor]] = []
-        for together in _once_each(batch):
-            whole = [w.name for w in together if w.shape == w.box[1]]
-            parts = {w.name: (w.box, w.shape) for w in together if w.shape != w.box[1]}
-            read = opened.reader.read(whole, parts)
-            for w in together:
-                target = planner.resolve_tensor(w.item).detach()
-                self._check(w, target, read[w.name].spec.dtype)
-                pairs.append((w, target, read[w.name]))
+        for number, w in enumerate(batch):
+            host = read[w.name] if w.shape == w.box[1] else read[f"\0{number}"]
+            target = planner.resolve_tensor(w.item).detach()
+            self._check(w, target, host.spec.dtype)
+            pairs.append((w, target, host))
         copy_in([(target, host) for _, target, host in pairs])
         for w, target, _ in pairs:
             planner.commit_tensor(w.item, target)
@@ -201,19 +206,6 @@ def _pickled_here(value: object) -> io.BytesIO:
     torch.save(value, made)
     made.seek(0)
     return made
-
-
-def _once_each(wanted: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
-    """Yield the boxes in groups in which each tensor occurs once."""
-    left = list(wanted)
-    while left:
-        seen: dict[str, _Wanted] = {}
-        later: list[_Wanted] = []
-        for w in left:
-            if seen.setdefault(w.name, w) is not w:
-                later.append(w)
-        yield list(seen.values())
-        left = later
 
 
 def _batches(wanted: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
