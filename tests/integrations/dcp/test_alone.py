@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import enum
 import io
 import warnings
 from collections.abc import Iterator
@@ -137,10 +139,25 @@ class Config:
     pass
 
 
+@dataclasses.dataclass
+class Fields:
+    lr: float = 0.1
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+Point = collections.namedtuple("Point", "x y")
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(Config(), "Config cannot be stored"), (print, "is code"), (CheckpointException, "is code")],
-)
+    [
+        (Config(), "Config cannot be stored"), (print, "is code"), (CheckpointException, "is code"),
+        (Fields(), "takes its class"), ([Colour.RED], "takes its class"), (Point(1, 2), "takes its class"),
+    ],
+)  # fmt: skip
 def test_what_takes_code_is_refused_by_name(tmp_path: Path, value: object, said: str) -> None:
     writer = HoldfastWriter(tmp_path / "run")
     with pytest.raises(CheckpointException, match=f"cfg/inner: .*{said}"):
@@ -265,3 +282,17 @@ def test_a_save_that_is_overtaken_does_not_commit(tmp_path: Path) -> None:
     assert {
         str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run" / "data").rglob("*.safetensors")
     } == {*run[2].manifest.file_keys}
+
+
+def test_a_share_that_is_missing_is_no_checkpoint(tmp_path: Path) -> None:
+    writer, planner = HoldfastWriter(tmp_path / "run"), DefaultSavePlanner()
+    planner.set_up_planner({"w": torch.ones(3)}, is_coordinator=True)
+    writer.set_up_storage_writer(True, rank=0, use_collectives=True)
+    plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
+    [plan] = writer.prepare_global_plan(plans)
+    [result] = writer.write_data(plan, planner).wait()
+    part = dataclasses.replace(result, storage_data=dataclasses.replace(result.storage_data, tensors=0))
+    with pytest.raises(SaveFailed, match="DCP planned 1 pieces of tensors and the ranks wrote 0"):
+        writer.finish(metadata, [[part]])
+    assert not holdfast.Run(tmp_path / "run").steps
+    assert not list((tmp_path / "run" / "data").rglob("*.safetensors"))
