@@ -11,6 +11,7 @@ from typing import cast
 
 from jax import tree_util
 
+from holdfast.core.errors import UnsupportedValue
 from holdfast.core.names import join_path
 from holdfast.format.values import Typed
 from holdfast.state.adapter import NO_KINDS, Kinds, Outline
@@ -78,7 +79,10 @@ def _opened(value: object) -> tuple[dict[str, object], Callable[[list[object]], 
     pairs, definition = tree_util.tree_flatten_with_path(value, is_leaf=lambda v: v is not value)
     children: dict[str, object] = {}
     for (key,), child in pairs:
-        children[_name(key)] = child
+        name = _name(key)
+        if name in children:
+            raise UnsupportedValue(f"a {class_name(type(value))} has two children called {name!r}; rename one")
+        children[name] = child
     return children, lambda items: tree_util.tree_unflatten(definition, items)
 
 
