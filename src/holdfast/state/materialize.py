@@ -21,7 +21,7 @@ Framework = Literal["numpy", "jax", "as stored"]
 class Materializer:
     """Turn stored nodes into values; a tensor that occurs twice becomes one object, so ties survive.
 
-    `framework` "numpy" or "jax" makes arrays of all tensors. `resolve` finds the class of a dataclass, named tuple
+    `framework` "numpy" makes arrays of all tensors, "jax" jax arrays of all but numpy's. `resolve` finds the class of a dataclass, named tuple
     or enum by its full name; None makes `Record` and `EnumMember` of them.
     """
 
@@ -65,7 +65,9 @@ class Materializer:
             host = self.tensors.get(leaf.name)
             if host is None:
                 raise StateError(f"{leaf.name}: its bytes were not read; expected a tensor of this name")
-            family = leaf.kind.partition(".")[0] if self.framework == "as stored" else self.framework
+            family = leaf.kind.partition(".")[0]
+            if self.framework != "as stored" and family != "numpy":
+                family = self.framework
             engine = self._dispatch.engines.get(family, self._dispatch.engines["numpy"])
             kind = leaf.kind if leaf.kind.startswith(family) else f"{family}.ndarray"
             made = self._made[(leaf.name, leaf.kind)] = engine.make(host, kind)

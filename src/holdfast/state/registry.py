@@ -157,6 +157,15 @@ def torch_group() -> tuple[int, int] | None:
     return group()
 
 
+def jax_group() -> tuple[int, int] | None:
+    """Return (index, number) of the processes of jax.distributed; None where it is not initialised."""
+    if not jax_is_loaded():
+        return None
+    from holdfast.state.adapters.jax_distributed import group
+
+    return group()
+
+
 def settle(state: Mapping[str, object]) -> None:
     """Bring modules whose parameters are spread over processes to the form in which they are stored."""
     if torch_is_loaded():

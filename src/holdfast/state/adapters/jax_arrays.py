@@ -9,7 +9,6 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from holdfast.core.dtypes import DTYPES
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Joined, Kinds
@@ -23,7 +22,7 @@ __all__ = ["ENGINE", "Abstract", "Arrays", "JaxEngine", "Tracers", "is_key_class
 
 PLAIN_KIND = "jax.Array"
 _GONE = (
-    "this array was given away (donated to a jitted function, or deleted), so the state still holds an old one; put the "
+    "this array was given away (donated to a jitted function, or deleted): the state still holds an old one; put the "
     "new one into the dictionary that the Checkpointer was given, before the step ends"
 )
 
@@ -102,8 +101,9 @@ class JaxEngine:
                 shard.data.copy_to_host_async()  # all devices at once; nothing where the device is the host
         for of_one, target in zip(parts, targets, strict=True):
             for shard in of_one:
-                # durability: no view outlives this line, so a step that is given the array may write into its memory.
-                np.copyto(cast("np.ndarray[Any, Any]", target)[(*shard.index, ...)], np.asarray(shard.data))
+                # durability: no view outlives this loop, so a step that is given the array may write into its memory.
+                part = cast("Any", target)[(*shard.index, ...)]
+                np.copyto(part, np.asarray(shard.data))
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
         raise TypeError("jax arrays cannot be changed; new ones take their place")
@@ -192,7 +192,9 @@ class Tracers:
         raise UnsupportedValue(f"{path}: a traced value has no elements; save outside of jit, grad and vmap")
 
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
-        ctx.problems.append(f"{path}: a traced value cannot be restored; restore outside of jit, grad and vmap")
+        ctx.problems.append(
+            f"{path}: a traced value cannot be restored; restore outside of jit, grad and vmap"
+        )
         return Kept(live)
 
 

@@ -1,4 +1,4 @@
-"""Flax NNX: modules, optimizers, streams of random keys and metrics, as nested dictionaries of what their Variables hold.
+"""Flax NNX: modules, optimizers, random streams and metrics, as nested dictionaries of what their Variables hold.
 
 The objects stay who they are: new values go into their Variables, as nnx.update does it. What is not a Variable or an
 array, such as a size or a function, is the program's.
@@ -62,7 +62,8 @@ class NnxObjects:
 
         def commit(values: object) -> None:
             news = zip(flat, cast("list[object]", values), strict=True)
-            nnx.update(live, nnx.from_flat_state([(at, _with(leaf, value)) for (at, leaf), value in news]))
+            pairs: Any = [(at, _with(leaf, value)) for (at, leaf), value in news]
+            nnx.update(live, nnx.from_flat_state(pairs))
 
         ctx.act(Stage.VALUES, lambda m: [b(m) for b in builds], commit)
         return Kept(live)

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from holdfast.state.adapters.numpy import to_array
 from holdfast.state.tensors import HostTensor
 
-__all__ = ["WEAK", "Home", "Index", "index_of", "new_array", "spread"]
+__all__ = ["WEAK", "Bounds", "Home", "Index", "bounds", "new_array", "spread"]
 
 WEAK = "jax.Array:weak"  # the kind of what has jax's weak type, as Python numbers in a computation do
 Array = NDArray[Any]
 Index = tuple[slice, ...]
+Bounds = tuple[tuple[int, int], ...]  # first and end in each dimension
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class Home:
         return cls(tuple(like.shape), np.dtype(like.dtype), like.sharding if committed else None, weak)
 
 
-def index_of(index: Index, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Return (first, end) for each dimension of a device's part, as jax gives it in slices."""
+def bounds(index: Index, shape: tuple[int, ...]) -> Bounds:
+    """Return where a device's part lies, which jax says in slices."""
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
@@ -58,7 +59,7 @@ def spread(part: Callable[[Index], Array], home: Home, *, weak: bool = False) ->
     """Return a new array of which `part` gives the elements at an index; it is asked for those that this process's
     devices hold, and once for a part that several of them hold.
 
-    The elements are copied, also where the device is the host: what jax makes around memory of others cannot be donated.
+    The elements are copied also where the device is the host: what jax makes around memory of others is not donated.
     """
     dtype = home.dtype
     with _all_widths(dtype):
@@ -72,13 +73,13 @@ def spread(part: Callable[[Index], Array], home: Home, *, weak: bool = False) ->
 
 def _on_devices(part: Callable[[Index], Array], home: Home, sharding: Sharding) -> jax.Array:
     wanted = sharding.addressable_devices_indices_map(home.shape)
-    parts: dict[tuple[tuple[int, int], ...], Array] = {}
+    parts: dict[Bounds, Array] = {}
     for index in wanted.values():
-        where = index_of(cast("Index", index), home.shape)
+        where = bounds(cast("Index", index), home.shape)
         if where not in parts:
             parts[where] = part(cast("Index", index)).astype(home.dtype, copy=False)
     kind = sharding.memory_kind
-    values = [parts[index_of(cast("Index", index), home.shape)] for index in wanted.values()]
+    values = [parts[bounds(cast("Index", index), home.shape)] for index in wanted.values()]
     places = [SingleDeviceSharding(device, memory_kind=kind) for device in wanted]
     pieces = cast("Sequence[jax.Array]", jax.device_put(values, places, may_alias=False))
     return jax.make_array_from_single_device_arrays(home.shape, sharding, pieces, dtype=home.dtype)

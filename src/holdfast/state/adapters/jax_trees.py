@@ -81,7 +81,9 @@ def _opened(value: object) -> tuple[dict[str, object], Callable[[list[object]], 
     for (key,), child in pairs:
         name = _name(key)
         if name in children:
-            raise UnsupportedValue(f"a {class_name(type(value))} has two children called {name!r}; rename one")
+            raise UnsupportedValue(
+                f"a {class_name(type(value))} has two children called {name!r}; rename one"
+            )
         children[name] = child
     return children, lambda items: tree_util.tree_unflatten(definition, items)
 
