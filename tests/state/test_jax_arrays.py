@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -233,6 +234,7 @@ def test_reading_needs_no_jax(tmp_path) -> None:
     holdfast.save(tmp_path / "run", {"p": {"x": jnp.arange(4.0), "key": jax.random.key(3)}})
     code = """
 import sys
+import weakref
 sys.modules["jax"] = None
 import numpy as np, holdfast, holdfast.errors
 found = holdfast.load(sys.argv[1])["p"]
@@ -260,3 +262,16 @@ def test_jax_is_imported_by_nobody_but_the_program(tmp_path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_save_holds_no_array_of_its_step(tmp_path) -> None:
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s))
+    train = {
+        "now": {"w": jnp.zeros((8192, 1024)), "b": [jnp.zeros(8)]}
+    }  # 32 MiB: it takes a while to be durable
+    given: list[weakref.ref[object]] = []
+    with holdfast.Checkpointer(tmp_path / "run", {"train": train}, save=holdfast.every(steps=1)) as ckpt:
+        for _ in ckpt.steps(5):
+            given.append(weakref.ref(train["now"]["w"]))
+            train["now"] = step(train["now"])
+            assert given[-1]() is None  # though its save is most likely not complete
