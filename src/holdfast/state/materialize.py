@@ -21,8 +21,8 @@ Framework = Literal["numpy", "jax", "as stored"]
 class Materializer:
     """Turn stored nodes into values; a tensor that occurs twice becomes one object, so ties survive.
 
-    `framework` "numpy" makes arrays of all tensors, "jax" jax arrays of all but numpy's. `resolve` finds the class of a dataclass, named tuple
-    or enum by its full name; None makes `Record` and `EnumMember` of them.
+    `framework` "numpy" makes arrays of all tensors, "jax" jax arrays of all but numpy's. `resolve` finds the class of a
+    dataclass, named tuple or enum by its full name; None makes `Record` and `EnumMember` of them.
     """
 
     def __init__(

@@ -149,8 +149,9 @@ def plan_restore(
 def materialize(tree: object, tensors: Mapping[str, HostTensor], as_: str) -> object:
     """Make new values of a stored tree, or of any part of it, without live objects.
 
-    "torch" gives back each tensor as the framework's it came from; "jax" makes jax arrays of all but numpy's; "numpy" makes arrays
-    of all, with bfloat16 and float8 from ml_dtypes, packed float4 as uint8. Layouts are recreated, ties kept.
+    "torch" gives back each tensor as the framework's it came from; "jax" makes jax arrays of all but numpy's; "numpy"
+    makes arrays of all, with bfloat16 and float8 from ml_dtypes, packed float4 as uint8. Layouts are recreated, ties
+    kept.
     Dataclasses, named tuples and enum members become `Record` and `EnumMember`; registered codecs decode.
 
     Raises:

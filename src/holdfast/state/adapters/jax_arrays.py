@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
@@ -98,7 +99,9 @@ class JaxEngine:
         parts = [_parts(cast("jax.Array", value)) for value in values]
         for of_one in parts:
             for shard in of_one:
-                shard.data.copy_to_host_async()  # all devices at once; nothing where the device is the host
+                cast(
+                    "jax.Array", shard.data
+                ).copy_to_host_async()  # all devices at once; nothing where the device is the host
         for of_one, target in zip(parts, targets, strict=True):
             for shard in of_one:
                 # durability: no view outlives this loop, so a step that is given the array may write into its memory.
@@ -130,7 +133,7 @@ class Arrays:
         self.engine = ENGINE
 
     def claims(self, cls: type) -> bool:
-        return issubclass(cls, jax.Array) and not is_key_class(cls) and not issubclass(cls, jax.core.Tracer)
+        return issubclass(cls, jax.Array) and not is_key_class(cls) and not issubclass(cls, Tracer)
 
     def capture(self, value: object, path: str, into: Capturing) -> object:
         x = cast("jax.Array", value)
@@ -186,7 +189,7 @@ class Tracers:
     kinds: Kinds = NO_KINDS
 
     def claims(self, cls: type) -> bool:
-        return issubclass(cls, jax.core.Tracer)
+        return issubclass(cls, Tracer)
 
     def capture(self, value: object, path: str, into: Capturing) -> object:
         raise UnsupportedValue(f"{path}: a traced value has no elements; save outside of jit, grad and vmap")
