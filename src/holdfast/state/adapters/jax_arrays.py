@@ -9,13 +9,16 @@ from typing import Any, cast
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Sharding
 
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Joined, Kinds
-from holdfast.state.adapters.jax_placing import WEAK, Home, new_array
-from holdfast.state.adapters.numpy import NumpyEngine, canonical, numpy_dtype
+from holdfast.state.adapters.jax_distributed import held_boxes, local_parts, wanted_boxes
+from holdfast.state.adapters.jax_placing import WEAK, Bounds, Home, Index, bounds, new_array, spread
+from holdfast.state.adapters.numpy import NumpyEngine, canonical, numpy_dtype, to_array
 from holdfast.state.capturing import Capturing
+from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Kept, Restoring
 from holdfast.state.tensors import HostTensor, TensorSpec
 
@@ -46,10 +49,6 @@ def array_spec(x: jax.Array, path: str) -> TensorSpec:
         raise UnsupportedValue(
             f"{path}: a jax array of {x.dtype} cannot be stored; convert it first, such as to int8 or float8_e4m3fn"
         )
-    if not x.is_fully_addressable:
-        raise UnsupportedValue(
-            f"{path}: other processes hold parts of this array; save with a Checkpointer in every process"
-        )
     return TensorSpec(path, name, tuple(x.shape))
 
 
@@ -67,7 +66,7 @@ class JaxEngine:
         yield list(map(attrgetter("shape"), values))
         yield list(map(attrgetter("dtype"), values))
         yield list(map(attrgetter("weak_type"), values))
-        yield list(map(attrgetter("is_fully_addressable"), values))
+        yield [None if x.is_fully_addressable else x.sharding for x in cast("Sequence[jax.Array]", values)]
 
     def aliases(self, values: Sequence[object]) -> Sequence[object]:
         arrays = cast("Sequence[jax.Array]", values)
@@ -96,17 +95,18 @@ class JaxEngine:
         return [0] * len(values)
 
     def copy_out(self, values: Sequence[object], targets: Sequence[object]) -> None:
-        parts = [_parts(cast("jax.Array", value)) for value in values]
+        parts = [local_parts(cast("jax.Array", value)) for value in values]
         for of_one in parts:
-            for shard in of_one:
-                cast(
-                    "jax.Array", shard.data
-                ).copy_to_host_async()  # all devices at once; nothing where the device is the host
+            for part in of_one:
+                part.data.copy_to_host_async()  # from all devices at once; nothing where the device is the host
         for of_one, target in zip(parts, targets, strict=True):
-            for shard in of_one:
+            corner = [
+                min(sides) for sides in zip(*([first for first, _ in p.box] for p in of_one), strict=True)
+            ]
+            for part in of_one:
+                place = tuple(slice(a - c, b - c) for (a, b), c in zip(part.box, corner, strict=True))
                 # durability: no view outlives this loop, so a step that is given the array may write into its memory.
-                part = cast("Any", target)[(*shard.index, ...)]
-                np.copyto(part, np.asarray(shard.data))
+                np.copyto(cast("Any", target)[(*place, ...)], np.asarray(part.data))
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
         raise TypeError("jax arrays cannot be changed; new ones take their place")
@@ -117,10 +117,6 @@ class JaxEngine:
 
     def like(self, reference: Callable[[], object], value: object) -> object:
         return value
-
-
-def _parts(x: jax.Array) -> list[jax.Shard]:
-    return [shard for shard in x.addressable_shards if shard.replica_id == 0]
 
 
 class Arrays:
@@ -138,7 +134,13 @@ class Arrays:
     def capture(self, value: object, path: str, into: Capturing) -> object:
         x = cast("jax.Array", value)
         kind = WEAK if getattr(x, "weak_type", False) else PLAIN_KIND
-        return into.tensor(x, array_spec(x, path), kind=kind, memory=None, live=(self.engine, x))
+        spec = array_spec(x, path)
+        if x.is_fully_addressable:
+            return into.tensor(x, spec, kind=kind, memory=None, live=(self.engine, x))
+        boxes, group = held_boxes(x)
+        return into.spread(
+            path, spec.dtype, spec.shape, boxes, group=group, kind=kind, memory=None, live=(self.engine, x)
+        )
 
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
         return plan_array(Home.of(cast("jax.Array", live)), live, node, path, ctx=ctx)
@@ -148,8 +150,9 @@ def plan_array(home: Home, live: object, node: object, path: str, *, ctx: Restor
     """Plan a new array with stored elements in the place of `live`, where `home` says."""
     if not isinstance(node, TensorLeaf):
         return ctx.fresh(node, path)
-    stored = ctx.need(node, path)
+    stored = ctx.spec(node)
     if stored is None:
+        ctx.need(node, path)  # which says that it is not there
         return Kept(live)
     dtype = canonical(home.dtype)
     live_is = f"{dtype or home.dtype}[{', '.join(map(str, home.shape))}]"
@@ -160,9 +163,30 @@ def plan_array(home: Home, live: object, node: object, path: str, *, ctx: Restor
             return ctx.unfit(live, node, path, live_is=live_is, empty=0 in home.shape, castable=True)
         ctx.report.cast.append((path, f"{stored.dtype} to {dtype}"))
     ctx.report.restored.append((path, ""))
-    name = ctx.stored_name(node)
     weak = node.kind == WEAK if node.kind.startswith("jax.") else home.weak
+    if home.sharding is not None and not home.sharding.is_fully_addressable:
+        return _plan_parts(home, home.sharding, node, path, weak=weak, ctx=ctx)
+    ctx.need(node, path)
+    name = ctx.stored_name(node)
     return lambda m: new_array(m.tensors[name], home, weak=weak)
+
+
+def _plan_parts(
+    home: Home, sharding: Sharding, node: TensorLeaf, path: str, *, weak: bool, ctx: Restoring
+) -> Build:
+    """Plan an array of which other processes hold the rest: no more is read than the devices here hold."""
+    keys: dict[Bounds, str] = {}
+    for box in wanted_boxes(sharding, home.shape):
+        offsets, shape = tuple(a for a, _ in box), tuple(b - a for a, b in box)
+        keys[box] = ctx.need_part(node, (offsets, home.shape), shape, path)
+
+    def build(m: Materializer) -> object:
+        def part(index: Index) -> Any:
+            return to_array(m.tensors[keys[bounds(index, home.shape)]])
+
+        return spread(part, home, weak=weak)
+
+    return build
 
 
 class Abstract:
