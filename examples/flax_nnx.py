@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from holdfast import Checkpointer, EarlyStopping, ResumableSampler, best, every, last
 
-BATCH, EPOCHS, TRAINING_IMAGES = 64, 8, 1408
+BATCH, EPOCHS, TRAINING_IMAGES = 64, 6, 1408
 STEPS_PER_EPOCH = TRAINING_IMAGES // BATCH
 
 

@@ -37,7 +37,12 @@ def layouts(mesh: jax.sharding.Mesh) -> list[PartitionSpec]:
     one, *more = mesh.axis_names
     found = [PartitionSpec(), PartitionSpec(one), PartitionSpec(None, one), PartitionSpec(None, None, one)]
     for other in more:
-        found += [PartitionSpec(one, other), PartitionSpec(other, None, one), PartitionSpec((one, other))]
+        found += [
+            PartitionSpec(one, other),
+            PartitionSpec(other, None, one),
+            PartitionSpec((one, other)),
+            PartitionSpec((other, one)),
+        ]
     return found
 
 
@@ -66,6 +71,12 @@ def state_on(mesh: jax.sharding.Mesh, *, zero: bool) -> dict[str, object]:
     state["keys"] = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("data")))
     state["alone"] = jnp.full(3, 0.0 if zero else 2.5)
     return state
+
+
+def put(value: object, place: NamedSharding) -> jax.Array:
+    """Return an array that lies so, also where other processes hold parts of it."""
+    array = np.asarray(value)
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 
 def save(url: str, mesh: str) -> None:
@@ -109,22 +120,22 @@ def train(url: str, mesh: str, steps: str) -> None:
         updates, opt = tx.update(grads, now["opt"], now["params"])
         return {"params": optax.apply_updates(now["params"], updates), "opt": opt, "key": key}, loss
 
-    w, v = jax.random.normal(jax.random.key(0), (2, 32, 64))
-    params = {
-        "w": jax.device_put(w, NamedSharding(where, PartitionSpec(None, where.axis_names[-1]))),
-        "v": jax.device_put(v.T, NamedSharding(where, PartitionSpec(where.axis_names[-1], None))),
-    }
-    key = jax.device_put(jax.random.key(1), NamedSharding(where, PartitionSpec()))
-    now = {"params": params, "opt": tx.init(params), "key": key}
     everywhere = NamedSharding(where, PartitionSpec())
-    run = {"now": jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), now)}
+    w, v = np.asarray(jax.random.normal(jax.random.key(0), (2, 32, 64)))
+    params = {
+        "w": put(w, NamedSharding(where, PartitionSpec(None, where.axis_names[-1]))),
+        "v": put(v.T, NamedSharding(where, PartitionSpec(where.axis_names[-1], None))),
+    }
+    words = np.asarray(jax.random.key_data(jax.random.key(1)))
+    now = {"params": params, "opt": tx.init(params), "key": jax.random.wrap_key_data(put(words, everywhere))}
+    run = {"now": jax.tree.map(lambda x: x if len(x.sharding.device_set) > 1 else put(x, everywhere), now)}
     # What goes out lies as what goes in: so the arrays are donated, and a resumed run compiles the same program.
     places = jax.tree.map(lambda x: x.sharding, run["now"])
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
     with Checkpointer(url, {"train": run}, save=every(steps=3)) as ckpt:
         for number in ckpt.steps(int(steps)):
-            x = jnp.asarray(np.random.standard_normal((16, 32)), jnp.float32)
-            x = jax.device_put(x, NamedSharding(where, PartitionSpec("data")))
+            x = np.random.standard_normal((16, 32)).astype(np.float32)
+            x = put(x, NamedSharding(where, PartitionSpec("data")))
             given = run["now"]["params"]["w"]
             run["now"], loss = step(run["now"], x)
             assert given.is_deleted()
@@ -133,7 +144,8 @@ def train(url: str, mesh: str, steps: str) -> None:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(run["now"]):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
+        for shard in (jax.random.key_data(leaf) if is_key else leaf).addressable_shards:
+            digest.update(np.asarray(shard.data).tobytes())
     print(f"end {digest.hexdigest()}", flush=True)
 
 
