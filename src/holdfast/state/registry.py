@@ -97,7 +97,8 @@ def _torch() -> tuple[list[Adapter], Engine]:
         from holdfast.state.adapters.torch_modules import Modules
         from holdfast.state.adapters.torch_optim import Optimizers
         from holdfast.state.adapters.torch_schedulers import Schedulers
-        from holdfast.state.adapters.torch_tensors import ENGINE, Tensors
+        from holdfast.state.adapters.torch_tensor_plans import Tensors
+        from holdfast.state.adapters.torch_tensors import ENGINE
         from holdfast.state.adapters.torch_values import Generators, SmallValues
     except ModuleNotFoundError as e:
         if e.name != "torch":
