@@ -372,7 +372,7 @@ class Checkpointer:
             if self._depth == 0:
                 engine.interrupts.remove()
 
-    def close_at_exit(self) -> None:
+    def _close_at_exit(self) -> None:
         """Finish what the user left open. Raises what a save failed with."""
         if self._pid == os.getpid() and not self._engine.interrupts.aborted:
             self._give_up()

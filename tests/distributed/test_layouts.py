@@ -66,7 +66,7 @@ def test_what_one_layout_saves_every_other_restores(out: Path, source: str) -> N
 def test_it_is_whole_without_torch(out: Path, source: str) -> None:
     checkpoint = holdfast.Run(str(out / source)).latest
     assert list(checkpoint.verify()) == []
-    model = checkpoint.load(as_="numpy")["model"]
+    model = checkpoint.values(as_="numpy")["model"]
     assert {name: np.asarray(value).shape for name, value in model.items()} == {
         "layers.a.weight": (10, 6), "layers.a.bias": (10,), "layers.b.weight": (7, 10), "layers.b.bias": (7,),
         "layers.norm.weight": (7,), "layers.norm.bias": (7,), "layers.c.weight": (3, 7), "layers.c.bias": (3,),

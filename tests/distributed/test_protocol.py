@@ -183,4 +183,4 @@ def test_what_did_not_change_is_not_written_again(tmp_path: Path) -> None:
     assert all(n < big.nbytes / 10 for n in new[1:])
     for checkpoint in holdfast.Run(str(tmp_path / "run")):
         assert list(checkpoint.verify()) == []
-        assert np.array_equal(np.asarray(checkpoint.load(as_="numpy")["base"]["w"]), big)
+        assert np.array_equal(np.asarray(checkpoint.values(as_="numpy")["base"]["w"]), big)

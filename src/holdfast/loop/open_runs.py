@@ -14,7 +14,7 @@ __all__ = ["forget_open", "note_open"]
 
 
 class _Closable(Protocol):
-    def close_at_exit(self) -> None: ...
+    def _close_at_exit(self) -> None: ...
 
 
 _open: weakref.WeakSet[_Closable] = weakref.WeakSet()
@@ -36,7 +36,7 @@ def _close_all() -> None:
     failed = False
     for run in list(_open):
         try:
-            run.close_at_exit()
+            run._close_at_exit()
         except HoldfastError as e:
             print(f"holdfast: {e}", file=sys.stderr)
             failed = True
