@@ -148,7 +148,7 @@ class RayCheckpointer(Checkpointer):
             self._report()
 
     def _tell(self) -> None:
-        """Report to Ray if a save was begun, or a checkpoint restored, since the last report; on all workers or none."""
+        """Report to Ray, on all workers or none, if a save was begun or a checkpoint restored since the last report."""
         saved = self._engine._saved_clock
         if saved is not None and saved != self._told:
             self._told = saved

@@ -1,7 +1,8 @@
 """The batch script of the examples, run by bash with a stand-in for Slurm's commands: real signals, real training.
 
-The stand-in does what slurm 22.05 was seen to do: the signal of `--signal=B:` goes to the script alone, scancel's to what
-srun started, and a job that is queued again runs the same script anew, with its old log.
+The stand-in does what Slurm 22.05 was seen to do: the signal of `--signal=B:` goes to the script alone, scancel's to all
+processes below srun, children's children in sessions of their own included; a job that is queued again runs the same
+script anew.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from integrations.watching import (
 SCRIPT = Path(__file__).parents[3] / "examples" / "slurm" / "train.sbatch"
 COMMANDS = {
     "srun": 'echo $$ > "$STAND_IN/step"; exec "$@"',
-    "scancel": 'kill "-${1#--signal=}" "$(cat "$STAND_IN/step")"; echo "$2" >> "$STAND_IN/scancelled"',
+    "scancel": """
+        every() { echo "$1"; for child in $(cat /proc/"$1"/task/*/children); do every "$child"; done; }
+        kill "-${1#--signal=}" $(every "$(cat "$STAND_IN/step")")
+    """,
     "scontrol": 'echo "$@" >> "$STAND_IN/scontrol-log"',
 }
 
@@ -57,10 +61,10 @@ class Slurm:
         log = self.directory / "scontrol-log"
         return log.read_text().splitlines() if log.exists() else []
 
-    @property
-    def step(self) -> int:
-        """The process that srun started."""
-        return int((self.directory / "step").read_text())
+    def cancel(self) -> None:
+        """Send SIGTERM to everything below srun."""
+        command = [str(self.directory / "commands" / "scancel"), "--signal=TERM", "7"]
+        subprocess.run(command, env=environment(STAND_IN=str(self.directory)), check=True)
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def test_bash_reads_it_and_it_asks_slurm_for_what_it_relies_on(slurm: Slurm) -> 
 
 
 def test_a_job_that_runs_out_of_time_is_queued_again_and_goes_on_exactly(
-    slurm: Slurm, tmp_path: Path
+    slurm: Slurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     command = [sys.executable, str(TRAINER), str(run), str(log), str(STEPS)]
@@ -88,6 +92,7 @@ def test_a_job_that_runs_out_of_time_is_queued_again_and_goes_on_exactly(
     job.send_signal(signal.SIGUSR1)
     assert job.wait(TIMEOUT) == 143
     assert slurm.asked == ["requeue 7"]
+    assert "the writer process had ended" not in capfd.readouterr().err  # it gets the signal too, and stays
     saved = holdfast.Run(str(run)).latest
     assert 10 <= saved.step == steps_of(written) < STEPS  # not a step is lost, nor done twice
     assert saved.reasons == ("preempted by a signal",)
@@ -102,7 +107,7 @@ def test_a_job_that_is_cancelled_saves_and_stays_away(slurm: Slurm, tmp_path: Pa
     job = slurm.start(sys.executable, str(TRAINER), str(run), str(tmp_path / "log"), str(STEPS), "0.05")
     until(lambda: steps_of(written) >= 5, "five steps")
     job.send_signal(signal.SIGTERM)  # Slurm tells the script and the step
-    subprocess.run(["kill", "-TERM", str(slurm.step)], check=True)
+    slurm.cancel()
     assert job.wait(TIMEOUT) == 143
     assert slurm.asked == []
     assert 5 <= holdfast.Run(str(run)).latest.step == steps_of(written) < STEPS
