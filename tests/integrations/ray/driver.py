@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray leaves a token in the home directory
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 
 import ray
@@ -20,8 +21,8 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import Checkpoint, FailureConfig, Result, RunConfig, ScalingConfig
-from ray.train.data_parallel_trainer import DataParallelTrainer
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from torch import nn
 
 import holdfast
