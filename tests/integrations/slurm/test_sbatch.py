@@ -106,10 +106,20 @@ def test_a_job_that_is_cancelled_saves_and_stays_away(slurm: Slurm, tmp_path: Pa
     run, written = tmp_path / "run", tmp_path / "log-0"
     job = slurm.start(sys.executable, str(TRAINER), str(run), str(tmp_path / "log"), str(STEPS), "0.05")
     until(lambda: steps_of(written) >= 5, "five steps")
-    job.send_signal(signal.SIGTERM)  # Slurm tells the script and the step
+    job.send_signal(signal.SIGTERM)  # Slurm tells the script, too
     slurm.cancel()
     assert job.wait(TIMEOUT) == 143
     assert slurm.asked == []
+    assert 5 <= holdfast.Run(str(run)).latest.step == steps_of(written) < STEPS
+
+
+def test_a_job_that_is_preempted_is_queued_again(slurm: Slurm, tmp_path: Path) -> None:
+    run, written = tmp_path / "run", tmp_path / "log-0"
+    job = slurm.start(sys.executable, str(TRAINER), str(run), str(tmp_path / "log"), str(STEPS), "0.05")
+    until(lambda: steps_of(written) >= 5, "five steps")
+    slurm.cancel()  # Slurm tells the step alone
+    assert job.wait(TIMEOUT) == 143
+    assert slurm.asked == ["requeue 7"]
     assert 5 <= holdfast.Run(str(run)).latest.step == steps_of(written) < STEPS
 
 
