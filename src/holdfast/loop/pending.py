@@ -17,6 +17,7 @@ class PendingGradients:
 
     def __init__(self, state: Mapping[str, object]) -> None:
         self._stepped = False
+        self._left = True  # the step that ended last was without an optimizer step
         self._handles: list[_Handle] = []
         self._watching = False
         for value in state.values():
@@ -28,13 +29,13 @@ class PendingGradients:
     def _note(self, *_: object) -> None:
         self._stepped = True
 
-    def found(self) -> bool:
-        """Return whether this step ended without an optimizer step, so that gradients must be saved."""
-        return self._watching and not self._stepped
+    def end_step(self) -> None:
+        """End a step, and begin to watch the next one."""
+        self._left, self._stepped = not self._stepped, False
 
-    def next_step(self) -> None:
-        """Begin to watch the next step."""
-        self._stepped = False
+    def found(self) -> bool:
+        """Return whether no optimizer stepped in the step that ended last, nor since: then gradients must be saved."""
+        return self._watching and self._left and not self._stepped
 
     def remove(self) -> None:
         """Take the hooks off."""

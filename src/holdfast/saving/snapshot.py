@@ -166,4 +166,6 @@ def place(plan: Plan, arena: Arena, pieces: Sequence[memoryview], transfer: Tran
         end = offset + len(piece)
         offset = page_aligned(end)
     progress = Progress(end)
-    return Snapshot(Image(parts, progress, arena.memory), plan.report, progress, plan.sources, transfer)
+    return Snapshot(
+        Image(parts, progress, arena.memory, plan.agreement), plan.report, progress, plan.sources, transfer
+    )

@@ -24,6 +24,7 @@ __all__ = [
     "torch_group",
     "torch_is_loaded",
     "torch_rng",
+    "torch_store",
 ]
 
 _FAMILIES = {"Modules": "module", "Optimizers": "optimizer", "Schedulers": "scheduler"}
@@ -114,6 +115,15 @@ def torch_group() -> tuple[int, int] | None:
     return group()
 
 
+def torch_store() -> object | None:
+    """Return the key-value store of torch.distributed's default group; None where there is none."""
+    if not torch_is_loaded():
+        return None
+    from holdfast.state.adapters.torch_distributed import default_store
+
+    return default_store()
+
+
 def settle(state: Mapping[str, object]) -> None:
     """Bring modules whose parameters are spread over processes to the form in which they are stored."""
     if torch_is_loaded():
@@ -122,10 +132,10 @@ def settle(state: Mapping[str, object]) -> None:
         settle_modules(state.values())
 
 
-def replicated(state: Mapping[str, object]) -> set[int]:
-    """Return the ids of the parameters of which every process has the same."""
+def replicated(state: Mapping[str, object]) -> dict[int, tuple[int, ...]]:
+    """Return, by id, the parameters of which several processes have the same, and the ranks of these."""
     if not torch_is_loaded():
-        return set()
+        return {}
     from holdfast.state.adapters.torch_distributed import replicated as of_modules
 
     return of_modules(state.values())
