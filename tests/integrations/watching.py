@@ -33,12 +33,27 @@ def steps_of(log: Path) -> int:
     return log.read_text().count("\n") if log.exists() else 0
 
 
-def undisturbed(directory: Path) -> tuple[str, list[bytes]]:
-    """Train in one life; return the log and the bytes of every tensor at the end."""
-    run, log = directory / "calm", directory / "calm-log"
-    command = [sys.executable, str(TRAINER), str(run), str(log), str(STEPS)]
-    subprocess.run(command, env=environment(), timeout=TIMEOUT, check=True)
-    return (directory / "calm-log-0").read_text(), tensors_of(run)
+def python(world: int = 1) -> list[str]:
+    """Return how to start a script, in one process or under torchrun."""
+    options = ["--standalone", f"--nproc-per-node={world}", f"--shutdown-timeout={TIMEOUT:.0f}"]
+    return [sys.executable, *(["-m", "torch.distributed.run", *options] if world > 1 else [])]
+
+
+def training(directory: Path, name: str, *, world: int = 1, pace: float = 0.0) -> list[str]:
+    """Return the command of a training whose run and logs have this name in the directory."""
+    run, log = directory / name, directory / f"{name}-log"
+    return [*python(world), str(TRAINER), str(run), str(log), str(STEPS), str(pace)]
+
+
+def undisturbed(directory: Path, world: int = 1) -> tuple[list[str], list[bytes]]:
+    """Train in one life; return what `left` says of it."""
+    subprocess.run(training(directory, "calm", world=world), env=environment(), timeout=TIMEOUT, check=True)
+    return left(directory, "calm", world)
+
+
+def left(directory: Path, name: str, world: int = 1) -> tuple[list[str], list[bytes]]:
+    """Return each rank's log, and the bytes of every tensor at the end."""
+    return [(directory / f"{name}-log-{r}").read_text() for r in range(world)], tensors_of(directory / name)
 
 
 def tensors_of(run: Path) -> list[bytes]:

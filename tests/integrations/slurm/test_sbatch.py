@@ -1,8 +1,8 @@
 """The batch script of the examples, run by bash with a stand-in for Slurm's commands: real signals, real training.
 
-The stand-in does what Slurm 22.05 was seen to do: the signal of `--signal=B:` goes to the script alone, scancel's to all
-processes below srun, children's children in sessions of their own included; a job that is queued again runs the same
-script anew.
+The stand-in does what Slurm 22.05 was seen to do: the signal of `--signal=B:` goes to the script alone; scancel's to
+the tasks with ProctrackType=proctrack/cgroup, and with others to everything below them, sessions of their own included; a
+job that is queued again runs the same script anew.
 """
 
 from __future__ import annotations
@@ -10,29 +10,20 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import holdfast
-from integrations.watching import (
-    STEPS,
-    TIMEOUT,
-    TRAINER,
-    environment,
-    steps_of,
-    tensors_of,
-    undisturbed,
-    until,
-)
+from integrations.watching import STEPS, TIMEOUT, environment, left, steps_of, training, undisturbed, until
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "slurm" / "train.sbatch"
 COMMANDS = {
     "srun": 'echo $$ > "$STAND_IN/step"; exec "$@"',
     "scancel": """
-        every() { echo "$1"; for child in $(cat /proc/"$1"/task/*/children); do every "$child"; done; }
-        kill "-${1#--signal=}" $(every "$(cat "$STAND_IN/step")")
+        below() { echo "$1"; for child in $(cat /proc/"$1"/task/*/children); do below "$child"; done; }
+        task=$(cat "$STAND_IN/step")
+        kill "-${1#--signal=}" $(if [ "$REACHED" = everything ]; then below "$task"; else echo "$task"; fi)
     """,
     "scontrol": 'echo "$@" >> "$STAND_IN/scontrol-log"',
 }
@@ -43,6 +34,7 @@ class Slurm:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.reached = "everything"  # by scancel
         self.options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(\S*)$", SCRIPT.read_text(), re.MULTILINE))
         commands = directory / "commands"
         commands.mkdir()
@@ -52,7 +44,7 @@ class Slurm:
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         path = f"{self.directory / 'commands'}:{environment()['PATH']}"
-        given = environment(PATH=path, STAND_IN=str(self.directory), SLURM_JOB_ID="7")
+        given = environment(PATH=path, STAND_IN=str(self.directory), REACHED=self.reached, SLURM_JOB_ID="7")
         return subprocess.Popen(["bash", str(SCRIPT), *command], env=given, start_new_session=True)
 
     @property
@@ -61,10 +53,12 @@ class Slurm:
         log = self.directory / "scontrol-log"
         return log.read_text().splitlines() if log.exists() else []
 
-    def cancel(self) -> None:
+    def cancel_step(self) -> None:
         """Send SIGTERM to everything below srun."""
         command = [str(self.directory / "commands" / "scancel"), "--signal=TERM", "7"]
-        subprocess.run(command, env=environment(STAND_IN=str(self.directory)), check=True)
+        subprocess.run(
+            command, env=environment(STAND_IN=str(self.directory), REACHED=self.reached), check=True
+        )
 
 
 @pytest.fixture
@@ -81,46 +75,49 @@ def test_bash_reads_it_and_it_asks_slurm_for_what_it_relies_on(slurm: Slurm) -> 
     assert int(seconds) > 30  # longer than torchrun or a default deadline would take
 
 
+@pytest.mark.parametrize(
+    ("world", "reached"),
+    [
+        (1, "everything"),
+        pytest.param(2, "everything", marks=pytest.mark.slow),
+        pytest.param(2, "tasks", marks=pytest.mark.slow),
+    ],
+)
 def test_a_job_that_runs_out_of_time_is_queued_again_and_goes_on_exactly(
-    slurm: Slurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    slurm: Slurm, tmp_path: Path, capfd: pytest.CaptureFixture[str], world: int, reached: str
 ) -> None:
-    run, log = tmp_path / "run", tmp_path / "log"
-    command = [sys.executable, str(TRAINER), str(run), str(log), str(STEPS)]
-    job = slurm.start(*command, "0.05")
-    written = tmp_path / "log-0"
+    slurm.reached = reached
+    job = slurm.start(*training(tmp_path, "run", world=world, pace=0.05))
+    written = tmp_path / "run-log-0"
     until(lambda: steps_of(written) >= 10, "ten steps")
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(TIMEOUT) == 143
+    assert job.wait(TIMEOUT) == (143 if world == 1 else 1)  # torchrun says 1
     assert slurm.asked == ["requeue 7"]
     assert "the writer process had ended" not in capfd.readouterr().err  # it gets the signal too, and stays
-    saved = holdfast.Run(str(run)).latest
-    assert 10 <= saved.step == steps_of(written) < STEPS  # not a step is lost, nor done twice
+    [saved] = list(holdfast.Run(str(tmp_path / "run")))
     assert saved.reasons == ("preempted by a signal",)
+    assert 10 <= saved.step < STEPS
+    for rank in range(world):  # not a step is lost, nor done twice
+        assert steps_of(tmp_path / f"run-log-{rank}") == saved.step
 
-    assert slurm.start(*command).wait(TIMEOUT) == 0
+    assert slurm.start(*training(tmp_path, "run", world=world)).wait(TIMEOUT) == 0
     assert slurm.asked == ["requeue 7"]  # it is done
-    assert (written.read_text(), tensors_of(run)) == undisturbed(tmp_path)
+    assert left(tmp_path, "run", world) == undisturbed(tmp_path, world)
 
 
-def test_a_job_that_is_cancelled_saves_and_stays_away(slurm: Slurm, tmp_path: Path) -> None:
-    run, written = tmp_path / "run", tmp_path / "log-0"
-    job = slurm.start(sys.executable, str(TRAINER), str(run), str(tmp_path / "log"), str(STEPS), "0.05")
+@pytest.mark.parametrize(("how", "asked"), [("cancelled", []), ("preempted", ["requeue 7"])])
+def test_a_job_that_is_told_to_end_saves_and_is_queued_again_unless_it_is_cancelled(
+    slurm: Slurm, tmp_path: Path, how: str, asked: list[str]
+) -> None:
+    job = slurm.start(*training(tmp_path, "run", pace=0.05))
+    written = tmp_path / "run-log-0"
     until(lambda: steps_of(written) >= 5, "five steps")
-    job.send_signal(signal.SIGTERM)  # Slurm tells the script, too
-    slurm.cancel()
+    if how == "cancelled":  # Slurm tells the script, too
+        job.send_signal(signal.SIGTERM)
+    slurm.cancel_step()
     assert job.wait(TIMEOUT) == 143
-    assert slurm.asked == []
-    assert 5 <= holdfast.Run(str(run)).latest.step == steps_of(written) < STEPS
-
-
-def test_a_job_that_is_preempted_is_queued_again(slurm: Slurm, tmp_path: Path) -> None:
-    run, written = tmp_path / "run", tmp_path / "log-0"
-    job = slurm.start(sys.executable, str(TRAINER), str(run), str(tmp_path / "log"), str(STEPS), "0.05")
-    until(lambda: steps_of(written) >= 5, "five steps")
-    slurm.cancel()  # Slurm tells the step alone
-    assert job.wait(TIMEOUT) == 143
-    assert slurm.asked == ["requeue 7"]
-    assert 5 <= holdfast.Run(str(run)).latest.step == steps_of(written) < STEPS
+    assert slurm.asked == asked
+    assert 5 <= holdfast.Run(str(tmp_path / "run")).latest.step == steps_of(written) < STEPS
 
 
 def test_a_training_that_fails_is_not_queued_again(slurm: Slurm) -> None:
