@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import holdfast
@@ -45,10 +47,13 @@ def training(directory: Path, name: str, *, world: int = 1, pace: float = 0.0) -
     return [*python(world), str(TRAINER), str(run), str(log), str(STEPS), str(pace)]
 
 
-def undisturbed(directory: Path, world: int = 1) -> tuple[list[str], list[bytes]]:
+@cache
+def undisturbed(world: int = 1) -> tuple[list[str], list[bytes]]:
     """Train in one life; return what `left` says of it."""
-    subprocess.run(training(directory, "calm", world=world), env=environment(), timeout=TIMEOUT, check=True)
-    return left(directory, "calm", world)
+    with tempfile.TemporaryDirectory() as directory:
+        command = training(Path(directory), "calm", world=world)
+        subprocess.run(command, env=environment(), timeout=TIMEOUT, check=True)
+        return left(Path(directory), "calm", world)
 
 
 def left(directory: Path, name: str, world: int = 1) -> tuple[list[str], list[bytes]]:

@@ -54,6 +54,7 @@ def checkpointer(
     state: Mapping[str, object] | None = None,
     *,
     seconds: float = 600.0,
+    watch_steps: int | None = None,
     **options: object,
 ) -> RayCheckpointer:
     """Return the Checkpointer of this Ray Train worker. Every worker of the job calls it, in its train function.
@@ -63,18 +64,25 @@ def checkpointer(
             Ray run (`RunConfig(storage_path=..., name=...)`).
         state: as for `Checkpointer`.
         seconds: how long a worker waits for the others at most, before it says who is missing.
+        watch_steps: every so many steps all workers ask Ray whether a node of theirs is about to be taken away; if so,
+            one more save is made at the end of the next step. Asking is a barrier. By default nobody asks.
         options: whatever `Checkpointer` takes, but for `ranks`, which Ray says.
 
     Raises:
-        PolicyError: this is no worker of Ray Train, or its storage is of a kind that holdfast cannot address; pass url.
+        PolicyError: this is no worker of Ray Train, its storage is of a kind that holdfast cannot address (pass url),
+            or an option makes no sense.
         RanksDisagree: the other workers do not come in time.
     """
     context = _context()
     ranks = (context.get_world_rank(), context.get_world_size(), seconds)
     if "ranks" in options:
         raise PolicyError("ranks=: Ray says who is who; leave it out")
+    if watch_steps is not None and not (type(watch_steps) is int and watch_steps > 0):
+        raise PolicyError(f"watch_steps={watch_steps!r}: expected a number of steps, 1 or more")
     place = url if url is not None else default_url()
-    return RayCheckpointer(place, state or {}, ranks=ranks, **options)  # type: ignore[arg-type]
+    made = RayCheckpointer(place, state or {}, ranks=ranks, **options)  # type: ignore[arg-type]
+    made.watch_steps = watch_steps
+    return made
 
 
 def default_url() -> str:
@@ -120,6 +128,9 @@ class RayCheckpointer(Checkpointer):
     committed by then, mostly that of the save before. One more, when the loop has ended, tells of the last.
     """
 
+    watch_steps: int | None = None
+    _watched: int | None = None  # the step in which Ray was asked last
+    _preemption: ray.train.PreemptionInfo | None = None
     _told: Clock | None = None
     _reported: int | None = None
 
@@ -132,6 +143,7 @@ class RayCheckpointer(Checkpointer):
     def step_end(self, step: int | None = None, metrics: Mapping[str, object] | None = None) -> None:
         super().step_end(step, metrics)
         self._tell()
+        self._watch()
 
     def close(self) -> None:
         ends_here = self._foreign and not self._engine.closed
@@ -143,6 +155,7 @@ class RayCheckpointer(Checkpointer):
         with closing(loop):  # type: ignore[type-var]
             for item in loop:
                 self._tell()
+                self._watch()
                 yield item
         if self._depth == 0:
             self._report()
@@ -153,6 +166,18 @@ class RayCheckpointer(Checkpointer):
         if saved is not None and saved != self._told:
             self._told = saved
             self._report()
+
+    def _watch(self) -> None:
+        """Ask for a save if a node is about to be taken away; once, and again if Ray says something new of it."""
+        if self.watch_steps is None or (
+            self._watched is not None and self.step < self._watched + self.watch_steps
+        ):
+            return
+        self._watched = self.step
+        found = ray.train.get_preemption_info()
+        if found is not None and found != self._preemption:
+            self.save()
+        self._preemption = found
 
     def _report(self) -> None:
         if _context().get_world_rank() != 0:

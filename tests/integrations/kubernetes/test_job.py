@@ -130,7 +130,7 @@ def test_a_pod_that_is_evicted_goes_on_exactly(kubelet: Kubelet, tmp_path: Path)
 
     kubelet.start(pace=0.0)
     assert kubelet.finish() == 0
-    assert left(tmp_path, "run") == undisturbed(tmp_path)
+    assert left(tmp_path, "run") == undisturbed()
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_pod_that_is_killed_goes_on_from_what_pre_stop_asked_for(kubelet: Kube
     kubelet.start(pace=0.0)
     assert kubelet.finish() == 0
     lines = kubelet.log.read_text().splitlines(keepends=True)
-    [calm], tensors = undisturbed(tmp_path)
+    [calm], tensors = undisturbed()
     assert "".join(lines[:done]) == "".join(calm.splitlines(keepends=True)[:done])
     assert "".join(lines[done:]) == "".join(
         calm.splitlines(keepends=True)[saved.step :]

@@ -10,16 +10,20 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray leaves a token in the home directory
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.2"
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
 from ray.train import Checkpoint, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -46,10 +50,12 @@ def train(config: dict[str, str]) -> None:
     first_life = not mark.exists()
     state = {"model": model, "optimizer": optimizer, "own": own}
     with (
-        checkpointer(state=state, save=every(steps=2), seconds=60) as ckpt,
+        checkpointer(state=state, save=every(steps=int(config["save"])), seconds=60, watch_steps=2) as ckpt,
         Path(config["out"], f"{config['name']}-{rank}").open("a") as out,
     ):
         for step in ckpt.steps(STEPS):
+            if config["name"] == "drained" and step == 3:
+                drain()
             if config["name"] == "killed" and first_life and step == KILL_AT:
                 ckpt.wait()  # step 4 is a checkpoint
                 if rank == 1:
@@ -70,8 +76,21 @@ def train(config: dict[str, str]) -> None:
         out.write(f"end {digest.hexdigest()}\n")
 
 
+def drain() -> None:
+    """Tell Ray that this worker's node will be taken away in ten minutes, as a provider of spot instances does."""
+    node = ray.get_runtime_context().get_node_id()
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = client.drain_node(node, reason, "spot", int((time.time() + 600) * 1000))
+    assert accepted, why
+    deadline = time.monotonic() + 60  # until Ray's watcher, which looks now and then, has told this worker
+    while ray.train.get_preemption_info() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def fit(name: str, kind: str, out: Path, workers: int) -> Result:
-    config = {"name": name, "kind": kind, "out": str(out)}
+    config = {"save": "1000" if name == "drained" else "2", "name": name, "kind": kind, "out": str(out)}
     scaling = ScalingConfig(num_workers=workers)
     run = RunConfig(name=name, storage_path=str(out / "ray"), failure_config=FailureConfig(max_failures=1))
     if kind == "ddp":
@@ -126,7 +145,12 @@ def main() -> None:
     )
     try:
         found: dict[str, object] = {"refused": refused(out)}
-        for name, kind, workers in (("calm", "ddp", 2), ("killed", "ddp", 2), ("alone", "plain", 1)):
+        for name, kind, workers in (
+            ("calm", "ddp", 2),
+            ("killed", "ddp", 2),
+            ("alone", "plain", 1),
+            ("drained", "plain", 1),
+        ):
             found[name] = told(fit(name, kind, out, workers))
             (out / "found.json").write_text(json.dumps(found))
     finally:

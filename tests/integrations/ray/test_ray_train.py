@@ -99,6 +99,15 @@ def test_the_restarted_workers_tell_ray_what_they_resumed_from(job: tuple[Path, 
     assert 4 in [step for step, _ in found["killed"]["all"]]
 
 
+def test_a_node_that_will_be_taken_away_is_one_more_reason_to_save(job: tuple[Path, dict[str, Any]]) -> None:
+    _, found = job
+    run = holdfast.Run(found["drained"]["url"])
+    assert [(c.step, c.reasons) for c in run] == [
+        (5, ("asked for",)),
+        (9, ("end of training",)),
+    ]  # asked at step 4
+
+
 def test_ray_keeps_no_data(job: tuple[Path, dict[str, Any]]) -> None:
     out, _ = job
     directories = list((out / "ray" / "killed").glob("checkpoint_[0-9]*"))
