@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from holdfast.checkpointer import Checkpointer
 from holdfast.core.clock import Clock
@@ -91,7 +91,10 @@ def default_url() -> str:
     Raises:
         PolicyError: this is no worker of Ray Train, or its storage is of a kind that holdfast cannot address.
     """
-    storage = _context().get_storage()
+    try:
+        storage = cast(Any, _context().get_storage())
+    except NotImplementedError as e:
+        raise PolicyError("Ray's local mode (num_workers=0) has no storage; pass url=") from e
     kind = storage.storage_filesystem.type_name
     if kind not in SCHEMES:
         raise PolicyError(
@@ -125,13 +128,15 @@ class RayCheckpointer(Checkpointer):
     `ray.train.report` is a barrier: every worker must call it equally often and, as they train together, in the same
     step. When a save becomes a checkpoint behind the loop is known to each worker at another time, so no report is made
     then. One is made in the step of each save, which is the same on all; it tells of the newest checkpoint that is
-    committed by then, mostly that of the save before. One more, when the loop has ended, tells of the last.
+    committed by then, mostly that of the save before. One more, when the loop has ended or the run is closed without an
+    error, tells of the last.
     """
 
     watch_steps: int | None = None
     _watched: int | None = None  # the step in which Ray was asked last
     _preemption: ray.train.PreemptionInfo | None = None
-    _told: Clock | None = None
+    _told: Clock | None = None  # of the save that was the newest when Ray was told something last
+    _ended: Clock | None = None  # the same, when all saves were durable
     _reported: int | None = None
 
     def _steps(self, total: int | None, source: BatchSource | None) -> Iterator[object]:
@@ -146,10 +151,8 @@ class RayCheckpointer(Checkpointer):
         self._watch()
 
     def close(self) -> None:
-        ends_here = self._foreign and not self._engine.closed
         super().close()
-        if ends_here:
-            self._report()
+        self._tell_last()
 
     def _telling(self, loop: Iterator[Item]) -> Generator[Item, None, None]:
         with closing(loop):  # type: ignore[type-var]
@@ -158,13 +161,20 @@ class RayCheckpointer(Checkpointer):
                 self._watch()
                 yield item
         if self._depth == 0:
-            self._report()
+            self._tell_last()
 
     def _tell(self) -> None:
         """Report to Ray, on all workers or none, if a save was begun or a checkpoint restored since the last report."""
         saved = self._engine._saved_clock
         if saved is not None and saved != self._told:
             self._told = saved
+            self._report()
+
+    def _tell_last(self) -> None:
+        """Report to Ray once every save is durable; nothing, if that was done."""
+        saved = self._engine._saved_clock
+        if saved is not None and saved != self._ended:
+            self._told = self._ended = saved
             self._report()
 
     def _watch(self) -> None:
@@ -175,7 +185,8 @@ class RayCheckpointer(Checkpointer):
             return
         self._watched = self.step
         found = ray.train.get_preemption_info()
-        if found is not None and found != self._preemption:
+        saved_just_now = not self._depth and self._engine._saved_clock == self.clock
+        if found is not None and found != self._preemption and not saved_just_now:
             self.save()
         self._preemption = found
 
@@ -199,8 +210,14 @@ class RayCheckpointer(Checkpointer):
 
 def _context() -> ray.train.TrainContext:
     try:
-        return ray.train.get_context()
+        context = ray.train.get_context()
     except RuntimeError as e:
         raise PolicyError(
             f"{e} Call holdfast.integrations.ray in the train function of a trainer, as its workers run it"
         ) from e
+    if not type(context).__module__.startswith("ray.train.v2."):
+        raise PolicyError(
+            "holdfast.integrations.ray needs Ray Train V2, the default of recent versions; here it is "
+            "switched off: unset RAY_TRAIN_V2_ENABLED"
+        )
+    return context
