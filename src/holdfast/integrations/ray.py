@@ -92,7 +92,7 @@ def default_url() -> str:
         PolicyError: this is no worker of Ray Train, or its storage is of a kind that holdfast cannot address.
     """
     try:
-        storage = cast(Any, _context().get_storage())
+        storage = cast("Any", _context().get_storage())
     except NotImplementedError as e:
         raise PolicyError("Ray's local mode (num_workers=0) has no storage; pass url=") from e
     kind = storage.storage_filesystem.type_name
