@@ -1,1 +1,2 @@
-"""Frameworks that own the loop, the launch or the storage: one thin file each."""
+"""What lets programs that were written for something else keep their state in a run. Each module needs what it is
+named after."""
