@@ -26,7 +26,7 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("suite")
-    scenarios = ["boxes", "layouts", "exact", "amplification", "data", "tp_pair", "broadcast"]
+    scenarios = ["boxes", "layouts", "exact", "amplification", "data", "tp_pair", "broadcast", "optimizers"]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(SUITE), str(out),
         *scenarios,
@@ -90,6 +90,15 @@ def test_no_more_is_read_than_is_needed(out: Path, source: str, layout: str) -> 
         # Aligned up: to pages, and what a rank has for itself.
         assert rank["needed"] <= rank["read"] <= rank["needed"] + (64 << 10)
         assert rank["digest-1"] == rank["digest-2"]
+
+
+def test_stages_with_several_optimizers_each(out: Path) -> None:
+    ranks = told(out, "optimizers")
+    saved = ranks[0]["saved"] | ranks[1]["saved"]
+    assert len(saved) == 8 + 4 * 1 + 4 * 3 + 0
+    assert [r["again"] for r in ranks[:2]] == [r["saved"] for r in ranks[:2]]
+    assert ranks[0]["plain"] == saved
+    assert ranks[0]["wide"] == ranks[1]["wide"] == saved
 
 
 def test_what_all_need_is_read_once_and_handed_on_when_asked(out: Path) -> None:

@@ -21,7 +21,9 @@ from holdfast.core.errors import InvalidFormat, MissingDependency, PolicyError
 try:
     import ray.train
 except ImportError as e:
-    raise MissingDependency("holdfast.integrations.ray needs Ray Train; run: pip install 'ray[train]'") from e
+    raise MissingDependency(
+        "holdfast.integrations.ray needs Ray Train; run: pip install 'holdfast[ray]'"
+    ) from e
 
 if TYPE_CHECKING:
     from collections.abc import Generator
