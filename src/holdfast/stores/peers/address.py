@@ -1,0 +1,70 @@
+"""What a peer's URL says: host, port and prefix, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from holdfast.core.errors import StoreError
+from holdfast.core.names import is_key
+from holdfast.stores.address import shown
+
+__all__ = ["PORT", "PeerAddress", "parse_bind", "parse_peer"]
+
+PORT = 7070
+_PLACE = re.compile(r"([A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """A service, and the prefix under which a run lies there."""
+
+    host: str
+    port: int
+    prefix: str = ""
+
+    @property
+    def place(self) -> str:
+        """Host and port as text."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The address as text; `parse_peer` gives the same address again."""
+        return f"peer://{self.place}/{self.prefix}".rstrip("/")
+
+
+def parse_peer(url: str) -> PeerAddress:
+    """Return what a `peer://HOST[:PORT]/PREFIX` URL names.
+
+    Raises:
+        StoreError: it holds what does not belong there; the message never repeats that.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise StoreError(
+            f"{shown(url)}: the URL of a peer is peer://HOST[:PORT]/PREFIX and nothing else; the secret comes from "
+            "the environment, never from a URL"
+        )
+    prefix = unquote(parts.path).strip("/")
+    if prefix and not is_key(prefix):
+        raise StoreError(f"{shown(url)}: the prefix is not made of plain names")
+    host, port = _split(parts.netloc, shown(url))
+    return PeerAddress(host, port, prefix)
+
+
+def parse_bind(text: str) -> tuple[str, int]:
+    """Return the host and port of "HOST[:PORT]"; port 0 is any free one.
+
+    Raises:
+        StoreError: the text is something else.
+    """
+    return _split(text, text)
+
+
+def _split(place: str, whole: str) -> tuple[str, int]:
+    found = _PLACE.fullmatch(place)
+    if found is None or int(found[2] or PORT) > 65535:
+        raise StoreError(f"{whole}: names no peer; expected HOST, HOST:PORT or [IPV6]:PORT")
+    return found[1].strip("[]").lower(), int(found[2] or PORT)
