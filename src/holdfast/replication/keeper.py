@@ -6,7 +6,9 @@ pauses; a pass after it decides afresh.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -170,6 +172,7 @@ class Keeper:
             return True
         except HoldfastError as e:
             self._fail(number, str(e))
+            self._open_anew()
         except Exception as e:  # noqa: BLE001 - a mirror never ends a training run; the status says it
             self._fail(number, f"unexpected {type(e).__name__}: {e}")
         else:
@@ -180,6 +183,12 @@ class Keeper:
             else:
                 self._succeed(number)
         return True
+
+    def _open_anew(self) -> None:
+        """Open the mirror again: a peer that was restarted is an empty place, which the next pass fills."""
+        if isinstance(self.mirror.url, (str, os.PathLike)):
+            with contextlib.suppress(HoldfastError):
+                self.store = self._reconciler.target = self.mirror.open(self._time)
 
     def _is_due(self) -> bool:
         return self._complete < self._told and (not self._failures or self._time.monotonic() >= self._due)

@@ -1,6 +1,6 @@
 """What users ask of a service and what it answers: msgpack documents, each one frame.
 
-An object of up to INLINE_BYTES travels in its request. A larger one is announced by `Begin`; after `Go` it comes as data
+An object of up to INLINE_BYTES travels in its request. A larger one is announced by `Begin` and comes as data
 frames, the head's frames last, and ends with `End`. What a service has to tell meanwhile it tells at once, and drops
 what still comes up to `End`.
 """

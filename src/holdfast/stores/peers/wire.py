@@ -75,7 +75,7 @@ def read_exactly(sock: socket.socket, target: memoryview, deadline: float, *, be
 
 
 def frames(pieces: Iterable[Buffer]) -> Iterator[list[memoryview]]:
-    """Yield the payloads of the frames that pieces make: large ones are cut, small ones put together, none is copied."""
+    """Yield the payloads of the frames that pieces make: large ones are cut, small ones put together, none copied."""
     frame: list[memoryview] = []
     room = MAX_FRAME
     for piece in pieces:
