@@ -129,7 +129,7 @@ def test_a_service_that_was_restarted_under_a_run_in_it_ends_the_training_and_no
     held = {"w": np.zeros(ROWS)}
     try:
         ckpt = Checkpointer(
-            f"{peer.url}/run", held, save=every(steps=1), mirrors=[durable], ack="all", mirror_seconds=10
+            f"{peer.url}/run", held, save=every(steps=1), mirrors=[durable], ack="all", mirror_seconds=3
         )
         with pytest.raises((SaveFailed, StoreError), match="was restarted and has lost what it held"):
             for step in ckpt.steps(8):

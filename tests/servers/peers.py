@@ -20,7 +20,18 @@ class Peer:
     """A running `holdfast peer serve`; `url` is what it says. `inside` is put before the command."""
 
     def __init__(self, memory: str, bind: str = "127.0.0.1:0", inside: Sequence[str] = ()) -> None:
-        command = [*inside, sys.executable, "-m", "holdfast", "peer", "serve", "--bind", bind, "--memory", memory]
+        command = [
+            *inside,
+            sys.executable,
+            "-m",
+            "holdfast",
+            "peer",
+            "serve",
+            "--bind",
+            bind,
+            "--memory",
+            memory,
+        ]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

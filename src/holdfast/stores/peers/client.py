@@ -149,8 +149,8 @@ class PeerStore:
                     raise StoreError(str(e)) from None
         raise AssertionError
 
-    def _hear(self, channel: Channel, seconds: float | None = None) -> m.Answer:
-        answer = m.decode_answer(channel.receive_document(self._seconds if seconds is None else seconds))
+    def _hear(self, channel: Channel) -> m.Answer:
+        answer = m.decode_answer(channel.receive_document(self._seconds))
         if isinstance(answer, m.Failed):
             raise _Told(answer.rebuilt(self.url))
         return answer
@@ -252,7 +252,7 @@ class PeerStore:
             if end is None and start + size > MAX_WHOLE_BYTES:
                 raise InvalidFormat(f"{key}: has {start + size} bytes, which no document of a run has")
             target = bytearray(size)
-            _fill(channel, memoryview(target))
+            _fill(channel, memoryview(target), self._seconds)
             return bytes(target)
 
         return self._again(f"read {key}", act)
@@ -263,7 +263,7 @@ class PeerStore:
         def act(channel: Channel) -> None:
             if self._announced(channel, request) != len(target):
                 raise Garbled("another number of bytes than was asked for")
-            _fill(channel, target.cast("B") if target.format != "B" else target)
+            _fill(channel, target.cast("B"), self._seconds)
 
         self._again(f"read {key}", act)
 
@@ -357,7 +357,7 @@ def _has_news(channel: Channel) -> bool:
     return bool(poll.poll(0))
 
 
-def _fill(channel: Channel, target: memoryview) -> None:
+def _fill(channel: Channel, target: memoryview, seconds: float) -> None:
     """Receive just as many bytes as fit."""
     done = 0
 
@@ -367,5 +367,5 @@ def _fill(channel: Channel, target: memoryview) -> None:
         return [target[done : done + size]]
 
     while done < len(target):
-        _, size = channel.receive(room, ANSWER_SECONDS)
+        _, size = channel.receive(room, seconds)
         done += size

@@ -144,6 +144,7 @@ class Shelf:
         check_key(key)
         with self._lock:
             self._is_done(self._objects.get(key), key, mode, token)
+            self._refuse_beyond(head + (body or 0) if exact else head)
             if exact and body is not None:
                 self._refuse_beyond(sum(map(_cost, _split(head))) + sum(map(_cost, _split(body))))
             sizes = _split(body) if exact and body is not None else None
