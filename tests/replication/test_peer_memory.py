@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from holdfast import Checkpointer, Run, every, last
-from holdfast.core.errors import NotReplicated, SaveFailed, StoreError
+from holdfast.core.errors import NotReplicated, PolicyError, SaveFailed, StoreError
 from holdfast.replication import Mirror
 from holdfast.replication.mirror import MirrorLike
 from holdfast.stores import open_store
@@ -146,3 +147,27 @@ def test_a_service_that_was_restarted_under_a_run_in_it_ends_the_training_and_no
         assert held["w"][0] == resumed
     finally:
         peer.kill()
+
+
+def test_a_mirror_with_an_interval_rests_until_it_is_waited_for(tmp_path: pathlib.Path) -> None:
+    held = {"w": np.zeros(10)}
+    often, seldom = str(tmp_path / "often"), Mirror(str(tmp_path / "seldom"), interval="1h")
+    ckpt = Checkpointer(tmp_path / "run", held, save=every(steps=1), mirrors=[often, seldom], ack=2)
+
+    def newest() -> list[int | None]:
+        return [status.newest for status in ckpt.mirrors]
+
+    for step in ckpt.steps(6):
+        held["w"] += 1
+        while step == 1 and newest() != [1, 1]:  # the first copy comes at once
+            time.sleep(0.01)
+        while step > 1 and newest()[0] != step:
+            time.sleep(0.01)
+        if step == 5:
+            assert newest() == [5, 1]
+            assert [status.state for status in ckpt.mirrors] == ["ok", "behind"]
+    assert newest()[0] == 6
+    ckpt.close()
+    assert newest() == [6, 6]
+    with pytest.raises(PolicyError):
+        Mirror("x", interval="soon")

@@ -44,7 +44,9 @@ def parse_peer(url: str) -> PeerAddress:
     try:
         parts = urlsplit(url)
     except ValueError as e:  # of brackets alone
-        raise StoreError(f"the URL of a peer cannot be read: {e}; expected peer://HOST[:PORT]/PREFIX") from None
+        raise StoreError(
+            f"the URL of a peer cannot be read: {e}; expected peer://HOST[:PORT]/PREFIX"
+        ) from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise StoreError(
             f"{shown(url)}: the URL of a peer is peer://HOST[:PORT]/PREFIX and nothing else; the secret comes from "
