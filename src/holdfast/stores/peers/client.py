@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import socket
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
 
 from holdfast.core.buffers import Buffer
-from holdfast.core.errors import HoldfastError, InvalidFormat, PermissionDenied, StoreError
+from holdfast.core.errors import HoldfastError, InvalidFormat, StoreError
 from holdfast.core.names import check_key
 from holdfast.stores.base import MAX_WHOLE_BYTES, ObjectInfo, Stream
 from holdfast.stores.peers import messages as m
 from holdfast.stores.peers.address import PeerAddress
-from holdfast.stores.peers.handshake import Refused, introduce
+from holdfast.stores.peers.link import Link
 from holdfast.stores.peers.secret import Secret, find_secret
-from holdfast.stores.peers.service import keep_alive
 from holdfast.stores.peers.wire import DATA, DOCUMENT, HEAD, Channel, Garbled, frames
 
 __all__ = ["PeerStore"]
 
-CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # a service works in memory: one that takes longer is not there
-IDLE_CHANNELS = 8
 TOKEN_BYTES = 16
 DELETE_BYTES = 512 << 10  # of keys in one request
-
-T = TypeVar("T")
 
 
 class PeerStore:
@@ -51,116 +41,11 @@ class PeerStore:
     ) -> None:
         self.address = address
         self.url = address.url
-        self._secret = secret or find_secret()
+        self.link = Link(address, secret or find_secret(), answer_seconds)
         self._seconds = answer_seconds
-        self._lock = threading.Lock()
-        self._idle: list[Channel] = []
-        self._pid = os.getpid()
-        self._instance: bytes | None = None
-        weakref.finalize(self, _close_all, self._idle)
 
     def __repr__(self) -> str:
         return f"PeerStore({self.url!r})"
-
-    # ---- connections ----------------------------------------------------------------------------------------------
-
-    def _connect(self) -> Channel:
-        place = self.address.place
-        try:
-            sock = socket.create_connection((self.address.host, self.address.port), CONNECT_SECONDS)
-        except OSError as e:
-            raise StoreError(
-                f"{self.url}: no service answers at {place} ({e.strerror or e}); start `holdfast peer serve` there"
-            ) from None
-        try:
-            keep_alive(sock)
-            channel, instance = introduce(
-                sock, self._secret, seconds=CONNECT_SECONDS, frame_seconds=self._seconds
-            )
-        except Refused as e:
-            sock.close()
-            raise PermissionDenied(
-                f"{self.url}: the service at {place} was not believed, or did not believe us: {e}"
-            ) from None
-        except OSError as e:
-            sock.close()
-            raise StoreError(f"{self.url}: {place} did not answer as a service of peers does: {e}") from None
-        with self._lock:
-            known = self._instance = self._instance or instance
-        if known != instance:
-            channel.close()
-            raise StoreError(
-                f"{self.url}: the service at {place} was restarted and has lost what it held; start the program again, "
-                "which goes on from another place that holds the run"
-            )
-        return channel
-
-    def _take(self) -> tuple[Channel, bool]:
-        """Return a channel, and whether it was used before."""
-        with self._lock:
-            if self._pid != os.getpid():  # the parent's connections: what we sent there would garble them
-                self._pid = os.getpid()
-                _close_all(self._idle)
-            while self._idle:
-                channel = self._idle.pop()
-                if not _has_news(channel):
-                    return channel, True
-                channel.close()  # nothing is expected: it was closed
-        return self._connect(), False
-
-    def _give(self, channel: Channel) -> None:
-        with self._lock:
-            if len(self._idle) < IDLE_CHANNELS:
-                self._idle.append(channel)
-                return
-        channel.close()
-
-    @contextlib.contextmanager
-    def _speaking(self, channel: Channel, doing: str) -> Iterator[None]:
-        """Close the channel on any failure, but that which the service tells of, and say it in our words."""
-        try:
-            yield
-        except _Told as told:
-            self._give(channel)
-            raise told.error from None
-        except HoldfastError:
-            channel.close()
-            raise
-        except OSError as e:
-            channel.close()
-            raise _Broken(
-                f"{self.url}: the connection failed; could not {doing}: {e.strerror or e}"
-            ) from None
-        except BaseException:
-            channel.close()
-            raise
-        else:
-            self._give(channel)
-
-    def _again(self, doing: str, act: Callable[[Channel], T]) -> T:
-        """Do what has the same effect twice as once, a second time on a new connection when one fails."""
-        for last in (False, True):
-            channel, _ = self._take()
-            try:
-                with self._speaking(channel, doing):
-                    return act(channel)
-            except _Broken as e:
-                if last:
-                    raise StoreError(str(e)) from None
-        raise AssertionError
-
-    def _hear(self, channel: Channel) -> m.Answer:
-        answer = m.decode_answer(channel.receive_document(self._seconds))
-        if isinstance(answer, m.Failed):
-            raise _Told(answer.rebuilt(self.url))
-        return answer
-
-    def _ask(self, request: m.Request, doing: str) -> m.Answer:
-        def act(channel: Channel) -> m.Answer:
-            channel.send(DOCUMENT, [m.encode(request)])
-            return self._hear(channel)
-
-        return self._again(doing, act)
 
     # ---- writing --------------------------------------------------------------------------------------------------
 
@@ -178,13 +63,15 @@ class PeerStore:
 
     def _send(self, key: str, mode: m.Mode, data: Sequence[Buffer]) -> None:
         """Store an object whose bytes are all here. A token lets the service know a request that is sent again."""
-        place, token, size = self._key(key), os.urandom(TOKEN_BYTES), sum(map(len, data))
+        place, token, size = self.place_of(key), os.urandom(TOKEN_BYTES), sum(map(len, data))
         doing = f"{mode} {key}"
         if size <= m.INLINE_BYTES:
-            self._ask(m.Put(place, mode, token, b"".join(data)), doing)
+            self.link.ask(m.Put(place, mode, token, b"".join(data)), doing)
             return
         begin = m.Begin(place, mode, token, 0, size, exact=True)
-        self._again(doing, lambda channel: self._upload(channel, begin, data, lambda: b""))
+        with self.link.sending(begin, doing) as send:
+            for frame in frames(data):
+                send(DATA, frame)
 
     def write_streams(self, streams: Iterable[Stream]) -> None:
         begun: list[str] = []
@@ -204,48 +91,20 @@ class PeerStore:
         exact = isinstance(body, Sequence)
         if isinstance(body, Sequence):
             size = sum(map(len, body))
+        how: m.Mode = "replace" if stream.over else "create"
         begin = m.Begin(
-            self._key(stream.key),
-            "replace" if stream.over else "create",
-            os.urandom(TOKEN_BYTES),
-            stream.head_bytes,
-            size,
-            exact=exact,
+            self.place_of(stream.key), how, os.urandom(TOKEN_BYTES), stream.head_bytes, size, exact=exact
         )
-        channel, _ = self._take()
-        try:
-            with self._speaking(channel, f"write {stream.key}"):
-                self._upload(channel, begin, body, stream.head)
-        except _Broken as e:
-            raise StoreError(str(e)) from None
-
-    def _upload(
-        self, channel: Channel, begin: m.Begin, body: Iterable[Buffer], head: Callable[[], Buffer]
-    ) -> None:
-        channel.send(DOCUMENT, [m.encode(begin)])
-        self._hear(channel)
-        for frame in frames(body):
-            if _has_news(channel):  # it refuses the rest
-                self._end_refused(channel)
-            channel.send(DATA, frame)
-        for frame in frames([head()]):
-            channel.send(HEAD, frame)
-        channel.send(DOCUMENT, [m.encode(m.End())])
-        self._hear(channel)
-
-    def _end_refused(self, channel: Channel) -> None:
-        """Raise what a service says in the middle of an object."""
-        try:
-            self._hear(channel)
-        except _Told:
-            channel.send(DOCUMENT, [m.encode(m.End(whole=False))])
-            raise
-        raise Garbled("an answer that nothing was asked for")
+        with self.link.sending(begin, f"write {stream.key}") as send:
+            for frame in frames(body):
+                send(DATA, frame)
+            for frame in frames([stream.head()]):
+                send(HEAD, frame)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        request = m.Read(self._key(key), start, end if end is None else max(start, end))
+        request = m.Read(self.place_of(key), start, end if end is None else max(start, end))
 
         def act(channel: Channel) -> bytes:
             size = self._announced(channel, request)
@@ -255,21 +114,21 @@ class PeerStore:
             _fill(channel, memoryview(target), self._seconds)
             return bytes(target)
 
-        return self._again(f"read {key}", act)
+        return self.link.again(f"read {key}", act)
 
     def read_into(self, key: str, start: int, target: memoryview) -> None:
-        request = m.Read(self._key(key), start, start + len(target))
+        request = m.Read(self.place_of(key), start, start + len(target))
 
         def act(channel: Channel) -> None:
             if self._announced(channel, request) != len(target):
                 raise Garbled("another number of bytes than was asked for")
             _fill(channel, target.cast("B"), self._seconds)
 
-        self._again(f"read {key}", act)
+        self.link.again(f"read {key}", act)
 
     def _announced(self, channel: Channel, request: m.Read) -> int:
         channel.send(DOCUMENT, [m.encode(request)])
-        answer = self._hear(channel)
+        answer = self.link.hear(channel)
         if not isinstance(answer, m.Sized) or (
             request.end is not None and answer.size != request.end - request.start
         ):
@@ -277,7 +136,7 @@ class PeerStore:
         return answer.size
 
     def info(self, key: str) -> ObjectInfo:
-        answer = self._ask(m.Info(self._key(key)), f"look at {key}")
+        answer = self.link.ask(m.Info(self.place_of(key)), f"look at {key}")
         if not isinstance(answer, m.Listed) or len(answer.objects) != 1:
             raise StoreError(f"{self.url}: the service answered another question")
         return self._ours(answer.infos()[0])
@@ -289,11 +148,11 @@ class PeerStore:
         return [*self._listed(prefix, "")]
 
     def _listed(self, prefix: str, after: str) -> Iterator[ObjectInfo]:
-        place = self._key(prefix) if prefix else self.address.prefix
+        place = self.place_of(prefix) if prefix else self.address.prefix
         last = (f"{self.address.prefix}/{after}" if self.address.prefix else after) if after else ""
         more = True
         while more:
-            answer = self._ask(m.List(place, last), f"list {prefix or 'it'}")
+            answer = self.link.ask(m.List(place, last), f"list {prefix or 'it'}")
             if not isinstance(answer, m.Listed) or (answer.more and not answer.objects):
                 raise StoreError(f"{self.url}: the service answered another question")
             found = answer.infos()
@@ -301,7 +160,7 @@ class PeerStore:
             more, last = answer.more, found[-1].key if found else ""
 
     def room(self) -> int | None:
-        answer = self._ask(m.Room(), "ask for its room")
+        answer = self.link.ask(m.Room(), "ask for its room")
         return answer.size if isinstance(answer, m.Sized) else None
 
     def sweep(self, before: float) -> None:
@@ -310,16 +169,17 @@ class PeerStore:
     def delete(self, keys: Sequence[str]) -> None:
         batch: list[str] = []
         size = 0
-        for key in map(self._key, keys):
+        for key in map(self.place_of, keys):
             if len(batch) == m.PAGE_KEYS or size + len(key) > DELETE_BYTES:
-                self._ask(m.Delete(batch), "delete")
+                self.link.ask(m.Delete(batch), "delete")
                 batch, size = [], 0
             batch.append(key)
             size += len(key)
         if batch:
-            self._ask(m.Delete(batch), "delete")
+            self.link.ask(m.Delete(batch), "delete")
 
-    def _key(self, key: str) -> str:
+    def place_of(self, key: str) -> str:
+        """Return the key by which the service knows an object."""
         check_key(key)
         place = f"{self.address.prefix}/{key}" if self.address.prefix else key
         if len(place) > m.KEY_CHARS:
@@ -331,30 +191,6 @@ class PeerStore:
     def _ours(self, found: ObjectInfo) -> ObjectInfo:
         cut = len(self.address.prefix) + 1 if self.address.prefix else 0
         return ObjectInfo(found.key[cut:], found.size, found.modified)
-
-
-class _Broken(Exception):
-    """The connection failed; whether the request was carried out is not known."""
-
-
-class _Told(Exception):
-    """The service said no; the connection is fine."""
-
-    def __init__(self, error: HoldfastError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _close_all(channels: list[Channel]) -> None:
-    while channels:
-        channels.pop().close()
-
-
-def _has_news(channel: Channel) -> bool:
-    """Return whether something came, or the other side hung up."""
-    poll = select.poll()
-    poll.register(channel.socket, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _fill(channel: Channel, target: memoryview, seconds: float) -> None:

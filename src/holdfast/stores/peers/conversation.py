@@ -8,6 +8,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.names import check_key
 from holdfast.stores.peers import messages as m
 from holdfast.stores.peers.shelf import Shelf, Upload
+from holdfast.stores.peers.votes import Votes
 from holdfast.stores.peers.wire import DATA, DOCUMENT, HEAD, MAX_FRAME, Channel, Closed, Garbled, frames
 
 __all__ = ["Conversation"]
@@ -16,9 +17,10 @@ __all__ = ["Conversation"]
 class Conversation:
     """Answers what comes over a channel until the other side hangs up."""
 
-    def __init__(self, channel: Channel, shelf: Shelf) -> None:
+    def __init__(self, channel: Channel, shelf: Shelf, votes: Votes) -> None:
         self._channel = channel
         self._shelf = shelf
+        self._votes = votes
 
     def run(self) -> None:
         """Return when the other side has hung up.
@@ -60,6 +62,8 @@ class Conversation:
                 shelf.delete(keys)
             case m.Room():
                 return m.Sized(shelf.room())
+            case m.Members() | m.Prepare() | m.Accept() | m.Peek() | m.Registers():
+                return self._votes.answer(request)
             case _:
                 raise Garbled("a request out of turn")
         return m.Fine()

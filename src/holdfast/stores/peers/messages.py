@@ -20,7 +20,9 @@ __all__ = [
     "INLINE_BYTES",
     "KEY_CHARS",
     "PAGE_KEYS",
+    "Accept",
     "Answer",
+    "Ballot",
     "Begin",
     "Delete",
     "End",
@@ -29,12 +31,20 @@ __all__ = [
     "Info",
     "List",
     "Listed",
+    "Members",
     "Mode",
+    "OfRings",
+    "Peek",
+    "Prepare",
     "Put",
     "Read",
+    "Registered",
+    "Registers",
     "Request",
     "Room",
     "Sized",
+    "Value",
+    "Vote",
     "decode_answer",
     "decode_request",
     "encode",
@@ -116,6 +126,90 @@ class Room(_Document, frozen=True):
     """Say how many more bytes fit."""
 
 
+# ---- rings: several services that decide together -------------------------------------------------------------------
+
+
+class Ballot(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """Which of two proposals is the later one."""
+
+    number: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 0
+    token: _Token = b""
+
+
+class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What a register holds: an object's bytes or where they are, and who wrote it; `dead` for none."""
+
+    writer: _Token = b""
+    dead: bool = True
+    size: _Size = 0
+    time: float = 0.0
+    data: Annotated[bytes, msgspec.Meta(max_length=INLINE_BYTES)] = b""
+    bulk: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    hosts: Annotated[list[int], msgspec.Meta(max_length=64)] = []
+
+
+class Members(_Document, frozen=True):
+    """Say which instances make up the ring at a prefix; or, with `form`, let it be these, in the place of those of
+    `over`. It is the answer too."""
+
+    prefix: _Key
+    form: Annotated[list[bytes], msgspec.Meta(max_length=64)] = []
+    over: _Token = b""
+
+
+class Prepare(_Document, frozen=True):
+    """Promise to accept no older proposal for a key, and say what was accepted last."""
+
+    prefix: _Key
+    ring: _Token
+    key: _Key
+    ballot: Ballot
+
+
+class Accept(_Document, frozen=True):
+    """Accept a value, unless a later proposal was promised to."""
+
+    prefix: _Key
+    ring: _Token
+    key: _Key
+    ballot: Ballot
+    value: Value
+
+
+class Peek(_Document, frozen=True):
+    """Say what was accepted last for a key."""
+
+    prefix: _Key
+    ring: _Token
+    key: _Key
+
+
+class Registers(_Document, frozen=True):
+    """Say what was accepted last for the keys below another, without the values: PAGE_KEYS at a time."""
+
+    prefix: _Key
+    ring: _Token
+    below: _Key
+    after: _Key
+
+
+class Vote(_Document, frozen=True):
+    """Whether it was granted, what was promised and accepted last, and the time here."""
+
+    granted: bool
+    promised: Ballot
+    accepted: Ballot
+    value: Value
+    time: float
+
+
+class Registered(_Document, frozen=True):
+    """Registers: key, ballot that was accepted, whether it is dead, size, time."""
+
+    found: list[tuple[_Key, Ballot, bool, _Size, float]]
+    more: bool
+
+
 class Fine(_Document, frozen=True):
     """It is done; or go on."""
 
@@ -156,8 +250,9 @@ class Failed(_Document, frozen=True):
         return found
 
 
-Request: TypeAlias = Put | Begin | End | Read | Info | List | Delete | Room
-Answer: TypeAlias = Fine | Sized | Listed | Failed
+OfRings: TypeAlias = Members | Prepare | Accept | Peek | Registers
+Request: TypeAlias = Put | Begin | End | Read | Info | List | Delete | Room | OfRings
+Answer: TypeAlias = Fine | Sized | Listed | Failed | Members | Vote | Registered
 _REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _ANSWERS: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 encode = msgspec.msgpack.Encoder().encode

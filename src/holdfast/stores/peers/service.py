@@ -20,6 +20,7 @@ from holdfast.stores.peers.conversation import Conversation
 from holdfast.stores.peers.handshake import INSTANCE_BYTES, Refused, answer
 from holdfast.stores.peers.secret import Secret, find_secret
 from holdfast.stores.peers.shelf import Shelf
+from holdfast.stores.peers.votes import Votes
 
 __all__ = ["PeerService", "keep_alive"]
 
@@ -67,6 +68,7 @@ class PeerService:
         self._seconds = (handshake_seconds, frame_seconds)
         self.instance = os.urandom(INSTANCE_BYTES)
         self.shelf = Shelf(memory_bytes)
+        self._votes = Votes(self.shelf, self.instance)
         self._lock = threading.Lock()
         self._strangers: dict[socket.socket, None] = {}
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -113,6 +115,7 @@ class PeerService:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
         self.shelf = Shelf(0)
+        self._votes = Votes(self.shelf, b"")
 
     # ---- connections ----------------------------------------------------------------------------------------------
 
@@ -160,7 +163,7 @@ class PeerService:
             channel = answer(sock, self._secret, self.instance, seconds=handshake, frame_seconds=frame)
             with self._lock:
                 self._strangers.pop(sock, None)
-            Conversation(channel, self.shelf).run()
+            Conversation(channel, self.shelf, self._votes).run()
         except Refused as e:
             self._name(whom, f"refused: {e}")
         except (OSError, HoldfastError) as e:
