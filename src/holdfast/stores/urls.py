@@ -13,7 +13,7 @@ from holdfast.stores.base import Served, Store
 from holdfast.stores.disk import OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
-from holdfast.stores.peers.address import parse_peer
+from holdfast.stores.peers.address import parse_peer, parse_ring
 from holdfast.stores.wrappers import Prefixed
 
 __all__ = ["find_below", "is_reopenable", "open_store"]
@@ -50,6 +50,10 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
         from holdfast.stores.peers.client import PeerStore  # and what its protocol is made of
 
         return PeerStore(parse_peer(text))
+    if parts.scheme == "peers":
+        from holdfast.stores.peers.ring import RingStore
+
+        return RingStore(parse_ring(text))
     raise StoreError(
         f"no store for {shown(text)!r}: give a directory, or a file://, s3://, gs://, az://, peer:// or memory:// URL"
     )

@@ -10,9 +10,11 @@ from holdfast.core.errors import StoreError
 from holdfast.core.names import is_key
 from holdfast.stores.address import shown
 
-__all__ = ["PORT", "PeerAddress", "parse_bind", "parse_peer"]
+__all__ = ["PORT", "PeerAddress", "RingAddress", "parse_bind", "parse_peer", "parse_ring"]
 
 PORT = 7070
+COPIES = 2
+MOST_HOSTS = 32
 _PLACE = re.compile(r"([A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?")
 
 
@@ -57,6 +59,45 @@ def parse_peer(url: str) -> PeerAddress:
         raise StoreError(f"{shown(url)}: the prefix is not made of plain names")
     host, port = _split(parts.netloc, shown(url))
     return PeerAddress(host, port, prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class RingAddress:
+    """Several services, and the name of a run in the ring that they are. Large objects have `copies`."""
+
+    hosts: tuple[PeerAddress, ...]
+    prefix: str
+    copies: int = 2
+
+    @property
+    def url(self) -> str:
+        """The address as text; `parse_ring` gives the same address again."""
+        copies = "" if self.copies == COPIES else f"?copies={self.copies}"
+        return f"peers://{','.join(host.place for host in self.hosts)}/{self.prefix}{copies}"
+
+
+def parse_ring(url: str) -> RingAddress:
+    """Return what a `peers://HOST[:PORT],HOST[:PORT],.../NAME[?copies=N]` URL names.
+
+    Raises:
+        StoreError: it holds what does not belong there; the message never repeats that.
+    """
+    form = "expected peers://HOST[:PORT],HOST[:PORT],HOST[:PORT]/NAME[?copies=2]; the secret comes from the environment"
+    netloc, _, rest = url.removeprefix("peers://").partition("/")
+    path, _, query = rest.partition("?")
+    prefix, copies = unquote(path).strip("/"), re.fullmatch(r"copies=([1-9])", query) if query else None
+    if "@" in netloc or "#" in rest or (query and copies is None) or not is_key(prefix):
+        raise StoreError(f"the URL of a ring of peers is not understood; {form}")
+    places = [_split(place, f"peers://{place}") for place in netloc.split(",")]
+    found = RingAddress(
+        tuple(PeerAddress(*place) for place in places), prefix, int(copies[1]) if copies else COPIES
+    )
+    if len(set(places)) != len(places) or not 3 <= len(places) <= MOST_HOSTS or found.copies > len(places):
+        raise StoreError(
+            f"a ring of peers takes 3 to {MOST_HOSTS} different hosts, so that a majority is left when one is lost, "
+            f"and at most as many copies; {form}"
+        )
+    return found
 
 
 def parse_bind(text: str) -> tuple[str, int]:
