@@ -1,6 +1,6 @@
 """A trainer on a simulated host. Usage: host_trainer.py SEED RUN TOTAL HOLD_AT SHARED PEER...
 
-RUN is on the host's own disk; each PEER is a place in another host's memory, SHARED one on durable storage, which gets
+RUN is on the host's own disk, or a ring of the hosts; each PEER is a place in another host's memory, SHARED one on durable storage, which gets
 what it is waited for and no more. Prints "from K" when it begins, "secured K" when the peers hold step HOLD_AT, and
 "done DIGEST" at the end. HOLD_AT 0 holds nowhere: else it waits there until a line comes.
 """
@@ -46,7 +46,7 @@ def main(seed: int, run: str, total: int, hold_at: int, shared: str, peers: list
     state = {"w": np.zeros(ROWS), "m": np.zeros(ROWS), "noise": np.random.default_rng(seed)}
     mirrors: list[str | Mirror] = [Mirror(url, keep=last(1)) for url in peers]
     mirrors.append(Mirror(shared, keep=last(1), interval="1h"))
-    ack = "all" if hold_at else "local"
+    ack = "all" if hold_at and peers else "local"
     ckpt = Checkpointer(
         run, state, save=every(steps=1), keep=last(2), mirrors=mirrors, ack=ack, mirror_seconds=8
     )
@@ -72,6 +72,8 @@ def train(ckpt: Checkpointer, state: dict[str, Any], total: int, hold_at: int) -
         if step == DURABLE_AT and hold_at:
             ckpt.wait()  # what is saved by now is everywhere
         if step == hold_at and hold_at:
+            if not peers:
+                ckpt.wait()  # the run itself is in the memories of the hosts
             secure(ckpt, hold_at)
             say("secured", hold_at)
             sys.stdin.readline()

@@ -42,10 +42,12 @@ def expected(seed: int) -> str:
 class Trainer:
     """A trainer of a run on a host."""
 
-    def __init__(self, world: World, seed: int, host: Host, *, hold_at: int, peers: Sequence[str]) -> None:
+    def __init__(
+        self, world: World, seed: int, host: Host, run: str, *, hold_at: int, peers: Sequence[str]
+    ) -> None:
         self._log = (world.durable / f"trainer-{seed}-{host.name}.log").open("w+")
         command = [
-            *host.inside, sys.executable, str(TRAINER), str(seed), str(host.disk / f"run-{seed}"), str(TOTAL), str(hold_at),
+            *host.inside, sys.executable, str(TRAINER), str(seed), run, str(TOTAL), str(hold_at),
             str(world.durable / f"run-{seed}"), *peers,
         ]  # fmt: skip
         self.process = subprocess.Popen(
@@ -108,10 +110,20 @@ class World:
         for peer in self.peers:
             stack.callback(peer.kill)
 
-    def train(self, run: int, on: int, *, hold_at: int = 0, peers: Sequence[int]) -> Trainer:
-        """Start the trainer of a run on a host, with these hosts as its peers."""
+    @property
+    def ring(self) -> str:
+        """A place in the memories of all hosts."""
+        return f"peers://{','.join(peer.url.removeprefix('peer://') for peer in self.peers)}/run"
+
+    def train(
+        self, run: int, on: int, *, hold_at: int = 0, peers: Sequence[int] = (), where: str = ""
+    ) -> Trainer:
+        """Start the trainer of a run on a host, by default on its disk, with these hosts as its peers."""
         urls = [f"{self.peers[n].url}/run-{run}" for n in peers]
-        trainer = Trainer(self, run, self.hosts[on], hold_at=hold_at, peers=urls)
+        host = self.hosts[on]
+        trainer = Trainer(
+            self, run, host, where or str(host.disk / f"run-{run}"), hold_at=hold_at, peers=urls
+        )
         self._stack.callback(trainer.end)
         return trainer
 
@@ -160,3 +172,24 @@ def test_when_its_peer_is_lost_too_a_run_goes_on_from_durable_storage_and_says_s
     assert again.hear("done") == expected(0)
     assert f"the mirror {world.peers[1].url}/run-0 cannot be read" in again.log()
     assert f"step {DURABLE_AT} was brought back from the mirror file://" in again.log()
+
+
+@pytest.mark.parametrize("lost", range(HOSTS))
+def test_a_run_in_the_memories_of_all_hosts_outlives_any_one_of_them(world: World, lost: int) -> None:
+    first = world.train(5, lost, hold_at=HOLD_AT, where=world.ring)
+    assert first.hear("secured") == str(HOLD_AT)
+    world.hosts[lost].lose()
+    again = world.train(5, (lost + 1) % HOSTS, where=world.ring)
+    assert again.hear("from") == str(HOLD_AT)
+    assert again.hear("done") == expected(5)
+    if lost:
+        return
+    # Without a majority it refuses, and what is durable is what there is.
+    again.process.wait(SECONDS)
+    world.hosts[(lost + 1) % HOSTS].lose()
+    refused = world.train(5, (lost + 2) % HOSTS, where=world.ring)
+    assert refused.process.wait(SECONDS) != 0
+    assert "fewer than a majority" in refused.log() or "no such majority" in refused.log()
+    there = world.train(5, (lost + 2) % HOSTS)
+    assert there.hear("done") == expected(5)
+    assert f"step {TOTAL} was brought back from the mirror file://" in there.log()

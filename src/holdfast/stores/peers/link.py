@@ -21,7 +21,7 @@ from holdfast.stores.peers.wire import DOCUMENT, Channel, Garbled
 
 __all__ = ["Link"]
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 3.0
 IDLE_CHANNELS = 8
 
 T = TypeVar("T")
