@@ -148,6 +148,22 @@ def test_a_ring_is_formed_anew_when_all_are_there_and_the_old_one_has_lost_its_m
         store.create("other", b"x")
 
 
+def test_a_ring_is_not_taken_apart_by_who_names_other_hosts(hosts: Hosts) -> None:
+    store = hosts.store()
+    store.create("k", b"x")
+    mine = [s.address for s in hosts.services]
+    with PeerService("127.0.0.1", 0, 1 << 20, secret=SECRET) as other:
+        for places in ([*mine[1:], other.address], [*mine, other.address], [mine[1], mine[0], mine[2]]):
+            with pytest.raises(StoreError, match=r"with others|no such majority"):
+                RingStore(RingAddress(tuple(places), "run"), secret=SECRET).create("n", b"x")
+    assert hosts.store().names("") == store.names("") == ["k"]
+    places = ",".join(a.place for a in reversed(mine))
+    assert (
+        open_store(f"peers://{places}/run").url
+        == open_store(f"peers://{','.join(a.place for a in mine)}/run").url
+    )
+
+
 def test_one_that_is_restarted_alone_takes_no_part_and_the_others_go_on(hosts: Hosts) -> None:
     store = hosts.store()
     store.create("k", b"x")
@@ -291,7 +307,7 @@ def test_a_run_in_a_ring_trains_on_when_a_host_is_lost_and_resumes_there(
 
 
 def test_urls_of_rings() -> None:
-    url = "peers://a:1,b:2,[::1]:3/runs/x?copies=3"
+    url = "peers://[::1]:3,a:1,b:2/runs/x?copies=3"
     assert parse_ring(url).url == url
     assert parse_ring("peers://a,b,c/x") == RingAddress(
         (PeerAddress("a", 7070), PeerAddress("b", 7070), PeerAddress("c", 7070)), "x", 2

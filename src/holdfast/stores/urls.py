@@ -25,8 +25,8 @@ _memory_lock = threading.Lock()
 def open_store(url: str | os.PathLike[str] | Store) -> Store:
     """Return the store that a directory path or a URL names; a Store is returned as it is.
 
-    URLs: `file://`, `s3://` (`s3a://`), `gs://`, `az://` (`abfs://`), `peer://`, and `memory://`, of which two with the
-    same name are the same store within a process.
+    URLs: `file://`, `s3://` (`s3a://`), `gs://`, `az://` (`abfs://`), `peer://`, `peers://`, and `memory://`, of
+    which two with the same name are the same store within a process.
 
     Raises:
         StoreError: the scheme is not known, or the URL holds a secret or an option that is not known.

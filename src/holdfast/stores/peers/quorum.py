@@ -79,6 +79,11 @@ class Quorum:
                     "a ring is formed when all of its services are there, and goes on with a majority of those that it "
                     f"was formed with; {len(said)} of {len(self.stores)} answer, and they are no such majority"
                 )
+            for others in said.values():
+                if len(set(others) & set(instances)) > len(others) // 2:
+                    raise self._refusal(
+                        "these services are in a ring of that name with others; give the hosts that it was formed with"
+                    )
             self._join(instances, list(said), said)
 
     def _hear_members(self) -> dict[int, list[bytes]]:
