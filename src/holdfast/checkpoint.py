@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
+from holdfast.catalog.ranks import View, view_of
 from holdfast.catalog.readers import reading
 from holdfast.catalog.verify import Problem, verify_manifest
 from holdfast.core.clock import Clock
 from holdfast.core.collector import collector_held
 from holdfast.core.errors import NoCheckpoint, StateError
 from holdfast.format.manifest import Manifest, clock_from_doc, floats_from_doc
-from holdfast.format.ranks import view_of
 from holdfast.format.values import TensorLeaf
 from holdfast.restoring.reader import Reader
 from holdfast.restoring.select import NOTHING, select
@@ -109,7 +109,7 @@ class Checkpoint:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
         self.manifest = manifest
-        self._seen, _ = view_of(manifest)  # without what each of several ranks had for itself
+        self._view: View | None = None
         self._reader: Reader | None = None
 
     def __repr__(self) -> str:
@@ -149,9 +149,16 @@ class Checkpoint:
         return self.manifest.stored_bytes
 
     @property
+    def _seen(self) -> View:
+        """Without what each of several ranks had for itself."""
+        if self._view is None:
+            self._view = view_of(self._store, self.manifest)
+        return self._view
+
+    @property
     def parts(self) -> list[str]:
         """The top-level keys of the state, "rng" included."""
-        return list(self._seen.parts)
+        return list(self._seen.manifest.parts)
 
     @property
     def tensors(self) -> Mapping[str, StoredTensorView]:
@@ -166,7 +173,7 @@ class Checkpoint:
     def reader(self) -> Reader:
         """The reader behind it, with every header verified."""
         if self._reader is None:
-            self._reader = Reader(self._store, self._seen)
+            self._reader = Reader(self._store, self._seen.manifest, own=self._seen.own)
         return self._reader
 
     @property
@@ -182,7 +189,7 @@ class Checkpoint:
         parts: list[str] | None = None,
         *,
         only: tuple[str, ...] = (),
-        as_: Literal["numpy", "torch"] = "numpy",
+        as_: Literal["numpy", "torch", "jax"] = "numpy",
     ) -> dict[str, object]:
         """Return the parts as new values, every byte verified; tensors as "numpy" arrays or "torch" tensors.
 
@@ -193,11 +200,11 @@ class Checkpoint:
             MissingDependency: "torch" tensors are asked for and torch is not installed.
             IntegrityError: a byte is not what was committed.
         """
-        if as_ not in ("numpy", "torch"):
-            raise StateError(f"as_={as_!r} is not known; expected 'numpy' or 'torch'")
+        if as_ not in ("numpy", "torch", "jax"):
+            raise StateError(f"as_={as_!r} is not known; expected 'numpy', 'torch' or 'jax'")
         wanted = self.parts if parts is None else parts
         for part in wanted:
-            if part not in self._seen.parts:
+            if part not in self._seen.manifest.parts:
                 raise NoCheckpoint(
                     f"step {self.step} has no part {part!r}; its parts are: {', '.join(self.parts)}"
                 )
@@ -205,15 +212,15 @@ class Checkpoint:
             return self._values(wanted, only, as_)
 
     def _values(
-        self, wanted: list[str], only: tuple[str, ...], as_: Literal["numpy", "torch"]
+        self, wanted: list[str], only: tuple[str, ...], as_: Literal["numpy", "torch", "jax"]
     ) -> dict[str, object]:
-        whole = {part: self._seen.parts[part].values(part) for part in wanted}
+        whole = {part: self._seen.manifest.parts[part].values(part) for part in wanted}
         trees = {p: select(t, p, only) for p, t in whole.items()} if only else whole
         trees = {p: t for p, t in trees.items() if t is not NOTHING}
         if only and not trees:
             have = ", ".join(wanted)
             raise StateError(f"only={list(only)} matches nothing in step {self.step}; its parts are: {have}")
-        reader = Reader(self._store, self._seen, trees, trees)
+        reader = Reader(self._store, self._seen.manifest, trees, trees, self._seen.own)
         tensors = reader.read(reader.specs)
         return {part: materialize(tree, tensors, as_=as_) for part, tree in trees.items()}
 
@@ -224,7 +231,9 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """The number of elements in all tensors of its modules."""
-        modules = [p for p, part in self._seen.parts.items() if part.kind == "module"]
+        modules = [p for p, part in self._seen.manifest.parts.items() if part.kind == "module"]
         return sum(
-            math.prod(s.shape) for n, s in self.reader.specs.items() if self._seen.part_of(n) in modules
+            math.prod(s.shape)
+            for n, s in self.reader.specs.items()
+            if self._seen.manifest.part_of(n) in modules
         )

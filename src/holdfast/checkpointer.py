@@ -79,6 +79,7 @@ class Checkpointer:
         ranks: (rank, number of ranks[, seconds to wait for each other]) of several processes that save one run; by
             default as torch.distributed's default group has them. (0, 1) is a process of its own.
         replicated: globs over tree paths of tensors that are the same on every rank, besides DDP's and DTensors.
+        check_replicas: compare digests of all replicas at each save, and fail it where a rank holds other values.
 
     Raises:
         LeaseHeld: another living process writes this run.
@@ -112,21 +113,20 @@ class Checkpointer:
         verify: Verifying | None = None,
         ranks: RanksLike | None = None,
         replicated: Sequence[str] = (),
+        check_replicas: bool = False,
         time: TimeSource | None = None,
     ) -> None:
         if not deadline_seconds > 0:
             raise PolicyError(f"deadline_seconds={deadline_seconds!r} must be a positive number of seconds")
         time = time or SystemTime()
         among = ranks_of(ranks)
-        if among.several:
-            save = save if save is not None else every(steps=1000)
         signing = signing_of(sign, verify, trusted, time)
         self.state: dict[str, object] = dict(state)
         self._pid = os.getpid()
         self._depth = 0
         self._foreign = False  # the loop is somebody else's: it ends when we are closed
         store = open_store(url)
-        together = Together(among, store, tuple(replicated)) if among.several else None
+        together = Together(among, store, tuple(replicated), check_replicas) if among.several else None
         self._engine = Engine(
             store,
             self.state,

@@ -109,7 +109,7 @@ def test_a_process_that_may_not_be_looked_at_counts_as_alive(monkeypatch: pytest
     """/proc mounted with hidepid shows other users' processes as absent, but a signal still tells them apart."""
     store = MemoryStore()
     put(store, pid=4242, started="99", namespace=mine().namespace)
-    monkeypatch.setattr(lease_module, "_process_start", lambda pid: "")
+    monkeypatch.setattr(lease_module, "process_start", lambda pid: "")
 
     def not_permitted(pid: int, signal: int) -> None:
         raise PermissionError(1, "Operation not permitted")

@@ -9,6 +9,7 @@ import pytest
 
 import holdfast
 from holdfast.restoring.reader import Reader
+from holdfast.state.restoring import BoxWanted
 from holdfast.stores import open_store
 
 
@@ -22,7 +23,7 @@ def test_any_box_is_what_a_slice_is(tmp_path: Path, seed: int) -> None:
     first = [int(rng.integers(0, n)) for n in whole]
     shape = tuple(int(rng.integers(0, n - f + 1)) for n, f in zip(whole, first, strict=True))
     reader = Reader(open_store(str(tmp_path / "run")), checkpoint.manifest)
-    found = reader.read([], {"w/x": ((tuple(first), whole), shape)})["w/x"]
+    found = reader.read([], {"a box": BoxWanted("w/x", (tuple(first), whole), shape)})["a box"]
     there = value[tuple(slice(f, f + n) for f, n in zip(first, shape, strict=True))]
     assert bytes(found.data) == np.ascontiguousarray(there).tobytes()
     assert found.spec.shape == shape

@@ -14,7 +14,6 @@ import os
 import socket
 import threading
 import weakref
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -32,6 +31,7 @@ from holdfast.core.errors import (
     NotFound,
     StoreError,
 )
+from holdfast.core.processes import has_ended, namespace, process_start
 from holdfast.format.documents import Moment, Name, StepNumber, decode_document
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import ObjectInfo, Store
@@ -73,52 +73,14 @@ class LeaseDoc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"process {self.pid} on {self.host}"
 
 
-def _read_text(path: str) -> str:
-    with contextlib.suppress(OSError):
-        return Path(path).read_text()
-    return ""
-
-
-def _namespace() -> str:
-    boot = _read_text("/proc/sys/kernel/random/boot_id").strip()
-    with contextlib.suppress(OSError):
-        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
-
-
-def _process_start(pid: int) -> str:
-    """Return the start time of a process in clock ticks since boot, "" when there is none to be seen, or no /proc.
-
-    One that has ended and was not waited for yet is "ended".
-    """
-    fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    if not fields:
-        return ""
-    return "ended" if fields[0] in "ZX" else fields[19]
-
-
-def _has_ended(pid: int, started: str) -> bool:
-    """Return True only when a process of this namespace is known to be gone."""
-    present = _process_start(pid)
-    if present and present != started:
-        return True
-    try:  # /proc may be absent, or hide other users' processes
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
 def _holder_has_ended(doc: LeaseDoc) -> bool:
     """Return True only when the holder is known to be gone: same process namespace, and no such process; or this
     very process, which has let go of it."""
-    if doc.namespace != _namespace():
+    if doc.namespace != namespace():
         return False
-    if doc.pid == os.getpid() and _process_start(doc.pid) in ("", doc.started):
+    if doc.pid == os.getpid() and process_start(doc.pid) in ("", doc.started):
         return not any(lease.is_of(doc) for lease in list(_leases))
-    return _has_ended(doc.pid, doc.started)
+    return has_ended(doc.pid, doc.started)
 
 
 def _is_finishing(doc: LeaseDoc, now: float) -> bool:
@@ -128,7 +90,7 @@ def _is_finishing(doc: LeaseDoc, now: float) -> bool:
         and doc.writer != 0
         and doc.expires > now
         and _holder_has_ended(doc)
-        and not _has_ended(doc.writer, doc.writer_started)
+        and not has_ended(doc.writer, doc.writer_started)
     )
 
 
@@ -180,7 +142,7 @@ def is_held(doc: LeaseDoc, now: float) -> bool:
         return False
     if _holder_has_ended(doc):
         return _is_finishing(doc, now)
-    return doc.namespace == _namespace() or doc.expires > now
+    return doc.namespace == namespace() or doc.expires > now
 
 
 def acquire(
@@ -207,7 +169,7 @@ def acquire(
     if present is not None:
         present = _awaited(store, present, time, wait=wait)
     if present is not None and is_held(present, time.now()):
-        here, remaining = present.namespace == _namespace(), present.expires - time.now()
+        here, remaining = present.namespace == namespace(), present.expires - time.now()
         raise LeaseHeld(_held_message(store, present, here=here, remaining=remaining, now=time.now()))
     generation = max(present.generation if present is not None else 0, above) + 1
     doc = _new_doc(generation, time.now(), writer)
@@ -240,12 +202,12 @@ def _new_doc(generation: int, now: float, writer: int) -> LeaseDoc:
         generation,
         socket.gethostname(),
         pid,
-        _process_start(pid),
-        _namespace(),
+        process_start(pid),
+        namespace(),
         acquired=now,
         expires=now + LEASE_SECONDS,
         writer=writer,
-        writer_started=_process_start(writer) if writer else "",
+        writer_started=process_start(writer) if writer else "",
     )
 
 
@@ -260,7 +222,7 @@ def _awaited(store: Store, present: LeaseDoc, time: TimeSource, *, wait: bool) -
             "waiting for writer %d of %s: it finishes the last checkpoint", present.writer, store.url
         )
         return _outwait(store, present, time, every_seconds=0.02)
-    if wait and present.namespace != _namespace() and is_held(present, now):
+    if wait and present.namespace != namespace() and is_held(present, now):
         logger.warning(
             "%s is held by %s; waiting up to %.0f s for that lease to end",
             store.url, present.owner, present.expires - now,
@@ -319,7 +281,7 @@ class Lease:
         """Say that another process commits for this one from now on."""
         with self._lock:
             self._doc = msgspec.structs.replace(
-                self._doc, writer=pid, writer_started=_process_start(pid) if pid else ""
+                self._doc, writer=pid, writer_started=process_start(pid) if pid else ""
             )
         self.renew()
 

@@ -9,12 +9,13 @@ from queue import SimpleQueue
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.catalog.pieces import find
+from holdfast.catalog.ranks import Own, read_own
 from holdfast.core.errors import HoldfastError
 from holdfast.core.memory import map_pages
 from holdfast.core.names import name_in_file
 from holdfast.core.workers import Workers
-from holdfast.format.manifest import FileEntry, Manifest
-from holdfast.format.ranks import own_part, split_own
+from holdfast.format.manifest import FileEntry, Manifest, Part
+from holdfast.format.ranks import is_ranks
 from holdfast.format.values import tensor_leaves
 from holdfast.stores import Store
 
@@ -76,16 +77,32 @@ def verify_file(
 def unheld_tensors(manifest: Manifest, held: Mapping[str, Sequence[DataFile]]) -> Iterator[Problem]:
     """Yield the tensors that a checkpoint's values refer to and that its files do not hold, or not all of. `held` has
     the files of each part, in listed order."""
-    names: set[tuple[str, int]] = set()
     for part_name, part in manifest.parts.items():
-        rank, seen_as = split_own(part_name)
-        leaves = tensor_leaves(part.values(seen_as))
-        names.update((part.aliases.get(leaf.name, leaf.name), rank) for leaf in leaves)
-    for name, rank in sorted(names):
-        owner = manifest.part_of(name)
-        own = held.get(own_part(rank, owner), ()) if rank else ()
+        if not is_ranks(part):
+            yield from _unheld(manifest, part_name, part, held, Own(), ())
+            continue
         try:
-            find([*own, *held[owner]], name_in_file(owner, name), name)
+            own = read_own(held[part_name])
+        except HoldfastError as e:
+            yield Problem(part_name, str(e))
+            continue
+        for name, values in own.values.items():
+            there = Part(values.tree, values.kind, [], values.aliases)
+            yield from _unheld(manifest, name, there, held, own, held[part_name])
+
+
+def _unheld(
+    manifest: Manifest, part_name: str, part: Part, held: Mapping[str, Sequence[DataFile]],
+    own: Own, own_files: Sequence[DataFile],
+) -> Iterator[Problem]:  # fmt: skip
+    names = {part.aliases.get(leaf.name, leaf.name) for leaf in tensor_leaves(part.values(part_name))}
+    for name in sorted(names):
+        try:
+            if name in own.names:
+                find(own_files, name, name)
+                continue
+            owner = manifest.part_of(name)
+            find(held[owner], name_in_file(owner, name), name)
         except HoldfastError as e:
             yield Problem(name, str(e))
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 
 from holdfast.catalog.keyfiles import Signing
 from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import HoldfastError, NotReplicated, PolicyError
+from holdfast.core.records import Moment
 from holdfast.format.events import Resumed, Verdicted
 from holdfast.format.manifest import clock_from_doc
 from holdfast.loop.batches import BatchSource
@@ -25,10 +26,13 @@ from holdfast.loop.resume import ALONE, Restored, restore_state
 from holdfast.loop.room import Room
 from holdfast.loop.saver import SaveHow, Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
-from holdfast.loop.together import Together, check_rule, check_settings
+from holdfast.loop.taking_turns import take_turn
+from holdfast.loop.together import Together, check_settings
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict
 from holdfast.replication.replicas import Replicas
+from holdfast.saving.committing import Here
+from holdfast.saving.job import Host
 from holdfast.saving.remote import WriterProcess, can_have_process
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store
@@ -60,7 +64,6 @@ class Engine:
         together: Together | None = None,
     ) -> None:
         if together is not None:
-            check_rule(save)
             check_settings(settings)
         self.state = state
         self._together = together
@@ -68,7 +71,7 @@ class Engine:
         self._options = options
         self._time = time
         self._trust = signing.trust
-        self.tracker = Tracker(save, stop, time)
+        self.tracker = Tracker(save, stop, time, judges=together is None or together.ranks.leads)
         able = can_have_process(store)
         if settings.writer == "process" and not able:
             raise PolicyError(
@@ -78,11 +81,11 @@ class Engine:
         self.replicas = replicas
         if together is None or together.ranks.leads:
             replicas.bring_back()
+        in_process = able and settings.writer in ("process", "auto")
+        host: Host = WriterProcess() if in_process else Here()
         if together is not None:
-            self.session = together.session(state, time, signing)
+            self.session = together.session(state, time, signing, host)
         else:
-            in_process = able and settings.writer in ("process", "auto")
-            host = WriterProcess() if in_process else None
             behind = settings.writer != "inline"
             self.session = Session(store, time, wait=True, host=host, key=signing.key, behind=behind)
         if together is None or together.ranks.leads:
@@ -109,6 +112,7 @@ class Engine:
         self._warm = False
         self._moved = False  # a restore set the clock, and nothing was trained since
         self._saved_clock: Clock | None = None
+        self.leaving = False  # with several ranks: all have agreed to leave for a signal
         self._leave_by: float | None = None  # after a signal, on the machine's monotonic clock
 
     @property
@@ -128,8 +132,7 @@ class Engine:
         self.refuse_closed()
         if self.started and not self._moved:
             return
-        history = self.session.history
-        if self._restored is None and (history.manifests or history.broken):
+        if self._restored is None and self._has_history():
             self.restore("latest")
         fresh = not self.started and self._restored is None
         self.started = True
@@ -140,17 +143,25 @@ class Engine:
             if reasons:
                 self.save(reasons)
 
+    def _has_history(self) -> bool:
+        """Return whether there is anything to restore. With several ranks rank 0 says so for all of them."""
+        history = self.session.history
+        there = bool(history.manifests or history.broken)
+        return there if self._together is None else self._together.agree_on_history(there)
+
     def restore(self, which: int | str, only: Sequence[str] = ()) -> Restored:
         """Put a checkpoint into the live objects; a whole one sets the clock too."""
         self.wait()
         options = replace(self._options, only=tuple(only))
         ranks = self._together.ranks if self._together is not None else ALONE
 
-        def attempt(one: int | str) -> Restored:
+        def attempt(one: int | str, left_out: Mapping[int, str]) -> Restored:
             history, trust, mend = self.session.history, self._trust, self.replicas.mend
-            return restore_state(history, self.state, one, options, trust=trust, mend=mend, ranks=ranks)
+            return restore_state(
+                history, self.state, one, options, trust=trust, mend=mend, ranks=ranks, left_out=left_out
+            )
 
-        restored = attempt(which) if self._together is None else self._together.restore(which, attempt)
+        restored = attempt(which, {}) if self._together is None else self._together.restore(which, attempt)
         came_from = self.replicas.brought.get(restored.manifest.step)
         if came_from is not None:
             restored.report.notes.append(f"it was brought back from the mirror {came_from}")
@@ -197,6 +208,7 @@ class Engine:
         if self._moved:  # the body of this step restored another one: it trained nothing
             self._go_on()
             steps = epochs = 0
+        self.gradients.end_step()
         if self.interrupts.stop_signal is not None and self._together is None:
             events |= {"preempt"}
         moment, observed = self.tracker.advance(
@@ -208,24 +220,32 @@ class Engine:
             self.session.log.record(observed)
         if observed is not None and self.stopped is not None:
             self.session.log.record(Verdicted(self.clock.step, "stop", self.stopped.reason))
-        asked = self._asked()
-        reasons = (() if self._saver.skips else self.tracker.reasons(moment)) + asked
-        if self._room.is_back():
-            reasons += ("there is room again",)
+        reasons, by_rule = self._decided(moment)
         if reasons:
             overlap = self.interrupts.stop_signal is None
-            self.save(reasons, tags=self._take_tags(), overlap=overlap, by_rule=not asked)
+            self.save(reasons, tags=self._take_tags(), overlap=overlap, by_rule=by_rule)
         elif not self._warm:  # the first step is over: now the optimizer's state exists too
             self._saver.prewarm()
         self._warm = True
-        self.gradients.next_step()
         self.leave_if_told()
+
+    def _decided(self, moment: Moment) -> tuple[tuple[str, ...], bool]:
+        """Return why to save at this moment, and whether by the rule alone."""
+        if self._together is not None:
+            return take_turn(self, self._together, moment)
+        asked = self._asked()
+        reasons = self.rule_reasons(moment) + asked
+        if self._room.is_back():
+            reasons += ("there is room again",)
+        return reasons, not asked
+
+    def rule_reasons(self, moment: Moment) -> tuple[str, ...]:
+        """Return why the save rule wants to save at this moment."""
+        return () if self._saver.skips else self.tracker.reasons(moment)
 
     def _asked(self) -> tuple[str, ...]:
         """Return the reasons to save that do not come from the save rule."""
         asked: tuple[str, ...] = ("asked for",) if self.requested is not None else ()
-        if self._together is not None:  # a signal comes to each rank in another step
-            return asked
         if self.interrupts.take_save():
             asked += ("signal SIGUSR1",)
         if self.interrupts.stop_signal is not None:
@@ -238,7 +258,7 @@ class Engine:
 
     def leave_if_told(self) -> None:
         """Raise what a stop signal asks for, once every save is durable."""
-        if self.interrupts.stop_signal is not None:
+        if self.interrupts.stop_signal is not None and (self._together is None or self.leaving):
             self.wait()
             self._leave_by = self.interrupts.deadline
             leave = self.interrupts.leave()
@@ -253,6 +273,7 @@ class Engine:
             self.save(("early stopping: " + self.stopped.reason if self.stopped else "end of training",))
         self.wait()
         self.session.log.flush()
+        self.leaving = True
         self.leave_if_told()
         self.acknowledge()
 

@@ -62,6 +62,11 @@ class Interrupts:
         asked, self.save_signal = self.save_signal is not None, None
         return asked
 
+    def told(self, number: int) -> None:
+        """Take a stop signal for one that came to this process, for it came to another rank."""
+        if self.stop_signal is None:
+            self._stop(number, "another rank got it; ")
+
     def leave(self) -> BaseException:
         """Return what to raise once the save for a stop signal is durable."""
         number, self.stop_signal = self.stop_signal, None
@@ -77,10 +82,15 @@ class Interrupts:
             self.aborted = True
             _say("stopping now; " + self._newest())
             raise KeyboardInterrupt
+        self._stop(number)
+
+    def _stop(self, number: int, how: str = "") -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self.stop_signal = number
         name = signal.Signals(number).name
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        _say(f"{name}: saving at the end of this step, then stopping{again}")
+        _say(f"{name}: {how}saving at the end of this step, then stopping{again}")
         self.deadline = time.monotonic() + self._deadline_seconds - min(1.0, self._deadline_seconds / 5)
         self._timer = threading.Timer(self._deadline_seconds, self._give_up, (number,))
         self._timer.daemon = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 __all__ = ["PendingGradients"]
 
@@ -17,24 +17,26 @@ class PendingGradients:
 
     def __init__(self, state: Mapping[str, object]) -> None:
         self._stepped = False
+        self._left = True  # the step that ended last was without an optimizer step
         self._handles: list[_Handle] = []
         self._watching = False
         for value in state.values():
-            register = getattr(value, "register_step_post_hook", None)
-            if callable(register):
+            # Asked of the class: an object that answers to every name, such as nnx.Rngs, is no optimizer.
+            if callable(getattr(type(value), "register_step_post_hook", None)):
+                register = cast("Any", value).register_step_post_hook
                 self._handles.append(cast("_Handle", register(self._note)))
                 self._watching = True
 
     def _note(self, *_: object) -> None:
         self._stepped = True
 
-    def found(self) -> bool:
-        """Return whether this step ended without an optimizer step, so that gradients must be saved."""
-        return self._watching and not self._stepped
+    def end_step(self) -> None:
+        """End a step, and begin to watch the next one."""
+        self._left, self._stepped = not self._stepped, False
 
-    def next_step(self) -> None:
-        """Begin to watch the next step."""
-        self._stepped = False
+    def found(self) -> bool:
+        """Return whether no optimizer stepped in the step that ended last, nor since: then gradients must be saved."""
+        return self._watching and self._left and not self._stepped
 
     def remove(self) -> None:
         """Take the hooks off."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 from holdfast.catalog.history import History
+from holdfast.catalog.ranks import View, view_of
 from holdfast.catalog.trust import Trust
 from holdfast.core.collector import collector_held
 from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError, StoreError
 from holdfast.core.names import matches
 from holdfast.distributed.ranks import Ranks
 from holdfast.format.manifest import Manifest
-from holdfast.format.ranks import view_of
 from holdfast.format.values import tensor_leaves
 from holdfast.restoring.reader import Reader
 from holdfast.saving.environment import differences, fingerprint
@@ -30,6 +31,7 @@ Mend: TypeAlias = Callable[[str], list[str]]
 logger = logging.getLogger("holdfast")
 
 ALONE = Ranks()
+NONE_LEFT_OUT: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,14 @@ def restore_state(
     rng: bool = True,
     mend: Mend | None = None,
     ranks: Ranks = ALONE,
+    left_out: Mapping[int, str] = NONE_LEFT_OUT,
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
     "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it left. One
     that is not trusted is not passed over: whether to go back behind it is for a person to say. Where one does not
-    verify `mend`, if given, is told the key of its manifest and may mend it, and returns what it did, in words.
+    verify `mend`, if given, is told the key of its manifest and may mend it, and returns what it did, in words. Steps
+    that are `left_out` are not taken, for the reasons given.
 
     Raises:
         NoCheckpoint: there is none.
@@ -66,21 +70,36 @@ def restore_state(
         StateError: it does not fit the live objects; the message names every path.
     """
     history.refresh()
-    passed_over: dict[int, str] = {}
+    passed_over: dict[int, str] = dict(left_out)
 
     def attempt(one: int | str) -> Restored:
+        restored: Restored | None
         entry, manifest = history.resolve(one)
         trust.check(history.store, entry.key, manifest, history.run)
-        view, notes = view_of(manifest, ranks.rank, ranks.world)
-        restored = _restore_one(history, view, state, options, passed_over, rng=rng)
-        if ranks.rank >= manifest.world_size and RNG_PART in view.parts and rng:
+        view = view_of(history.store, manifest, ranks.rank, ranks.world)
+        try:
+            wanted = replace(options, shared=True) if view.merged and ranks.several else options
+            restored = _restore_one(history, view, state, wanted, passed_over, rng=rng)
+        except StateError:
+            if not ranks.several or view.merged:
+                raise
+            # As many ranks, and perhaps laid out otherwise: what one stage of a pipeline had another one has now.
+            view = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
+            wanted = replace(options, shared=True)
+            try:
+                restored = _restore_one(history, view, state, wanted, passed_over, rng=rng)
+            except StateError:
+                restored = None
+            if restored is None:
+                raise
+        if ranks.rank >= manifest.world_size and RNG_PART in view.manifest.parts and rng:
             fold_into_rng(ranks.rank)  # so that no two ranks draw the same
-        restored.report.notes[:0] = notes
+        restored.report.notes[:0] = view.notes
         return restored
 
     if which != "latest":
         return _mended(history, which, attempt, mend)
-    for step in sorted({*history.manifests, *history.broken}, reverse=True):
+    for step in sorted({*history.manifests, *history.broken} - left_out.keys(), reverse=True):
         try:
             if step not in history.broken and history.summary(step).demoted:
                 passed_over[step] = "holds weights only"
@@ -112,19 +131,20 @@ def _mended(
 
 def _restore_one(
     history: History,
-    manifest: Manifest,
+    view: View,
     state: Mapping[str, object],
     options: RestoreOptions,
     passed_over: dict[int, str],
     *,
     rng: bool,
 ) -> Restored:
+    manifest = view.manifest
     with_rng = rng and RNG_PART in manifest.parts and (not options.only or matches(RNG_PART, options.only))
     parts = [p for p in manifest.parts if p != RNG_PART or with_rng]
     if manifest.demoted:
         _refuse_demoted(manifest, state, options)
     with collector_held():
-        reader = Reader(history.store, manifest, parts)
+        reader = Reader(history.store, manifest, parts, own=view.own)
         rng_tree = reader.tree.pop(RNG_PART, None)
         plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
         wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}

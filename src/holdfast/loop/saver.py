@@ -14,7 +14,6 @@ from holdfast.loop.room import Room, WhenFull
 from holdfast.loop.session import Begun, SaveOrder, Session
 from holdfast.saving.arena import Arena, Arenas
 from holdfast.saving.overlap import Fence
-from holdfast.saving.persist import new_attempt
 from holdfast.saving.plan import Plan, Planner
 from holdfast.saving.snapshot import Snapshot, Snapshotter
 from holdfast.saving.waves import in_waves
@@ -82,7 +81,6 @@ class Saver:
         self._then = then  # after each commit, behind the loop
         self._arenas = Arenas(shared=session.shares_memory, budget_bytes=settings.memory_bytes)
         self._snapshotter = Snapshotter(state, planner=planner)
-        self._whole_only = planner is not None
         self._writer = Writer(background=settings.writer != "inline")
         self._waiting: Arena | None = None  # of the save that may still give way to a newer one
         self._told = False  # of a state that is larger than the memory for it
@@ -126,8 +124,9 @@ class Saver:
             part = Part(self._snapshotter.prepare(plan, arena)) if whole else self._ahead(plan, order, arena)
             # What the host has been told of becomes a checkpoint even if this process is killed.
             begun = None if self._writer.busy else self._begin(part, order)
-        except BaseException:
+        except BaseException as e:
             self._arenas.give_back(arena)
+            self._session.give_up(order, e)
             raise
         try:
             self._copy(part.snapshot, overlap=how.overlap and self._unguard is not None)
@@ -140,18 +139,13 @@ class Saver:
         """Write a state that is larger than the memory for it piece by piece; return the last piece, not yet copied."""
         self.wait()
         budget = self._arenas.budget_bytes or 0
-        if self._whole_only:
-            raise SaveFailed(
-                f"this rank's share takes {format_bytes(plan.nbytes)} and snapshots may take {format_bytes(budget)} of "
-                "memory; ranks do not write piece by piece yet: give more with memory="
-            )
         if not self._told:
             self._told = True
             logger.warning(
                 "the state takes %s and snapshots may take %s of memory: it is written piece by piece while training "
                 "waits; give more with memory=", format_bytes(plan.nbytes), format_bytes(budget),
             )  # fmt: skip
-        attempt = new_attempt()
+        attempt = self._session.next_attempt(order.clock.step)
         for number, (snapshot, last) in enumerate(in_waves(plan, arena, budget)):
             if last:
                 return Part(snapshot, attempt, number)
@@ -209,7 +203,8 @@ class Saver:
             try:
                 manifest = self._session.complete(begun or self._begin(part, order))
             except OutOfSpace as e:
-                if part.wave or not self._space.make(order):  # of earlier waves nothing is left
+                # Of earlier waves nothing is left, and other ranks do not try again.
+                if part.wave or self._session.meeting is not None or not self._space.make(order):
                     raise
                 logger.warning("a save found no room (%s); something was freed, and it is tried again", e)
                 manifest = self._session.complete(self._begin(replace(part, attempt=""), order))

@@ -17,16 +17,19 @@ from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tidiness import Tidiness
 from holdfast.core.clock import Clock, TimeSource
 from holdfast.core.errors import CommitUnknown
+from holdfast.distributed.meeting import Meeting
 from holdfast.format.events import Event, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
 from holdfast.format.signing import SigningKey
 from holdfast.loop.upkeep import Upkeep
 from holdfast.policies import Rule
 from holdfast.policies.best import Best
+from holdfast.saving.committing import Here
 from holdfast.saving.environment import fingerprint
 from holdfast.saving.image import Image
-from holdfast.saving.job import Base, Here, Host, Job, entry_of, with_files
+from holdfast.saving.job import Base, Host, Job, entry_of, with_files
 from holdfast.saving.persist import new_attempt
+from holdfast.saving.rank_job import refuse
 from holdfast.stores import Store, prove_create
 
 __all__ = ["SaveOrder", "Session"]
@@ -78,6 +81,7 @@ class Session:
         self.time = time
         self.parent: str | None = None
         self.next_attempt: Callable[[int], str] = lambda step: new_attempt()
+        self.meeting: Meeting | None = None  # of several ranks
         self._closed = False
         self._host = host or Here()
         try:
@@ -135,7 +139,9 @@ class Session:
             Saved(job.manifest.time, job.manifest.clock, job.manifest.attempt, list(order.reasons))
         )
         key, lines = self.log.take()
-        job = msgspec.structs.replace(job, log_key=key, log_lines=lines, tags=list(order.tags))
+        job = msgspec.structs.replace(
+            job, log_key=key, log_lines=lines, tags=list(order.tags), agreement=image.agreement
+        )
         self._host.begin(job, image)
         return Begun(job, image)
 
@@ -164,6 +170,11 @@ class Session:
             loop=order.loop or {},
         )
         return Job(manifest, "", b"", [], self._base(), order.self_contained, wave)
+
+    def give_up(self, order: SaveOrder, error: BaseException) -> None:
+        """Let the other ranks know, if there are any, that a save came to nothing before it was begun here."""
+        if self.meeting is not None:
+            refuse(self.meeting, self.next_attempt(order.clock.step), error)
 
     def complete(self, begun: Begun) -> Manifest:
         """Return the manifest of a save that was begun, once it is committed. Raises what it failed with."""

@@ -1,50 +1,55 @@
-"""How the ranks of one run go together: who holds it, what each saves, and what all restore."""
+"""How the ranks of one run go together: who holds it, what each saves, what all decide alike, and what all restore."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from blake3 import blake3
 
 from holdfast.catalog.keyfiles import Signing
 from holdfast.core.clock import TimeSource
-from holdfast.core.errors import PolicyError, RanksDisagree
-from holdfast.distributed.hosts import Attempts, Follower, Leader
+from holdfast.core.errors import IntegrityError, NoCheckpoint, PolicyError, RanksDisagree, StoreError
+from holdfast.distributed.lanes import lane_of
 from holdfast.distributed.meeting import Meeting
-from holdfast.distributed.planning import RankPlanner
 from holdfast.distributed.ranks import Ranks
+from holdfast.distributed.turns import Turns
 from holdfast.distributed.words import Decision, Outcome, Restoring
 from holdfast.loop.following import Following
 from holdfast.loop.resume import Restored
 from holdfast.loop.saver import SaveSettings
 from holdfast.loop.session import Session
-from holdfast.policies import Rule
-from holdfast.policies.grids import Grid
-from holdfast.policies.moments import On
+from holdfast.saving.job import Host
+from holdfast.saving.rank_plan import RankPlanner
 from holdfast.stores import Store
 
-__all__ = ["Together", "check_rule", "check_settings"]
+__all__ = ["Together", "check_settings"]
+
+Attempt = Callable[[int | str, Mapping[int, str]], Restored]
+SHOWN = 5
 
 
 def check_settings(settings: SaveSettings) -> None:
     """Refuse what each rank would decide for itself. Raises PolicyError."""
-    if settings.writer == "process":
-        raise PolicyError('writer="process": several ranks write from threads so far; leave it "auto"')
-    if settings.when_busy != "wait" or settings.when_full != "warn":
+    if settings.when_busy == "replace" or settings.when_full not in ("warn", "stop"):
         raise PolicyError(
             f'when_busy="{settings.when_busy}", when_full="{settings.when_full}": with several ranks each would decide '
-            'for itself what to leave out; use "wait" and "warn"'
+            'for itself what to leave out; use "wait" or "skip", and "warn" or "stop"'
         )
 
 
-def check_rule(save: Rule | None) -> None:
-    """Refuse a rule that need not say the same on every rank. Raises PolicyError."""
-    for leaf in save.leaves() if save is not None else ():
-        known = isinstance(leaf, (Grid, On)) and getattr(leaf, "unit", "step") != "active_seconds"
-        if not known:
-            raise PolicyError(
-                f"save={leaf}: with several ranks all must come to the same step for the same save, and clocks differ; "
-                "use steps, epochs, samples or tokens"
-            )
+@dataclass(slots=True)
+class Attempts:
+    """The ids of saves, which every rank reckons for itself from the launch, the step, and how often it was saved."""
+
+    meeting: Meeting
+    made: dict[int, int] = field(default_factory=dict)
+
+    def next(self, step: int) -> str:
+        """Return the id of the next save of this step."""
+        count = self.made.get(step, 0)
+        self.made = {step: count + 1}
+        return blake3(f"{self.meeting.generation}/{step}/{count}".encode()).hexdigest(4)
 
 
 @dataclass(slots=True)
@@ -54,81 +59,150 @@ class Together:
     ranks: Ranks
     store: Store
     same: tuple[str, ...] = ()
+    check_replicas: bool = False
     meeting: Meeting = field(init=False)
+    turns: Turns = field(init=False)
     planner: RankPlanner | None = None
     _restores: int = 0
 
     def __post_init__(self) -> None:
         self.meeting = Meeting(self.store, self.ranks)
 
-    def session(self, state: dict[str, object], time: TimeSource, signing: Signing) -> Session:
+    def session(self, state: Mapping[str, object], time: TimeSource, signing: Signing, host: Host) -> Session:
         """Take the run up as rank 0, or follow who does. Returns when all ranks are there.
 
         Raises:
             RanksDisagree: one is not there in time.
         """
-        planner = self.planner = RankPlanner(state, self.ranks, self.same)
-        if not self.ranks.leads:
-            return Following(self.store, time, self.meeting, Follower(self.meeting, lambda: planner.shape))
-        host = Leader(self.meeting, lambda: planner.shape)
-        session = Session(self.store, time, wait=True, host=host, key=signing.key, behind=True)
+        self.planner = RankPlanner(state, self.ranks, self.same, check_replicas=self.check_replicas)
+        meeting = self.meeting
+        session: Session
+        try:
+            if self.ranks.leads:
+                session = Session(self.store, time, wait=True, host=host, key=signing.key, behind=True)
+                meeting.writer = host.pid
+                self._open(session, host, signing)
+            else:
+                session = Following(self.store, time, meeting, host)
+        except BaseException:
+            host.close()
+            raise
+        session.meeting = meeting
+        session.next_attempt = Attempts(meeting).next
+        self.turns = Turns(meeting, lane_of(self.store, session.identity.run, meeting.generation))
+        return session
+
+    def _open(self, session: Session, host: Host, signing: Signing) -> None:
         try:
             self.meeting.open(session.identity.run, session.lease.generation)
+            host.start(self.store, session.lease, signing.key, self.meeting.company)
         except BaseException:
             session.close()
             raise
-        session.next_attempt = Attempts(self.meeting).next
-        return session
 
-    def restore(self, which: int | str, attempt: Callable[[int | str], Restored]) -> Restored:
+    def agree_on_history(self, there: bool) -> bool:
+        """Return whether rank 0 found a checkpoint to restore when it took the run up."""
+        topic = "history"
+        if self.ranks.leads:
+            self.meeting.say(topic, Decision(step=int(there)))
+            return there
+        decision = self.meeting.hear(topic, 0, Decision)
+        if decision is None:
+            raise RanksDisagree(
+                f"rank {self.ranks.rank} heard nothing of rank 0 for {self.ranks.seconds:g} s"
+            )
+        return bool(decision.step)
+
+    # ---- restoring --------------------------------------------------------------------------------------------------
+
+    def restore(self, which: int | str, attempt: Attempt) -> Restored:
         """Restore the same checkpoint on every rank: rank 0 picks it, and all go on when all have it.
+
+        Where "latest" was asked for and some rank finds that it does not verify, all fall back to the one before.
 
         Raises:
             RanksDisagree: a rank could not restore it, or is silent; the message names it and why.
         """
-        self._restores += 1
-        topic = f"restore-{self._restores}"
-        return self._decide(which, attempt, topic) if self.ranks.leads else self._follow(attempt, topic)
+        left_out: dict[int, str] = {}
+        while True:
+            self._restores += 1
+            topic = f"restore-{self._restores}"
+            leads = self.ranks.leads
+            found = self._decide(which, attempt, topic, left_out) if leads else self._follow(attempt, topic)
+            if isinstance(found, Restored):
+                self.turns.anew()
+                return found
+            left_out |= found
 
-    def _decide(self, which: int | str, attempt: Callable[[int | str], Restored], topic: str) -> Restored:
+    def _decide(
+        self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str]
+    ) -> Restored | dict[int, str]:
         try:
-            restored = attempt(which)
+            restored = attempt(which, left_out)
         except Exception as e:
             self.meeting.say(topic, Decision(error=f"{type(e).__name__}: {e}"))
             raise
-        self.meeting.say(topic, Decision(restored.manifest.step, restored.manifest.attempt))
-        heard = self.meeting.hear_all(topic, Restoring)
-        failed = [f"rank {r}: {word.error}" for r, word in sorted(heard.items()) if word.error]
-        if len(heard) < self.ranks.world - 1:
-            failed.append(f"{self.meeting.missing(list(heard))} said nothing for {self.ranks.seconds:g} s")
         step = restored.manifest.step
+        self.meeting.say(topic, Decision(step, restored.manifest.attempt))
+        heard = self.meeting.hear_all(topic, Restoring)
+        failed = {f"rank {r}: {word.error}": word.damaged for r, word in sorted(heard.items()) if word.error}
+        if len(heard) < self.ranks.world - 1:
+            failed[f"{self.meeting.missing(list(heard))} said nothing for {self.ranks.seconds:g} s"] = False
+        if not failed:
+            unused = _taken_by_nobody(restored, heard)
+            if unused:
+                failed[unused] = False
+        if failed and which == "latest" and all(failed.values()):
+            self.meeting.say(f"{topic}-done", Outcome(error="; ".join(failed), instead=step))
+            return {step: "; ".join(failed)}
         error = f"step {step} was not restored by every rank: {'; '.join(failed)}" if failed else ""
         self.meeting.say(f"{topic}-done", Outcome(error=error))
         if error:
             raise RanksDisagree(error)
         return restored
 
-    def _follow(self, attempt: Callable[[int | str], Restored], topic: str) -> Restored:
+    def _follow(self, attempt: Attempt, topic: str) -> Restored | dict[int, str]:
         rank, seconds = self.ranks.rank, self.ranks.seconds
         decision = self.meeting.hear(topic, 0, Decision)
         if decision is None:
             raise RanksDisagree(f"rank {rank} waited {seconds:g} s for rank 0 to say what is restored")
         if decision.error:
             raise RanksDisagree(f"rank 0 could not restore: {decision.error}")
+        restored: Restored | None = None
+        failure: Exception | None = None
         try:
-            restored = attempt(decision.step)
+            restored = attempt(decision.step, {})
             if restored.manifest.attempt != decision.attempt:
                 raise RanksDisagree(
                     f"rank {rank} found attempt {restored.manifest.attempt} of step {decision.step}; rank 0 has "
                     f"restored {decision.attempt}"
                 )
-        except Exception as e:
-            self.meeting.say(topic, Restoring(rank, f"{type(e).__name__}: {e}"))
-            raise
-        self.meeting.say(topic, Restoring(rank))
+            self.meeting.say(topic, Restoring(rank, unused=restored.report.elsewhere))
+        except Exception as e:  # noqa: BLE001 - raised below, once the others know
+            failure = e
+            damaged = isinstance(e, (IntegrityError, StoreError, NoCheckpoint))
+            self.meeting.say(topic, Restoring(rank, f"{type(e).__name__}: {e}", damaged))
         outcome = self.meeting.hear(f"{topic}-done", 0, Outcome)
+        if outcome is not None and outcome.instead >= 0:
+            return {outcome.instead: outcome.error}
+        if failure is not None:
+            raise failure
         if outcome is None:
             raise RanksDisagree(f"rank {rank} waited {seconds:g} s for rank 0 to say that all have restored")
         if outcome.error:
             raise RanksDisagree(outcome.error)
+        assert restored is not None
         return restored
+
+
+def _taken_by_nobody(restored: Restored, heard: Mapping[int, Restoring]) -> str:
+    """Return what is wrong when something stored was taken by no rank, else nothing."""
+    unused = set(restored.report.elsewhere)
+    for word in heard.values():
+        unused &= set(word.unused)
+    if not unused:
+        return ""
+    shown = ", ".join(sorted(unused)[:SHOWN]) + (
+        f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
+    )
+    return f"no rank has anything that takes {shown} of the checkpoint; to ignore it pass unexpected="

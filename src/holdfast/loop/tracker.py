@@ -16,16 +16,25 @@ from holdfast.format.events import Event, Observed
 from holdfast.format.manifest import clock_from_doc, clock_to_doc, floats_from_doc, floats_to_doc
 from holdfast.policies import EarlyStopping, Rule, Verdict, decide
 from holdfast.policies.best import Best
+from holdfast.policies.grids import Grid
+from holdfast.policies.moments import Auto, On, WhenIdle
+from holdfast.policies.rules import AllOf, AnyOf, AtMost, Not, Window
 
 __all__ = ["Tracker", "metric_number"]
+
+KNOWN_RULES = (Grid, On, Best, WhenIdle, Auto, AnyOf, AllOf, Window, AtMost)
 
 logger = logging.getLogger("holdfast")
 
 
 class Tracker:
-    """Advances the clock at safe points and asks the policies."""
+    """Advances the clock at safe points and asks the policies. One that does not judge leaves it to another process
+    what new observations mean for early stopping; what the log holds means the same everywhere."""
 
-    def __init__(self, save: Rule | None, stop: EarlyStopping | None, time: TimeSource) -> None:
+    def __init__(
+        self, save: Rule | None, stop: EarlyStopping | None, time: TimeSource, *, judges: bool = True
+    ) -> None:
+        self._judges = judges
         self._save = save
         self._stop = stop
         self._time = time
@@ -97,7 +106,8 @@ class Tracker:
         event = None
         if observed:
             event = Observed(clock_to_doc(self.clock), floats_to_doc(observed))
-            self._judge([Observation(m, v, self.clock) for m, v in observed.items()])
+            if self._judges:
+                self._judge([Observation(m, v, self.clock) for m, v in observed.items()])
             if self._monitored & observed.keys():
                 events |= {"eval_end"}
             if self.verdict is not None and self.verdict.action in ("stop", "improve"):
@@ -117,6 +127,25 @@ class Tracker:
     def reasons(self, moment: Moment) -> tuple[str, ...]:
         """Return why to save at this moment; empty when there is no reason."""
         return decide(self._save, moment) if self._save is not None else ()
+
+    def must_agree(self, moment: Moment) -> bool:
+        """Return whether the ranks must decide together at this moment. Every rank finds the same by itself: rules by
+        counts and events say the same everywhere, and a monitored metric is logged everywhere in the same steps."""
+        if self._monitored & moment.observed.keys():
+            return True
+        nodes = list(self._save.nodes()) if self._save is not None else []
+        if any(isinstance(node, Not) or not isinstance(node, KNOWN_RULES) for node in nodes):
+            return True
+        return any(
+            isinstance(leaf, (Grid, On))
+            and getattr(leaf, "unit", "step") != "active_seconds"
+            and leaf.fires(moment) is not None
+            for leaf in nodes
+        )
+
+    def stop_for(self, reason: str) -> None:
+        """Take rank 0's verdict that training ends."""
+        self.verdict = Verdict("stop", 0, 0, reason)
 
     def saved(self, seconds: float) -> None:
         """Note that a save was made now and held the training thread for `seconds`."""

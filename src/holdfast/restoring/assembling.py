@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from holdfast.catalog.content import DataFile
 from holdfast.catalog.pieces import Piece
@@ -18,6 +19,7 @@ from holdfast.restoring.staging import Slab, read_slabs, slabs_of
 __all__ = ["assemble", "assemble_runs"]
 
 AT_ONCE_BYTES = 256 << 20
+ALIGNED_BYTES = 64
 
 
 def assemble(pieces: Sequence[Piece], first: int, end: int) -> memoryview:
@@ -29,17 +31,30 @@ def assemble(pieces: Sequence[Piece], first: int, end: int) -> memoryview:
     return _gather(_cut(pieces, first, end), end - first)
 
 
-def assemble_runs(pieces: Sequence[Piece], wanted: Iterable[Run], size: int) -> memoryview:
-    """Return the bytes of some runs of a tensor, each where its `source` says, in memory of their own of that size.
+def assemble_runs(wanted: Iterable[tuple[Sequence[Piece], Iterable[Run], int]]) -> list[memoryview]:
+    """Return for each (pieces of a tensor, runs of it, size) the bytes of the runs, each where its `source` says, in
+    memory of that size. What lies together is read together, whichever tensor it is of.
 
     Raises:
         IntegrityError: bytes are not what was committed; names the file and the tensors.
     """
-    return _gather(_cut_runs(pieces, wanted), size)
+    requests = list(wanted)
+    places: list[int] = []
+    total = 0
+    for _, _, size in requests:
+        places.append(total)
+        total += -(-size // ALIGNED_BYTES) * ALIGNED_BYTES
+    moved = (
+        replace(piece, at=piece.at + place)
+        for place, (pieces, runs, _) in zip(places, requests, strict=True)
+        for piece in _cut_runs(pieces, runs)
+    )
+    target = _gather(moved, total)
+    return [target[p : p + size] for p, (_, _, size) in zip(places, requests, strict=True)]
 
 
 def _gather(wanted_pieces: Iterable[Piece], size: int) -> memoryview:
-    target = map_pages(size)
+    target = map_pages(size) if size else memoryview(b"")
     wanted = _by_file(wanted_pieces)
     slabs = [slab for key in sorted(wanted) for slab in _slabs(*wanted[key])]
     for batch in _batches(slabs):

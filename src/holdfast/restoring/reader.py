@@ -9,22 +9,25 @@ from holdfast.catalog.content import DataFile, open_file
 from holdfast.catalog.pieces import Piece, find
 from holdfast.core.dtypes import DTYPES
 from holdfast.core.names import name_in_file
-from holdfast.format.boxes import Box, runs
+from holdfast.format.boxes import Run, runs
 from holdfast.format.digest import OWN_BLOCK_BYTES
 from holdfast.format.manifest import FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
 from holdfast.restoring.assembling import assemble, assemble_runs
 from holdfast.restoring.staging import Slab, read_slabs, slabs_of
+from holdfast.state.restoring import BoxWanted
 from holdfast.state.tensors import HostTensor, TensorSpec
 from holdfast.stores import Store
 
 __all__ = ["Reader"]
 
-NO_PARTS: Mapping[str, tuple[Box, tuple[int, ...]]] = MappingProxyType({})
+NOTHING_OWN: Mapping[str, Sequence[FileEntry]] = MappingProxyType({})
+NO_PARTS: Mapping[str, BoxWanted] = MappingProxyType({})
 
 
 class Reader:
-    """The values and tensors of one checkpoint, or of some of its parts; `trees` gives decoded (and cut) value trees.
+    """The values and tensors of one checkpoint, or of some of its parts; `trees` gives decoded (and cut) value trees,
+    `own` the files of tensors that one of several ranks has for itself.
 
     Opening it reads headers only, and only of the files that hold a wanted tensor. `specs` has every stored tensor by
     its full name.
@@ -36,7 +39,9 @@ class Reader:
         manifest: Manifest,
         parts: Iterable[str] | None = None,
         trees: Mapping[str, object] | None = None,
+        own: Mapping[str, Sequence[FileEntry]] = NOTHING_OWN,
     ) -> None:
+        self._own = own
         self.manifest = manifest
         self.specs: dict[str, TensorSpec] = {}
         self._store = store
@@ -58,6 +63,9 @@ class Reader:
         owners: dict[str, str] = {}  # of what lies in one place, most often many tensors
         for name in names:
             if name in self.specs:
+                continue
+            if name in self._own:
+                self._find(name, name, self._own[name])
                 continue
             above = name.rpartition("/")[0]
             part = name if name in self.manifest.parts else owners.get(above)
@@ -110,11 +118,9 @@ class Reader:
         firsts = [(file.entry.key, file.header.data_start + start, size) for file, start, size in starts]
         return [(key, first, first + size) for key, first, size in firsts]
 
-    def read(
-        self, names: Iterable[str], parts: Mapping[str, tuple[Box, tuple[int, ...]]] = NO_PARTS
-    ) -> dict[str, HostTensor]:
-        """Return tensors by name, every byte verified; of those in `parts` a box of that shape, and read no more of
-        them than the blocks that it lies in.
+    def read(self, names: Iterable[str], parts: Mapping[str, BoxWanted] = NO_PARTS) -> dict[str, HostTensor]:
+        """Return tensors by name, and `parts` of tensors by their keys, every byte verified. Of what is wanted in part
+        no more is read than the blocks that it lies in.
 
         Raises:
             IntegrityError: bytes are not what was committed; names the file and the tensors.
@@ -122,8 +128,6 @@ class Reader:
         wanted: dict[str, list[tuple[int, str]]] = {key: [] for key in sorted(self._opened)}
         split: list[str] = []
         for name in names:
-            if name in parts:
-                continue
             if name in self._pieces:
                 split.append(name)
                 continue
@@ -143,17 +147,23 @@ class Reader:
         for name in split:
             spec = self.specs[name]
             out[name] = HostTensor(spec, assemble(self._pieces[name], 0, spec.nbytes), owned=True)
-        for name, (box, shape) in parts.items():
-            out[name] = self._read_part(name, box, shape)
+        self._read_parts(parts, out)
         return out
 
-    def _read_part(self, name: str, box: Box, shape: tuple[int, ...]) -> HostTensor:
-        spec = TensorSpec(name, self.spec(name).dtype, shape)
-        item = DTYPES[spec.dtype].itemsize
-        if not spec.nbytes:
-            return HostTensor(spec, memoryview(b""))
-        data = assemble_runs(self.pieces(name), runs(shape, box, None, item), spec.nbytes)
-        return HostTensor(spec, data, owned=True)
+    def _read_parts(self, parts: Mapping[str, BoxWanted], out: dict[str, HostTensor]) -> None:
+        keys: list[tuple[str, TensorSpec]] = []
+        wanted: list[tuple[tuple[Piece, ...], Iterable[Run], int]] = []
+        for key, (name, box, shape) in parts.items():
+            spec = TensorSpec(name, self.spec(name).dtype, shape)
+            if not spec.nbytes:
+                out[key] = HostTensor(spec, memoryview(b""))
+                continue
+            keys.append((key, spec))
+            wanted.append(
+                (self.pieces(name), runs(shape, box, None, DTYPES[spec.dtype].itemsize), spec.nbytes)
+            )
+        for (key, spec), data in zip(keys, assemble_runs(wanted), strict=True):
+            out[key] = HostTensor(spec, data)
 
     def _cut(
         self, file: DataFile, found: list[tuple[int, str]], slabs: list[Slab], out: dict[str, HostTensor]

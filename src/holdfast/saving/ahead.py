@@ -223,7 +223,7 @@ def _known_whole(
     t: StoredTensor, data: memoryview, entry: FileEntry, digests: Sequence[bytes]
 ) -> KnownTensor:
     samples = tuple(sample(data[b.start : b.end]) for b in whole_blocks(len(data), t.shape))
-    return KnownTensor(t.dtype, t.shape, t.stride, tuple(digests), (entry,) * len(digests), samples)
+    return KnownTensor(t.dtype, t.shape, t.stride, tuple(digests), (entry,) * len(digests), samples, t.box)
 
 
 def _is_there(plan: Planned, size: int) -> bool:

@@ -60,8 +60,9 @@ class Change:
         if self.whole:
             return t
         row = t.nbytes // t.shape[0]
-        rows = tuple((start // row, end // row) for start, end in self.stretches())
-        box = ((rows[0][0], *(0 for _ in t.shape[1:])), t.shape)
+        offsets, whole = t.box or ((0,) * len(t.shape), t.shape)
+        rows = tuple((offsets[0] + start // row, offsets[0] + end // row) for start, end in self.stretches())
+        box = ((rows[0][0], *offsets[1:]), whole)
         shape = (sum(end - first for first, end in rows), *t.shape[1:])
         size = math.prod(shape) * DTYPES[t.dtype].itemsize
         return StoredTensor(t.name, t.dtype, shape, t.stride, 0, size, box, rows if len(rows) > 1 else None)

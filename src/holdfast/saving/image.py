@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from holdfast.core.memory import Memory
+from holdfast.distributed.words import NOTHING_AGREED, Agreement
 from holdfast.format.datafile import StoredTensor
 from holdfast.saving.progress import Progress
 
@@ -38,6 +39,7 @@ class Image:
     parts: dict[str, PartImage]
     progress: Progress | None = None
     memory: Memory | None = None
+    agreement: Agreement = NOTHING_AGREED  # of several ranks
 
     def wait(self, end: int) -> None:
         """Return when the first `end` bytes of the memory hold the copy. Raises what the copy failed with."""

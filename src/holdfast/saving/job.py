@@ -15,13 +15,27 @@ from holdfast.catalog.lease import Lease
 from holdfast.catalog.runlog import write_segment
 from holdfast.catalog.tags import Tag, set_tag
 from holdfast.core.errors import IntegrityError, OutOfSpace, StoreError
+from holdfast.distributed.words import Agreement, Company
 from holdfast.format.manifest import FileEntry, Manifest, Part, decode_manifest
 from holdfast.format.signing import SigningKey
 from holdfast.saving.image import Image
 from holdfast.saving.persist import KnownTensors, persist_parts
 from holdfast.stores import Store
 
-__all__ = ["Base", "Committed", "Committer", "Here", "Host", "Job", "discard", "entry_of", "with_files"]
+__all__ = [
+    "Ahead",
+    "Base",
+    "Committed",
+    "Committer",
+    "Committing",
+    "DataWriter",
+    "Host",
+    "Job",
+    "discard",
+    "entry_of",
+    "set_tags",
+    "with_files",
+]
 
 logger = logging.getLogger("holdfast")
 
@@ -48,6 +62,7 @@ class Job(msgspec.Struct, frozen=True):
     self_contained: bool = False
     wave: int = 0
     more: bool = False
+    agreement: Agreement = Agreement()  # of several ranks
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -71,8 +86,10 @@ class Host(Protocol):
         """The process that commits, 0 for this one."""
         ...
 
-    def start(self, store: Store, lease: Lease, key: SigningKey | None = None) -> None:
-        """Commit under this lease from now on, and sign with this key."""
+    def start(
+        self, store: Store, lease: Lease, key: SigningKey | None = None, company: Company | None = None
+    ) -> None:
+        """Commit under this lease from now on, and sign with this key; in `company` as one of several ranks."""
         ...
 
     def begin(self, job: Job, image: Image) -> None:
@@ -115,46 +132,37 @@ class Ahead:
 
 
 @dataclass(slots=True)
-class Committer:
-    """Carries jobs out, one after the other, and remembers what the newest checkpoint holds."""
+class DataWriter:
+    """Writes images as data files, one after the other, and remembers what the newest checkpoint holds. `mark` tells
+    the files of one of several ranks from those of the others."""
 
     store: Store
-    lease: Lease
-    key: SigningKey | None = None
+    mark: str = ""
     _known: KnownTensors | None = None
     _held_by: Base | None = None  # which checkpoint `_known` is of
-    _ahead: Ahead = field(default_factory=Ahead)  # what earlier waves of the present attempt have written
+    _ahead: Ahead = field(default_factory=Ahead)  # what the present attempt has written so far
 
-    def carry_out(self, job: Job, image: Image) -> Committed:
-        """Make an image a committed checkpoint: data, log, signature, manifest, tags, in this order."""
+    def write(self, job: Job, image: Image) -> Ahead:
+        """Make what is new of an image durable; return what all waves of its attempt have written."""
         known = self._known_of(job.base)
         step, attempt = job.manifest.step, job.manifest.attempt
         if self._ahead.attempt != attempt:
             self._ahead = Ahead(attempt)
-        ahead = self._ahead
-        try:
-            _, found, written = persist_parts(
-                self.store, step, attempt, image, known, self_contained=job.self_contained, wave=job.wave
-            )
-            image.wait(image.end)
-            ahead.add(found, written, known)
-            if job.more:
-                return Committed("", 0, {}, written)
-            write_segment(self.store, job.log_key, job.log_lines)
-        except BaseException:
-            discard(self.store, step, attempt)
-            raise
+        _, found, written = persist_parts(
+            self.store, step, attempt, image, known,
+            self_contained=job.self_contained, wave=job.wave, mark=self.mark,
+        )  # fmt: skip
+        image.wait(image.end)
+        self._ahead.add(found, written, known)
+        return self._ahead
+
+    def committed(self, base: Base) -> None:
+        """Note that what the present attempt has written is a checkpoint now."""
+        self._known, self._held_by, self._ahead = self._ahead.known, base, Ahead()
+
+    def forget(self) -> None:
+        """Note that it may be none, and need not stay."""
         self._known, self._ahead = None, Ahead()
-        files, written = ahead.known.files, ahead.written
-        try:
-            entry = commit(self.store, with_files(job, image, files, written), self.lease, self.key)
-        except OutOfSpace:  # and it is not there: a full store must not keep what came to nothing
-            discard(self.store, step, attempt)
-            raise
-        self._known, self._held_by = ahead.known, Base(entry.key, attempt)
-        for tag in job.tags:
-            set_tag(self.store, Tag(tag, step, attempt, job.manifest.time))
-        return Committed(entry.key, entry.ordinal, files, written)
 
     def _known_of(self, base: Base | None) -> KnownTensors:
         if base is None:
@@ -162,7 +170,8 @@ class Committer:
         if self._known is not None and self._held_by == base:
             return self._known
         try:
-            found = KnownTensors.of(self.store, decode_manifest(self.store.read(base.key), base.key))
+            manifest = decode_manifest(self.store.read(base.key), base.key)
+            found = KnownTensors.of(self.store, manifest, self.mark)
             self._known, self._held_by = found, base
             return found
         except (IntegrityError, StoreError) as e:
@@ -170,25 +179,51 @@ class Committer:
             return KnownTensors()
 
 
-@dataclass(slots=True)
-class Here:
-    """The host that is this very process: `finish` does the work, in whichever thread calls it."""
+class Committing(Protocol):
+    """Carries jobs out, one after the other."""
 
-    pid: int = 0
-    _committer: Committer | None = None
+    def carry_out(self, job: Job, image: Image) -> Committed:
+        """Make an image a committed checkpoint, or what is this rank's of it. Raises what keeps it from that."""
+        ...
 
-    def start(self, store: Store, lease: Lease, key: SigningKey | None = None) -> None:
-        self._committer = Committer(store, lease, key)
 
-    def begin(self, job: Job, image: Image) -> None:
-        pass
+class Committer:
+    """Carries out the jobs of a process that saves by itself."""
 
-    def finish(self, job: Job, image: Image) -> Committed:
-        assert self._committer is not None
-        return self._committer.carry_out(job, image)
+    def __init__(self, store: Store, lease: Lease, key: SigningKey | None = None) -> None:
+        self._store, self._lease, self._key = store, lease, key
+        self._data = DataWriter(store)
 
-    def close(self) -> None:
-        pass
+    def carry_out(self, job: Job, image: Image) -> Committed:
+        """Make an image a committed checkpoint: data, log, signature, manifest, tags, in this order."""
+        step, attempt = job.manifest.step, job.manifest.attempt
+        try:
+            ahead = self._data.write(job, image)
+            if job.more:
+                return Committed("", 0, {}, ahead.written)
+            write_segment(self._store, job.log_key, job.log_lines)
+        except BaseException:
+            discard(self._store, step, attempt)
+            raise
+        files, written = ahead.known.files, ahead.written
+        try:
+            entry = commit(self._store, with_files(job, image, files, written), self._lease, self._key)
+        except OutOfSpace:  # and it is not there: a full store must not keep what came to nothing
+            self._data.forget()
+            discard(self._store, step, attempt)
+            raise
+        except BaseException:
+            self._data.forget()
+            raise
+        self._data.committed(Base(entry.key, attempt))
+        set_tags(self._store, job)
+        return Committed(entry.key, entry.ordinal, files, written)
+
+
+def set_tags(store: Store, job: Job) -> None:
+    """Set the tags of a job that is committed."""
+    for tag in job.tags:
+        set_tag(store, Tag(tag, job.manifest.step, job.manifest.attempt, job.manifest.time))
 
 
 def discard(store: Store, step: int, attempt: str) -> None:

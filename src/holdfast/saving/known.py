@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.dtypes import DTYPES
+from holdfast.format.boxes import Box
 from holdfast.format.datafile import StoredTensor
 from holdfast.format.digest import OWN_BLOCK_BYTES, Block, cut_blocks, digest
 from holdfast.format.manifest import FileEntry, Manifest
@@ -37,6 +38,7 @@ class KnownTensor:
     digests: tuple[bytes, ...]
     files: tuple[FileEntry, ...]
     samples: tuple[int, ...] = ()
+    box: Box | None = None
 
 
 @dataclass(slots=True)
@@ -50,13 +52,14 @@ class KnownTensors:
     files: dict[str, list[FileEntry]] = field(default_factory=dict)  # each part's, in the manifest's order
 
     @classmethod
-    def of(cls, store: Store, manifest: Manifest) -> KnownTensors:
-        """Return what a committed checkpoint holds, from its files' headers."""
+    def of(cls, store: Store, manifest: Manifest, mark: str = "") -> KnownTensors:
+        """Return what a committed checkpoint holds, from its files' headers; of several ranks' files of those with this
+        `mark` in their names."""
         known = cls()
         for name, part in manifest.parts.items():
-            known.files[name] = list(part.files)
+            known.files[name] = [entry for entry in part.files if mark in entry.key]
             holders: dict[str, list[tuple[DataFile, StoredTensor]]] = {}  # in listed order
-            for entry in part.files:
+            for entry in known.files[name]:
                 file = open_file(store, entry)
                 for t in file.header.tensors:
                     holders.setdefault(t.name, []).append((file, t))
@@ -73,6 +76,8 @@ def _known(holders: Sequence[tuple[DataFile, StoredTensor]]) -> KnownTensor | No
     first = holders[0][1]
     if not is_large(first):
         return None
+    if first.box is not None and len(holders) == 1 and first.rows is None:
+        return _known_box(*holders[0])
     shape = first.whole_shape
     blocks = whole_blocks(math.prod(shape) * DTYPES[first.dtype].itemsize, shape)
     found: dict[tuple[int, int], tuple[bytes, FileEntry]] = {}
@@ -94,6 +99,15 @@ def _known(holders: Sequence[tuple[DataFile, StoredTensor]]) -> KnownTensor | No
         return None
     both = [h for h in held if h is not None]
     return KnownTensor(first.dtype, shape, first.stride, tuple(d for d, _ in both), tuple(f for _, f in both))
+
+
+def _known_box(file: DataFile, t: StoredTensor) -> KnownTensor | None:
+    """Return what the header of the one file that holds a box of a tensor says of its blocks."""
+    blocks = file.blocks_of(t.start, t.end)
+    if len(blocks) != len(whole_blocks(t.nbytes, t.shape)):
+        return None
+    digests = tuple(file.header.digests[index] for index in blocks)
+    return KnownTensor(t.dtype, t.shape, t.stride, digests, (file.entry,) * len(digests), box=t.box)
 
 
 def whole_blocks(nbytes: int, shape: tuple[int, ...]) -> list[Block]:
@@ -126,7 +140,7 @@ class Look:
 
 def look_at(t: StoredTensor, data: memoryview, known: KnownTensor) -> Look | None:
     """Compare a tensor with what is known of one of its name; return None if that was something else altogether."""
-    if (t.dtype, t.shape, t.stride) != (known.dtype, known.shape, known.stride):
+    if (t.dtype, t.shape, t.stride, t.box) != (known.dtype, known.shape, known.stride, known.box):
         return None
     blocks = whole_blocks(len(data), t.shape)
     look = Look(known, blocks, set(), {}, tuple(sample(data[b.start : b.end]) for b in blocks))

@@ -13,6 +13,7 @@ from holdfast.core.collector import collector_held
 from holdfast.core.errors import StateError, UnsupportedValue
 from holdfast.core.memory import page_aligned
 from holdfast.core.names import check_path
+from holdfast.distributed.words import NOTHING_AGREED, Agreement
 from holdfast.format.datafile import METADATA, StoredTensor, lay_out
 from holdfast.format.values import encode_value
 from holdfast.state.capture import CaptureReport, capture
@@ -21,7 +22,7 @@ from holdfast.state.registry import family
 from holdfast.state.rng import capture_rng
 from holdfast.state.tensors import TensorSource
 
-__all__ = ["RNG_PART", "Layout", "Plan", "Planner", "plan_once"]
+__all__ = ["RNG_PART", "Layout", "Plan", "Planner", "kinds_of", "plan_once", "with_generators"]
 
 RNG_PART = "rng"
 
@@ -59,6 +60,7 @@ class Plan:
     trees: dict[str, msgspec.Raw]
     sources: list[TensorSource]
     report: CaptureReport
+    agreement: Agreement = NOTHING_AGREED  # of several ranks
 
     @property
     def nbytes(self) -> int:
@@ -107,7 +109,7 @@ class Planner:
             sources = known.first()
             layout = _laid_out(state, sources, known.aliases, known.lasting)
             self._known, self._layout = known, layout
-        return Plan(layout, _kinds(state), dict(known.trees), layout.put_in_order(sources), known.report)
+        return Plan(layout, kinds_of(state), dict(known.trees), layout.put_in_order(sources), known.report)
 
 
 def plan_once(state: Mapping[str, object], *, gradients: bool = False, rng: bool = True) -> Plan:
@@ -116,7 +118,8 @@ def plan_once(state: Mapping[str, object], *, gradients: bool = False, rng: bool
         return plan_from_start(with_generators(state) if rng else state, gradients=gradients)
 
 
-def _kinds(state: Mapping[str, object]) -> dict[str, str]:
+def kinds_of(state: Mapping[str, object]) -> dict[str, str]:
+    """Return what kind of object each part is."""
     return {part: family(value) for part, value in state.items()}
 
 
@@ -138,7 +141,7 @@ def plan_from_start(state: Mapping[str, object], *, gradients: bool = False) -> 
     trees = {
         part: msgspec.Raw(msgspec.json.encode(encode_value(v, part))) for part, v in captured.tree.items()
     }
-    return Plan(layout, _kinds(state), trees, layout.put_in_order(captured.tensors), captured.report)
+    return Plan(layout, kinds_of(state), trees, layout.put_in_order(captured.tensors), captured.report)
 
 
 def _laid_out(

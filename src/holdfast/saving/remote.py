@@ -19,10 +19,13 @@ from holdfast.catalog.keyfiles import PASSPHRASE_VARIABLE
 from holdfast.catalog.lease import Lease
 from holdfast.core.errors import CommitUnknown, HoldfastError, SaveFailed
 from holdfast.core.memory import Memory
+from holdfast.distributed.meeting import Meeting
+from holdfast.distributed.words import Company
 from holdfast.format.signing import SigningKey
 from holdfast.saving.image import Image
 from holdfast.saving.job import Committed, Job, discard
 from holdfast.saving.progress import Progress
+from holdfast.saving.rank_job import refuse
 from holdfast.saving.wire import (
     Aborted,
     Begin,
@@ -94,10 +97,12 @@ class WriterProcess:
         """The process that commits."""
         return self._process.pid
 
-    def start(self, store: Store, lease: Lease, key: SigningKey | None = None) -> None:
-        """Commit to this store under this lease from now on, and sign with this key."""
-        self._store, self._lease, self._key = store, lease, key
-        self._say(Open(store.url, lease.doc, key.der() if key is not None else b""))
+    def start(
+        self, store: Store, lease: Lease, key: SigningKey | None = None, company: Company | None = None
+    ) -> None:
+        """Commit to this store under this lease from now on, and sign with this key; see `Host.start`."""
+        self._store, self._lease, self._key, self._company = store, lease, key, company
+        self._say(Open(store.url, lease.doc, key.der() if key is not None else b"", company))
 
     def begin(self, job: Job, image: Image) -> None:
         """Tell the writer of a job, and of each step forward of the copy. The rest is its own doing."""
@@ -105,8 +110,9 @@ class WriterProcess:
             logger.warning("the writer process had ended (%s); starting another", self._end())
             self._letting_go()
             self._spawn()
-            self._lease.change_writer(self.pid)
-            self.start(self._store, self._lease, self._key)
+            if self._company is None or self._company.rank == 0:
+                self._lease.change_writer(self.pid)
+            self.start(self._store, self._lease, self._key, self._company)
         fds = [image.memory.fd] if image.memory is not None and image.memory is not self._memory else []
         self._memory = image.memory
         self._say(Begin(job, *self._told.shorten(image), bool(fds)), fds)
@@ -139,8 +145,15 @@ class WriterProcess:
             return answer.committed
         if isinstance(answer, Failed):
             raise answer.rebuilt()
-        self._settle(job)
-        raise SaveFailed(f"the writer process died while it saved step {job.manifest.step} ({self._end()})")
+        failure = SaveFailed(
+            f"the writer process died while it saved step {job.manifest.step} ({self._end()})"
+        )
+        company = self._company
+        if company is not None:
+            refuse(Meeting.of(self._store, company), job.manifest.attempt, failure)
+        if company is None or company.rank == 0:
+            self._settle(job)
+        raise failure
 
     def _hear(self) -> Message | None:
         """Return the writer's next message; None when it is gone."""

@@ -13,15 +13,18 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from holdfast.catalog.lease import Lease
 from holdfast.core.clock import SystemTime
 from holdfast.core.errors import SaveFailed
 from holdfast.core.memory import Memory
+from holdfast.distributed.meeting import Meeting
 from holdfast.format.signing import SigningKey
+from holdfast.saving.committing import committing
 from holdfast.saving.image import Image
-from holdfast.saving.job import Committer
+from holdfast.saving.job import Committing
 from holdfast.saving.progress import Progress
 from holdfast.saving.wire import (
     Aborted,
@@ -54,7 +57,8 @@ class Server:
         self._copying: Progress | None = None
         self._memory: Memory | None = None
         self._lease: Lease | None = None
-        self._committer: Committer | None = None
+        self._committing: Committing | None = None
+        self._meeting: Meeting | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -67,8 +71,8 @@ class Server:
             answer: Message
             try:
                 image = Image(told.expand(begin, view), progress)
-                assert self._committer is not None
-                answer = Done(self._committer.carry_out(begin.job, image))
+                assert self._committing is not None
+                answer = Done(self._committing.carry_out(begin.job, image))
             except Exception as e:  # noqa: BLE001 - told to the trainer, who raises it
                 answer = Failed.of(e)
             with contextlib.suppress(OSError):  # the trainer is gone: nobody is left to be told
@@ -82,7 +86,9 @@ class Server:
                 if isinstance(message, Bye):
                     return
                 self._take(message)
-            if self._lease is not None:
+            if self._meeting is not None:
+                self._meeting.alone_since = time.monotonic()
+            if self._lease is not None and (self._meeting is None or self._meeting.ranks.leads):
                 self._lease.start_heartbeat()  # the trainer's has ended with it
         except BaseException as e:  # noqa: BLE001 - raised by `run`, which the process ends with
             self._error = e
@@ -115,7 +121,8 @@ class Server:
             store = open_store(message.url)
             self._lease = Lease(store, message.lease, SystemTime())
             key = SigningKey.of_der(message.key) if message.key else None
-            self._committer = Committer(store, self._lease, key)
+            self._meeting = None if message.company is None else Meeting.of(store, message.company)
+            self._committing = committing(store, self._lease, key, self._meeting)
         elif isinstance(message, Begin):
             if message.new_memory:
                 self._memory = None  # the one before may go

@@ -42,6 +42,7 @@ class Snapshot:
         """Copy the state as it is now."""
         with collector_held(), self._failing():
             self._transfer.copy(self._sources)
+            self._sources.clear()  # who waits for the image holds no tensor of the step
             self.progress.advance(
                 self.progress.total
             )  # not before: a writer at work would slow the copy down
@@ -63,6 +64,7 @@ class Snapshot:
                 else:
                     at_once.append(lot)
             self._transfer.copy(self._sources, at_once)
+            self._sources.clear()
             if engine is None:
                 self.progress.advance(self.progress.total)
                 return None
@@ -166,4 +168,6 @@ def place(plan: Plan, arena: Arena, pieces: Sequence[memoryview], transfer: Tran
         end = offset + len(piece)
         offset = page_aligned(end)
     progress = Progress(end)
-    return Snapshot(Image(parts, progress, arena.memory), plan.report, progress, plan.sources, transfer)
+    return Snapshot(
+        Image(parts, progress, arena.memory, plan.agreement), plan.report, progress, plan.sources, transfer
+    )

@@ -17,6 +17,7 @@ import msgspec
 from holdfast.catalog.lease import LeaseDoc
 from holdfast.core import errors
 from holdfast.core.errors import HoldfastError, SaveFailed
+from holdfast.distributed.words import Company
 from holdfast.format.datafile import StoredTensor
 from holdfast.saving.image import Image, PartImage
 from holdfast.saving.job import Committed, Job
@@ -40,11 +41,13 @@ _READ_BYTES = 1 << 20
 
 
 class Open(msgspec.Struct, tag=True):
-    """Commit to this store under this lease from now on, and sign with this key (unencrypted; empty for none)."""
+    """Commit to this store under this lease from now on, and sign with this key (unencrypted; empty for none); in
+    company, as one of several ranks."""
 
     url: str
     lease: LeaseDoc
     key: bytes = b""
+    company: Company | None = None
 
     def __repr__(self) -> str:
         return f"Open({self.url!r})"

@@ -10,7 +10,9 @@ import hashlib
 import types
 import unicodedata
 import uuid
-from collections.abc import Hashable, Mapping, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
+
+import msgspec
 
 from holdfast.core.errors import UnsupportedValue
 from holdfast.core.names import MAX_PATH_BYTES
@@ -18,7 +20,7 @@ from holdfast.format.values import MAX_DEPTH, TensorLeaf, Typed
 from holdfast.state.adapter import Adapter, Dispatch, Engine
 from holdfast.state.codecs import Codec, codec_for
 from holdfast.state.reports import CaptureEntry, CaptureReport
-from holdfast.state.tensors import TensorSource, TensorSpec
+from holdfast.state.tensors import HeldBox, Shard, TensorSource, TensorSpec
 from holdfast.state.trace import TensorCall, Trace
 
 __all__ = ["PLAIN", "Capturing", "tensor_name"]
@@ -140,6 +142,42 @@ class Capturing:
         self.tensors.append(TensorSource(spec, value, volatile))
         self.report.entries.append(CaptureEntry(path, "captured", kind, spec))
         return TensorLeaf(name, kind)
+
+    def spread(
+        self,
+        path: str,
+        dtype: str,
+        whole_shape: tuple[int, ...],
+        boxes: Sequence[HeldBox],
+        *,
+        group: str,
+        kind: str,
+        memory: Hashable,
+        volatile: bool = True,
+        live: tuple[Engine, object] | None = None,
+    ) -> TensorLeaf:
+        """Register the boxes that this process holds of a tensor that is spread over several, and return its leaf.
+
+        As `tensor`; one source for each box, all of the same name. Without a box only the leaf is there.
+        """
+        if not boxes:
+            name = self._unique(tensor_name(path))
+            self.report.entries.append(CaptureEntry(path, "captured", kind, "held by other processes"))
+            return TensorLeaf(name, kind)
+        if len(boxes) > 1 and self.trace is not None:
+            raise UnsupportedValue(f"{path}: a tensor held in several boxes is captured from the start")
+        specs = [
+            TensorSpec(
+                path, dtype, b.shape, None, Shard((b.offsets, whole_shape), b.replica, b.replicas, group)
+            )
+            for b in boxes
+        ]
+        leaf = self.tensor(boxes[0].value, specs[0], kind=kind, memory=memory, volatile=volatile, live=live)
+        if self.aliases.get(leaf.name) is None and self.tensors and self.tensors[-1].spec.name == leaf.name:
+            for box, spec in zip(boxes[1:], specs[1:], strict=True):
+                named = msgspec.structs.replace(spec, name=leaf.name)
+                self.tensors.append(TensorSource(named, box.value, volatile))
+        return leaf
 
     def note(self, path: str, what: str, kind: str, note: str = "") -> None:
         """Add a line to the report."""

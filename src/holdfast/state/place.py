@@ -19,8 +19,8 @@ STRICT = RestoreOptions()
 
 
 class RestorePlan:
-    """What a restore will do. `needed` are the stored tensors it reads, `parts` those of which it reads a box only;
-    `apply` carries it out.
+    """What a restore will do. `needed` are the stored tensors it reads, `parts` the boxes, by key, that it reads of
+    others; `apply` carries it out.
 
     After `apply`, `replaced` maps the top-level keys whose value is immutable, and therefore a new object,
     to it.
@@ -57,20 +57,14 @@ class RestorePlan:
         self.replaced = {key: value for key, value in values.items() if value is not self._state[key]}
 
     def _check(self, tensors: Mapping[str, HostTensor]) -> None:
-        problems = []
+        problems: list[str] = []
         for name, spec in self._work.specs.items():  # in stored order, as they lie in memory
             if name not in self.needed:
                 continue
-            if name in self.parts:
-                spec = TensorSpec(name, spec.dtype, self.parts[name][1])
-            host = tensors.get(name)
-            if host is None:
-                problems.append(f"{name}: its bytes are missing; expected {spec.nbytes} bytes")
-            elif not (host.spec is spec or _alike(host.spec, spec)) or not host.whole:
-                problems.append(
-                    f"{name}: expected {spec.describe()} of {spec.nbytes} bytes, "
-                    f"found {host.spec.describe()} of {host.data.nbytes} bytes"
-                )
+            problems += _unlike(name, spec, tensors.get(name))
+        for key, part in self.parts.items():
+            spec = TensorSpec(part.name, self._work.specs[part.name].dtype, part.shape)
+            problems += _unlike(key, spec, tensors.get(key))
         problems.sort()
         if not problems:
             for path, first, second in self._work.must_equal:
@@ -88,6 +82,17 @@ class RestorePlan:
             by_engine.setdefault(id(engine), (engine, []))[1].append((live, tensors[name]))
         for engine, pairs in by_engine.values():
             engine.copy_in(pairs)
+
+
+def _unlike(name: str, spec: TensorSpec, host: HostTensor | None) -> Iterator[str]:
+    """Yield what is wrong with the bytes for a tensor."""
+    if host is None:
+        yield f"{name}: its bytes are missing; expected {spec.nbytes} bytes"
+    elif not (host.spec is spec or _alike(host.spec, spec)) or not host.whole:
+        yield (
+            f"{name}: expected {spec.describe()} of {spec.nbytes} bytes, "
+            f"found {host.spec.describe()} of {host.data.nbytes} bytes"
+        )
 
 
 def _alike(a: TensorSpec, b: TensorSpec) -> bool:
@@ -149,16 +154,20 @@ def plan_restore(
 def materialize(tree: object, tensors: Mapping[str, HostTensor], as_: str) -> object:
     """Make new values of a stored tree, or of any part of it, without live objects.
 
-    "torch" gives back each tensor as the framework's it came from; "numpy" makes arrays of all, with
-    bfloat16 and float8 from ml_dtypes, packed float4 as uint8. Layouts are recreated, ties kept.
+    "torch" gives back each tensor as the framework's it came from; "jax" makes jax arrays of all but numpy's; "numpy"
+    makes arrays of all, with bfloat16 and float8 from ml_dtypes, packed float4 as uint8. Layouts are recreated, ties
+    kept.
     Dataclasses, named tuples and enum members become `Record` and `EnumMember`; registered codecs decode.
 
     Raises:
-        StateError: a tensor of the tree is not in `tensors`, or `as_` is neither word.
-        MissingDependency: "torch" was asked for, the tree holds torch tensors and torch is not installed.
+        StateError: a tensor of the tree is not in `tensors`, or `as_` is none of these words.
+        MissingDependency: "torch" was asked for, the tree holds torch tensors and torch is not installed; or "jax",
+            and jax is not.
     """
-    if as_ not in ("torch", "numpy"):
-        raise StateError(f"as_={as_!r}: expected 'torch' or 'numpy'")
+    if as_ not in ("torch", "numpy", "jax"):
+        raise StateError(f"as_={as_!r}: expected 'torch', 'jax' or 'numpy'")
+    if as_ == "jax":
+        return Materializer(tensors, dispatch(jax=True), framework="jax").value(tree)
     if as_ == "numpy":
         return Materializer(tensors, dispatch(), framework="numpy").value(tree)
     return Materializer(tensors, dispatch(torch=True if _needs_torch(tree) else None)).value(tree)

@@ -51,13 +51,15 @@ class RestoreOptions:
     A glob that matches a path covers everything below it. `only` restores nothing else. `missing` keeps the
     live value where the checkpoint has none that fits. `unexpected` ignores what no live object takes, and
     lets an array of another shape inside a plain container be replaced. `cast` allows another element type
-    or optimizer class.
+    or optimizer class. `shared`: other ranks restore from the same checkpoint, and what nothing takes here is
+    listed as `elsewhere`.
     """
 
     only: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
+    shared: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class RestoreReport:
     mismatched: list[tuple[str, str]] = field(default_factory=list)
     cast: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)  # stored paths that another rank may take
 
     @property
     def exact(self) -> bool:

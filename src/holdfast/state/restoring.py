@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -20,7 +20,17 @@ from holdfast.state.materialize import Materializer
 from holdfast.state.reports import RestoreOptions, RestoreReport
 from holdfast.state.tensors import HostTensor, TensorSpec
 
-__all__ = ["Act", "Build", "Kept", "Restoring", "Stage", "find_class", "host_bytes_equal", "typed_nodes"]
+__all__ = [
+    "Act",
+    "BoxWanted",
+    "Build",
+    "Kept",
+    "Restoring",
+    "Stage",
+    "find_class",
+    "host_bytes_equal",
+    "typed_nodes",
+]
 
 Build = Callable[[Materializer], object]
 Relaxation = Literal["missing", "unexpected", "cast"]
@@ -28,6 +38,14 @@ Claim = Literal["new", "again", "taken"]
 
 COMPARED_BYTES = 1 << 20  # at once
 _PLAIN = (str, int, float, bool, type(None))
+
+
+class BoxWanted(NamedTuple):
+    """A box of a stored tensor: its name, where in the whole the box begins and the whole's shape, and its shape."""
+
+    name: str
+    box: Box
+    shape: tuple[int, ...]
 
 
 class Stage(IntEnum):
@@ -76,7 +94,7 @@ class Restoring:
         self.copies: list[tuple[Engine, object, str]] = []
         self.must_equal: list[tuple[str, str, str]] = []
         self.needed: set[str] = set()
-        self.parts: dict[str, tuple[Box, tuple[int, ...]]] = {}  # of what is needed in part only
+        self.parts: dict[str, BoxWanted] = {}  # by key: of what is needed in part only
         self.dispatch = dispatch
         self.specs = specs
         self.aliases = aliases
@@ -112,9 +130,11 @@ class Restoring:
     def fresh(self, node: object, path: str) -> Build:
         """Return what builds a new value for `node`, registering the tensors it needs."""
         if type(node) is TensorLeaf:
+            self._need_framework(node, path)
             self.need(node, path)
         elif type(node) not in _PLAIN:
             for leaf in tensor_leaves(node):
+                self._need_framework(leaf, path)
                 self.need(leaf, path)
             self.check_types(node, path)
         self.report.restored.append((path, ""))
@@ -122,28 +142,35 @@ class Restoring:
 
     def need(self, leaf: TensorLeaf, path: str) -> TensorSpec | None:
         """Return the spec of the stored tensor of `leaf` and register that it must be read."""
-        name = self.aliases.get(leaf.name, leaf.name)
-        spec = self.specs.get(name)
+        spec = self._readable(leaf, path)
+        if spec is not None:
+            self.needed.add(self.stored_name(leaf))
+        return spec
+
+    def _readable(self, leaf: TensorLeaf, path: str) -> TensorSpec | None:
+        spec = self.spec(leaf)
         if spec is None:
             self.problems.append(
                 f"{path}: the checkpoint's tree names the tensor {leaf.name!r}, which no file holds"
             )
-            return None
-        if leaf.kind.startswith("torch") and "torch" not in self.dispatch.engines:
-            self.problems.append(
-                f"{path}: a torch tensor is stored here and torch is not imported; import torch first"
-            )
-        self.needed.add(name)
         return spec
 
-    def need_part(self, leaf: TensorLeaf, box: Box, shape: tuple[int, ...], path: str) -> None:
-        """Register that a part of the stored tensor of `leaf` must be read, which is all that comes of it."""
-        self.need(leaf, path)
+    def _need_framework(self, leaf: TensorLeaf, path: str) -> None:
+        """Report that a new tensor is wanted of a framework that the program does not use."""
+        for family, what in (("torch", "a torch tensor"), ("jax", "a jax array")):
+            if leaf.kind.startswith(f"{family}.") and family not in self.dispatch.engines:
+                self.problems.append(
+                    f"{path}: {what} is stored here and {family} is not imported; import {family} first"
+                )
+
+    def need_part(self, leaf: TensorLeaf, box: Box, shape: tuple[int, ...], path: str) -> str:
+        """Register that a part of the stored tensor of `leaf` must be read; return the key under which it will be among
+        the tensors, for `copy` and for builds. Of one tensor several parts may be needed."""
+        self._readable(leaf, path)
         name = self.stored_name(leaf)
-        if self.parts.setdefault(name, (box, shape)) != (box, shape):
-            self.problems.append(
-                f"{path}: shares a stored tensor with another place that holds another part of it"
-            )
+        key = f"{name} {list(box[0])}+{list(shape)}"
+        self.parts[key] = BoxWanted(name, box, shape)
+        return key
 
     def claim(self, memory: Hashable | None, name: str, path: str) -> Claim:
         """Say who fills the live memory of `path`.
@@ -167,7 +194,7 @@ class Restoring:
         return name in self._written
 
     def copy(self, engine: Engine, live: object, name: str) -> None:
-        """Register an in-place copy of the stored tensor `name` into `live`."""
+        """Register an in-place copy of the stored tensor `name`, or of the part with this key, into `live`."""
         self.copies.append((engine, live, name))
 
     def stored_name(self, leaf: TensorLeaf) -> str:
@@ -227,6 +254,8 @@ class Restoring:
             return
         if self.relaxed("unexpected", path):
             self.report.unexpected.append((path, f"ignored the stored {stored}"))
+        elif self.options.shared:
+            self.report.elsewhere.append(path)
         else:
             self.problems.append(
                 f"{path}: unexpected; the checkpoint has {stored}, the live state has nothing there. "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,11 +14,13 @@ from holdfast.format.boxes import Box
 
 __all__ = [
     "JOIN_BYTES",
+    "HeldBox",
     "HostTensor",
     "Shard",
     "TensorSource",
     "TensorSpec",
     "c_strides",
+    "group_of",
     "layout_to_recreate",
 ]
 
@@ -28,9 +33,21 @@ JOIN_BYTES = 16 << 10
 
 class Shard(msgspec.Struct, frozen=True, gc=False):
     """What this process holds of a tensor that is spread over several: a `box` of it, of which there are so many equal
-    `replicas`; this is number `replica`."""
+    `replicas`; this is number `replica`. `group` is the same text on all processes that hold some of the tensor."""
 
     box: Box
+    replica: int = 0
+    replicas: int = 1
+    group: str = ""
+
+
+class HeldBox(NamedTuple):
+    """One box of a spread tensor that this process holds: where it begins in the whole, its `shape`, an alias of its
+    elements, and which of how many equal replicas it is."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    value: object
     replica: int = 0
     replicas: int = 1
 
@@ -92,6 +109,12 @@ class HostTensor(msgspec.Struct, frozen=True, gc=False):
     def whole(self) -> bool:
         """Return whether all of the bytes are there."""
         return self.start + self.spec.nbytes <= len(self.memory)
+
+
+def group_of(ranks: Iterable[int]) -> str:
+    """Return the text that stands for these ranks: how many, and a digest."""
+    found = sorted(set(ranks))
+    return f"{len(found)}:{hashlib.blake2b(repr(found).encode(), digest_size=8).hexdigest()}"
 
 
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What is spread over processes: DTensors (of FSDP2, HSDP and tensor parallelism) and replicas (of DDP).
+"""What is spread over processes: DTensors (of FSDP2, HSDP, tensor parallelism), and replicas (of DDP).
 
 The only module that knows torch.distributed. It calls no collective. Nothing is imported that the program has not
 imported itself: without torch.distributed.tensor there is no DTensor.
@@ -6,21 +6,37 @@ imported itself: without torch.distributed.tensor there is no DTensor.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from holdfast.state.tensors import Shard
+from holdfast.state.tensors import HeldBox, group_of
 
-__all__ = ["group", "is_spread", "local_of", "replicated", "settle", "why_not_spread", "wrapped_like"]
+__all__ = [
+    "default_store",
+    "group",
+    "held_boxes",
+    "is_spread",
+    "local_of",
+    "replicated",
+    "settle",
+    "why_not_spread",
+    "wrapped_like",
+]
 
 _TENSOR = "torch.distributed.tensor"
 _FSDP = "torch.distributed.fsdp"
 _DDP = "torch.nn.parallel.distributed"
-_OFFSETS = "torch.distributed.tensor._utils"
+
+Stretches = list[
+    tuple[int, int]
+]  # first and end of what is held of one dimension, in the order in which it is held
 
 
 def _named(module: str, name: str) -> Any:
@@ -29,12 +45,25 @@ def _named(module: str, name: str) -> Any:
     return None if found is None else getattr(found, name, None)
 
 
+def _distributed() -> Any:
+    """Return torch.distributed if a default group is there, else None."""
+    found = sys.modules.get("torch.distributed")
+    return found if found is not None and found.is_available() and found.is_initialized() else None
+
+
 def group() -> tuple[int, int] | None:
     """Return (rank, number of ranks) of the default group; None where there is none."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+    distributed = _distributed()
+    return None if distributed is None else (int(distributed.get_rank()), int(distributed.get_world_size()))
+
+
+def default_store() -> object | None:
+    """Return the key-value store through which the default group was made; None where there is none."""
+    distributed = _distributed()
+    if distributed is None:
         return None
-    return int(distributed.get_rank()), int(distributed.get_world_size())
+    found = _named("torch.distributed.distributed_c10d", "_get_default_store")
+    return None if found is None else cast("object", found())
 
 
 def is_spread(t: torch.Tensor) -> bool:
@@ -47,44 +76,132 @@ def is_spread(t: torch.Tensor) -> bool:
 
 def why_not_spread(t: torch.Tensor) -> str | None:
     """Return why what is held here of a spread tensor cannot be stored or written in place, or None if it can."""
-    d = cast("Any", t)
-    for placement in d.placements:
-        name = type(placement).__name__
+    for placement in cast("Any", t).placements:
         if placement.is_partial():
             return "a DTensor with a partial placement is a sum that is not made yet; redistribute it first"
-        if name not in ("Shard", "Replicate"):
-            return f"a DTensor with the placement {name} is not supported yet; redistribute it first"
-    if d.device_mesh.get_coordinate() is None:
-        return "a DTensor of a mesh that this rank is not part of; keep it out of this rank's state"
+        if not (placement.is_replicate() or hasattr(placement, "dim")):
+            return f"a DTensor with the placement {placement} is not known; redistribute it first"
     return None
 
 
-def local_of(t: torch.Tensor) -> tuple[torch.Tensor, Shard]:
-    """Return an alias of what this process holds of a spread tensor, and what part of it that is."""
-    d = cast("Any", t)
-    local = d.to_local().detach()
+def local_of(t: torch.Tensor) -> torch.Tensor:
+    """Return an alias of what this process holds of a spread tensor."""
+    local: Any = cast("Any", t)._local_tensor.detach()
     wait = getattr(local, "wait", None)
-    if wait is not None:
-        local = wait()
+    return cast("torch.Tensor", local if wait is None else wait())
+
+
+@functools.lru_cache(maxsize=256)
+def _group_of(mesh: Any) -> str:
+    return group_of(mesh.mesh.flatten().tolist())
+
+
+def held_boxes(t: torch.Tensor) -> tuple[list[HeldBox], str]:
+    """Return the boxes that this process holds of a spread tensor, and its group.
+
+    torch's own lists know the first offset of a strided shard only, and take what lies apart for one stretch; here
+    each dimension is followed through the placements.
+    """
+    d = cast("Any", t)
     mesh, placements = d.device_mesh, d.placements
-    _, offsets = _named(_OFFSETS, "compute_local_shape_and_global_offset")(d.shape, mesh, placements)
+    here = mesh.get_coordinate()
+    if here is None:
+        return [], _group_of(mesh)
+    local = local_of(t)
     replica, replicas = 0, 1
     for dim, placement in enumerate(placements):
         if placement.is_replicate():
-            replica = replica * mesh.size(dim) + mesh.get_coordinate()[dim]
+            replica = replica * mesh.size(dim) + here[dim]
             replicas *= mesh.size(dim)
+    shape = tuple(map(int, d.shape))
     if not local.numel():  # where it would begin is of no meaning, and may lie outside
-        offsets = [0] * d.dim()
-    return local, Shard((tuple(map(int, offsets)), tuple(d.shape)), replica, replicas)
+        return [HeldBox((0,) * len(shape), tuple(local.shape), local, replica, replicas)], _group_of(mesh)
+    held = [
+        _held_of_dimension(placements, mesh, here, dim, size, int(local.shape[dim]))
+        for dim, size in enumerate(shape)
+    ]
+    return [HeldBox(o, s, v, replica, replicas) for o, s, v in _boxes(local, held)], _group_of(mesh)
+
+
+def _boxes(
+    local: torch.Tensor, held: Sequence[Stretches]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], torch.Tensor]]:
+    for stretches in itertools.product(*map(_with_places, held)):
+        part = local
+        for dim, (first, end, at) in enumerate(stretches):
+            if end - first != part.shape[dim]:
+                part = part.narrow(dim, at, end - first)
+        yield tuple(s[0] for s in stretches), tuple(s[1] - s[0] for s in stretches), part
+
+
+def _with_places(stretches: Stretches) -> Iterator[tuple[int, int, int]]:
+    at = 0
+    for first, end in stretches:
+        yield first, end, at
+        at += end - first
+
+
+def _held_of_dimension(
+    placements: Sequence[Any], mesh: Any, here: Sequence[int], dim: int, size: int, expected: int
+) -> Stretches:
+    """Return what of a dimension this process holds; `expected` is how much that is."""
+    cuts = [
+        (getattr(p, "split_factor", 1), mesh.size(m), here[m])
+        for m, p in enumerate(placements)
+        if not p.is_replicate() and p.dim == dim
+    ]
+    # `fully_shard` on top of tensor parallelism cuts by the later mesh dimensions first, and says so with a strided
+    # shard whose factor is their size. Where sizes do not divide evenly, only this order is what it has really done.
+    later = math.prod(n for _, n, _ in cuts[1:])
+    if cuts and cuts[0][0] == later > 1 and all(factor == 1 for factor, _, _ in cuts[1:]):
+        nested = _cut([(0, size)], [(1, n, i) for _, n, i in (*cuts[1:], cuts[0])])
+        if sum(end - first for first, end in nested) == expected:
+            return nested
+    return _cut([(0, size)], cuts)
+
+
+def _cut(held: Stretches, cuts: Iterable[tuple[int, int, int]]) -> Stretches:
+    """Return what is left of some stretches after each cut: in `factor` pieces, each in `n`, of which `i` is kept."""
+    for factor, n, i in cuts:
+        kept: Stretches = []
+        for piece in _chunks(held, factor):
+            chunks = _chunks(piece, n)
+            kept += chunks[i] if i < len(chunks) else []
+        held = _joined(kept)
+    return held
+
+
+def _chunks(held: Stretches, n: int) -> list[Stretches]:
+    """Cut stretches into at most `n` equally long ones, but for the last, as torch.chunk does."""
+    total = sum(end - first for first, end in held)
+    step = -(-total // n)
+    return [_slice(held, at, min(at + step, total)) for at in range(0, total, step)] if total else []
+
+
+def _slice(held: Stretches, start: int, stop: int) -> Stretches:
+    found: Stretches = []
+    for first, end, at in _with_places(held):
+        begin, finish = max(start, at), min(stop, at + end - first)
+        if begin < finish:
+            found.append((first + begin - at, first + finish - at))
+    return found
+
+
+def _joined(held: Stretches) -> Stretches:
+    joined: Stretches = []
+    for first, end in held:
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((first, end))
+    return joined
 
 
 def wrapped_like(local: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return a tensor that is spread as `like` is, of which this process holds `local`."""
     d = cast("Any", like)
-    made = type(d).from_local if hasattr(type(d), "from_local") else _named(_TENSOR, "DTensor").from_local
-    shape, stride = d.shape, d.stride()
-    whole: torch.Tensor = made(
-        local, d.device_mesh, d.placements, run_check=False, shape=shape, stride=stride
+    whole: torch.Tensor = _named(_TENSOR, "DTensor").from_local(
+        local, d.device_mesh, d.placements, run_check=False, shape=d.shape, stride=d.stride()
     )
     return whole
 
@@ -100,16 +217,21 @@ def settle(values: Iterable[object]) -> None:
                 cast("Any", module).reshard()
 
 
-def replicated(values: Iterable[object]) -> set[int]:
-    """Return the ids of the parameters that every process has the same of, because DDP keeps them so."""
+def replicated(values: Iterable[object]) -> dict[int, tuple[int, ...]]:
+    """Return, by id, the parameters that DDP keeps the same on several ranks, and these ranks."""
     cls = _named(_DDP, "DistributedDataParallel")
-    found: set[int] = set()
+    found: dict[int, tuple[int, ...]] = {}
     if cls is None:
         return found
     for root in values:
         for module in root.modules() if isinstance(root, nn.Module) else ():
             if isinstance(module, cls):
+                ranks = _ranks_of(cast("Any", module).process_group)
                 ignored = getattr(module, "parameters_to_ignore", ())
                 inner = cast("Any", module).module
-                found.update(id(p) for n, p in inner.named_parameters() if n not in ignored)
+                found.update((id(p), ranks) for n, p in inner.named_parameters() if n not in ignored)
     return found
+
+
+def _ranks_of(process_group: object) -> tuple[int, ...]:
+    return tuple(cast("Any", sys.modules["torch.distributed"]).get_process_group_ranks(process_group))

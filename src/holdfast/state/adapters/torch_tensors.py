@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import attrgetter
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Kinds
-from holdfast.state.adapters.torch_distributed import is_spread, local_of, why_not_spread, wrapped_like
+from holdfast.state.adapters.torch_distributed import (
+    held_boxes,
+    is_spread,
+    local_of,
+    why_not_spread,
+    wrapped_like,
+)
 from holdfast.state.adapters.torch_placing import (
     NAMES,
     TORCH_DTYPES,
@@ -30,6 +36,9 @@ from holdfast.state.tensors import (
     TensorSpec,
     c_strides,
 )
+
+if TYPE_CHECKING:
+    from holdfast.state.materialize import Materializer
 
 __all__ = [
     "Tensors",
@@ -89,7 +98,7 @@ def why_not(t: torch.Tensor) -> str | None:
 def memory_of(t: torch.Tensor) -> Hashable:
     """Return what two tensors share when they are the same memory seen the same way; None for empty ones."""
     if is_spread(t):
-        t, _ = local_of(t)
+        t = local_of(t)
     if t.numel() == 0:
         return None
     kind = t.dtype
@@ -114,18 +123,18 @@ def capture_tensor(t: torch.Tensor, path: str, into: Capturing, *, volatile: boo
 
 
 def _capture_shard(t: torch.Tensor, path: str, into: Capturing, *, volatile: bool) -> TensorLeaf:
-    if into.trace is not None:
-        raise UnsupportedValue(f"{path}: a tensor that is spread over processes is captured from the start")
     dtype = tensor_spec(t, path).dtype
-    local, shard = local_of(t)
-    spec = TensorSpec(path, dtype, tuple(local.shape), None, shard)
+    boxes, group = held_boxes(t)
     # An empty part shares its memory with nothing, and is a tie to whoever is tied elsewhere: it is tied by its object.
-    memory = memory_of(local) or ("empty", id(t))
-    return into.tensor(local, spec, kind=kind_of(t), memory=memory, volatile=volatile, live=(ENGINE, t))
+    memory = memory_of(t) or ("empty", id(t))
+    return into.spread(
+        path, dtype, tuple(t.shape), boxes,
+        group=group, kind=kind_of(t), memory=memory, volatile=volatile, live=(ENGINE, t),
+    )  # fmt: skip
 
 
 def _alias(t: torch.Tensor) -> torch.Tensor:
-    alias = t.detach()
+    alias = local_of(t) if is_spread(t) else t.detach()
     return alias if type(alias) is torch.Tensor else alias.as_subclass(torch.Tensor)
 
 
@@ -182,8 +191,14 @@ class TorchEngine:
         # Block by block: a tensor's record is fetched from memory once for all columns.
         for start in range(0, len(values), PRINTED_TOGETHER):
             block = values[start : start + PRINTED_TOGETHER]
-            yield list(map(type, block))
-            yield from _columns(cast("Sequence[torch.Tensor]", block))
+            kinds = list(map(type, block))
+            yield kinds
+            tensors = cast("Sequence[torch.Tensor]", block)
+            if not set(kinds).issubset(_OURS) and any(map(is_spread, tensors)):
+                yield [t.requires_grad for t in tensors]
+                yield [(t.shape, cast("Any", t).placements) if is_spread(t) else () for t in tensors]
+                tensors = [local_of(t) if is_spread(t) else t for t in tensors]
+            yield from _columns(tensors)
 
     def aliases(self, values: Sequence[object]) -> Sequence[object]:
         return list(map(_alias, cast("Sequence[torch.Tensor]", values)))
@@ -293,14 +308,13 @@ def _plan_shard(t: torch.Tensor, node: TensorLeaf, path: str, ctx: Restoring) ->
         if not ctx.relaxed("cast", path):
             return None
         ctx.report.cast.append((path, f"{stored.dtype} to {NAMES[t.dtype]}"))
-    local, shard = local_of(t)
-    name = ctx.stored_name(node)
-    claim = ctx.claim(memory_of(local), name, path)
+    claim = ctx.claim(memory_of(t), ctx.stored_name(node), path)
     if claim == "taken":
         return None
-    ctx.need_part(node, shard.box, tuple(local.shape), path)
-    if claim == "new" and local.numel():
-        ctx.copy(ENGINE, local, name)
+    for box in held_boxes(t)[0]:
+        key = ctx.need_part(node, (box.offsets, stored.shape), box.shape, path)
+        if claim == "new" and 0 not in box.shape:
+            ctx.copy(ENGINE, box.value, key)
     ctx.report.restored.append((path, ""))
     return Kept(t)
 
@@ -312,11 +326,24 @@ def plan_new_shard(like: torch.Tensor, node: object, path: str, ctx: Restoring) 
     stored = ctx.spec(node)
     if stored is None or stored.shape != like.shape or why_not(like) is not None:
         return None
-    local, shard = local_of(like)
-    name = ctx.stored_name(node)
-    ctx.need_part(node, shard.box, tuple(local.shape), path)
+    local = local_of(like)
+    boxes, _ = held_boxes(like)
+    keys = [ctx.need_part(node, (b.offsets, stored.shape), b.shape, path) for b in boxes]
     ctx.report.restored.append((path, ""))
-    return lambda m: wrapped_like(ENGINE.make(m.tensors[name], "torch.Tensor").to(local.device), like)
+
+    def build(m: Materializer) -> object:
+        made = torch.empty_like(local, dtype=TORCH_DTYPES[stored.dtype])
+        twins, _ = held_boxes(wrapped_like(made, like))
+        copy_in(
+            [
+                (cast("torch.Tensor", t.value), m.tensors[k])
+                for t, k in zip(twins, keys, strict=True)
+                if 0 not in t.shape
+            ]
+        )
+        return wrapped_like(made, like)
+
+    return build
 
 
 def _same_broadcast(t: torch.Tensor, stored: TensorSpec) -> bool:

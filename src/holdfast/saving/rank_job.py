@@ -1,0 +1,361 @@
+"""A save by several ranks: each writes its share and leaves a record of it; rank 0 gathers them and commits once.
+
+No process group is touched: ranks say what there is to say through the run's store, and every wait has an end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from blake3 import blake3
+
+from holdfast.catalog.checkpoints import commit
+from holdfast.catalog.keys import data_prefix
+from holdfast.catalog.lease import Lease
+from holdfast.catalog.runlog import write_segment
+from holdfast.core.errors import CommitUnknown, HoldfastError, LeaseLost, SaveFailed
+from holdfast.distributed.meeting import Meeting
+from holdfast.distributed.words import Outcome, Record, Seen
+from holdfast.format.datafile import StoredTensor, lay_out
+from holdfast.format.manifest import FileEntry, Manifest, Part, decode_manifest
+from holdfast.format.ranks import ELSEWHERE, RANK, RANK_APART, OwnValues, own_part, values_name
+from holdfast.format.signing import SigningKey
+from holdfast.format.values import decode_value, tensor_leaves
+from holdfast.saving.image import Image, PartImage
+from holdfast.saving.job import Ahead, Base, Committed, DataWriter, Job, discard, set_tags
+from holdfast.saving.persist import KnownTensors, persist_parts
+from holdfast.stores import Store
+
+__all__ = ["Follower", "Leader", "refuse"]
+
+NOTHING = msgspec.Raw(b"null")
+
+
+class _Names:
+    """Digests of the names of the tensors in value trees, remembered while the trees stay."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, str]] = {}  # by part: of which values, of names
+
+    def of(self, part: str, image: PartImage, values: str) -> str:
+        known = self._known.get(part)
+        if known is None or known[0] != values:
+            leaves = tensor_leaves(decode_value(msgspec.json.decode(image.tree), part))
+            known = self._known[part] = (
+                values,
+                _digest("\n".join(sorted(leaf.name for leaf in leaves)).encode()),
+            )
+        return known[1]
+
+
+class _Share:
+    """What all ranks do alike."""
+
+    def __init__(self, store: Store, meeting: Meeting) -> None:
+        self._store = store
+        self._meeting = meeting
+        ranks = meeting.ranks
+        self._mark = f"-{ranks.rank:05d}-of-{ranks.world:05d}"
+        self._data = DataWriter(store, self._mark)
+        self._names = _Names()
+
+    def _parts(self, image: Image) -> dict[str, PartImage]:
+        """Return the parts of the state in an image, without sheets of further files."""
+        return {name: part for name, part in image.parts.items() if part.kind != RANK}
+
+    def _seen(self, job: Job, image: Image) -> Seen:
+        parts = self._parts(image)
+        values = {name: _values_digest(part) for name, part in parts.items()}
+        names = {name: self._names.of(name, part, values[name]) for name, part in parts.items()}
+        return Seen(values, names, _environment_digest(job.manifest.environment))
+
+    def _record(self, job: Job, image: Image, ahead: Ahead) -> Record:
+        rank = self._meeting.ranks.rank
+        files: dict[str, list[FileEntry]] = {}
+        for sheet, entries in ahead.known.files.items():
+            if sheet != own_part(rank):
+                files.setdefault(sheet.partition("/")[0], []).extend(entries)
+        return Record(
+            rank, job.manifest.attempt, job.base.attempt if job.base is not None else "", job.agreement, ahead.written,
+            files, {name: part.kind for name, part in self._parts(image).items()},
+            list(ahead.known.files.get(own_part(rank), [])),
+        )  # fmt: skip
+
+
+class Follower(_Share):
+    """Every rank but the first: its share becomes durable, and the first says what became of the whole."""
+
+    def carry_out(self, job: Job, image: Image) -> Committed:
+        """Make this rank's share durable, and return when the whole is committed.
+
+        Raises:
+            SaveFailed: it is not, and why.
+        """
+        topic, rank = job.manifest.attempt, self._meeting.ranks.rank
+        try:
+            ahead = self._data.write(job, image)
+            if job.more:
+                return Committed("", 0, {}, ahead.written)
+            record = self._with_values(self._record(job, image, ahead), job, image)
+        except BaseException as e:
+            self._data.forget()
+            refuse(self._meeting, topic, e)
+            raise
+        self._meeting.say(topic, record)
+        outcome = self._meeting.hear(topic, 0, Outcome)
+        if outcome is None or outcome.error:
+            self._data.forget()
+        if outcome is None:
+            gone = "its process has ended" if self._meeting.is_gone(0) else "see what became of it"
+            raise SaveFailed(
+                f"step {job.manifest.step}: rank 0 did not say whether the save is committed, and rank {rank} waited "
+                f"as long as it was told ({self._meeting.ranks.seconds:g} s at most); {gone}"
+            )
+        if outcome.error:
+            raise SaveFailed(outcome.error)
+        self._data.committed(Base(outcome.key, topic))
+        return Committed(outcome.key, outcome.ordinal, {}, record.new_bytes)
+
+    def _with_values(self, record: Record, job: Job, image: Image) -> Record:
+        """Write the values that are not those of rank 0, and return the record with what says where they are."""
+        topic, rank = job.manifest.attempt, record.rank
+        seen = self._meeting.hear(_seen_topic(topic), 0, Seen)
+        if seen is None:
+            raise SaveFailed(
+                f"step {job.manifest.step}: rank 0 said nothing of its part; see what became of it"
+            )
+        mine = self._seen(job, image)
+        parts = self._parts(image)
+        other = {name: part for name, part in parts.items() if mine.values[name] != seen.values.get(name)}
+        apart = [name for name in other if mine.names[name] != seen.names.get(name)]
+        if other:
+            own = _values_image(own_part(rank), {
+                name: OwnValues(part.tree, part.kind, part.aliases, name in apart) for name, part in other.items()
+            })  # fmt: skip
+            written, _, size = persist_parts(
+                self._store, job.manifest.step, topic, own, KnownTensors(), mark=f"{self._mark}-values"
+            )
+            files = [*written[own_part(rank)].files, *record.own]
+            record = msgspec.structs.replace(
+                record, own=files, new_bytes=record.new_bytes + size, apart=apart
+            )
+        if mine.environment != seen.environment:
+            record = msgspec.structs.replace(record, environment=_compared(job.manifest.environment))
+        return record
+
+
+class Leader(_Share):
+    """Rank 0, which commits."""
+
+    def __init__(self, store: Store, meeting: Meeting, lease: Lease, key: SigningKey | None = None) -> None:
+        super().__init__(store, meeting)
+        self._lease, self._key = lease, key
+        self._before = ""  # the topic of the save before
+        self._parent: Manifest | None = None
+
+    def carry_out(self, job: Job, image: Image) -> Committed:
+        """Make this rank's share durable, and commit the whole once every rank's share is.
+
+        Raises:
+            SaveFailed: a rank could not, or is silent, or holds something else; names it.
+        """
+        topic, step = job.manifest.attempt, job.manifest.step
+        try:
+            if not job.more:
+                self._meeting.say(_seen_topic(topic), self._seen(job, image))
+            ahead = self._data.write(job, image)
+            if job.more:
+                return Committed("", 0, {}, ahead.written)
+            mine = self._record(job, image, ahead)
+            records = [mine, *self._gather(job.manifest, mine)]
+            manifest = self._whole(job, image, records)
+            write_segment(self._store, job.log_key, job.log_lines)
+        except BaseException as e:
+            self._give_up(topic, e)
+            discard(self._store, step, topic)
+            raise
+        try:
+            entry = commit(self._store, manifest, self._lease, self._key)
+        except BaseException as e:
+            self._give_up(topic, e)
+            if not isinstance(e, (CommitUnknown, LeaseLost)):
+                discard(self._store, step, topic)
+            raise
+        self._data.committed(Base(entry.key, topic))
+        self._parent = manifest
+        set_tags(self._store, job)
+        self._meeting.say(topic, Outcome(entry.key, entry.ordinal))
+        self._forget_before(topic)
+        return Committed(entry.key, entry.ordinal, {}, manifest.new_bytes, manifest)
+
+    def _gather(self, manifest: Manifest, mine: Record) -> list[Record]:
+        """Return the records of the other ranks. Raises SaveFailed that names who failed, is silent, or differs."""
+        meeting, step = self._meeting, manifest.step
+        heard = meeting.hear_all(manifest.attempt, Record)
+        for rank, record in heard.items():
+            if record.error:
+                raise SaveFailed(f"step {step}: rank {rank} could not write its share: {record.error}")
+        if len(heard) < meeting.ranks.world - 1:
+            raise SaveFailed(
+                f"step {step}: {meeting.missing(list(heard))} left no record of its share within "
+                f"{meeting.ranks.seconds:g} s, or will not any more; see what became of it"
+            )
+        records = [mine, *(heard[rank] for rank in sorted(heard))]
+        for record in records[1:]:
+            if record.base != mine.base:
+                raise SaveFailed(
+                    f"step {step}: rank {record.rank} builds on {record.base or 'nothing'} and rank 0 on "
+                    f"{mine.base or 'nothing'}; the next save tries afresh"
+                )
+        _check_agreed(step, records)
+        _check_replicas(step, records)
+        return records[1:]
+
+    def _whole(self, job: Job, image: Image, records: Sequence[Record]) -> Manifest:
+        """Return the manifest of a save from what each rank, in order, has made durable."""
+        own = self._parts(image)
+        parts = {name: Part(part.tree, part.kind, [], part.aliases) for name, part in own.items()}
+        for record in records[1:]:
+            for name in record.kinds:
+                parts.setdefault(name, Part(NOTHING, ELSEWHERE))
+        fresh = data_prefix(job.manifest.step, job.manifest.attempt)
+        order = self._order(job.base)
+        for name, part in parts.items():
+            files = [file for record in records for file in record.files.get(name, [])]
+            part.files.extend(_newest_first(files, fresh, order.get(name, {})))
+        for record in records[1:]:
+            if record.own:
+                parts[own_part(record.rank)] = Part(NOTHING, RANK_APART if record.apart else RANK, record.own)
+        return msgspec.structs.replace(
+            job.manifest,
+            parts=parts,
+            new_bytes=sum(r.new_bytes for r in records),
+            world_size=len(records),
+            environment=job.manifest.environment | _differences(job.manifest.environment, records[1:]),
+        )
+
+    def _order(self, base: Base | None) -> dict[str, dict[str, int]]:
+        """Return, by part, at which place the checkpoint before has each of its files: where two hold something of the
+        same name, the first has the last word, whichever ranks wrote them."""
+        if base is None:
+            return {}
+        if self._parent is None or self._parent.attempt != base.attempt:
+            self._parent = decode_manifest(self._store.read(base.key), base.key)
+        return {
+            name: {file.key: place for place, file in enumerate(part.files)}
+            for name, part in self._parent.parts.items()
+        }
+
+    def _give_up(self, topic: str, error: BaseException) -> None:
+        self._data.forget()
+        refuse(self._meeting, topic, error)
+        self._forget_before(topic)
+
+    def _forget_before(self, topic: str) -> None:
+        # Who leaves a record of a save has heard what became of the one before.
+        if self._before and self._before != topic:
+            self._meeting.forget(self._before)
+            self._meeting.forget(_seen_topic(self._before))
+        self._before = topic
+
+
+def refuse(meeting: Meeting, topic: str, error: BaseException) -> None:
+    """Tell the other ranks that a save fails because of this one."""
+    rank = meeting.ranks.rank
+    text = str(error) if isinstance(error, SaveFailed) else f"{type(error).__name__}: {error}"
+    with contextlib.suppress(HoldfastError):
+        if rank:
+            meeting.say(topic, Record(rank, topic, error=text))
+        else:
+            meeting.say(topic, Outcome(error=text if isinstance(error, SaveFailed) else f"rank 0: {text}"))
+
+
+def _seen_topic(topic: str) -> str:
+    return f"{topic}-seen"
+
+
+def _digest(data: bytes) -> str:
+    return blake3(data).hexdigest(16)
+
+
+def _values_digest(part: PartImage) -> str:
+    return _digest(bytes(part.tree) + b"\n" + msgspec.json.encode([part.kind, sorted(part.aliases.items())]))
+
+
+def _environment_digest(environment: Mapping[str, str]) -> str:
+    return _digest(msgspec.json.encode(sorted(_compared(environment).items())))
+
+
+def _compared(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what of an environment should be the same on all ranks."""
+    return {key: value for key, value in environment.items() if key not in ("host", "single_writer")}
+
+
+def _values_image(name: str, values: Mapping[str, OwnValues]) -> Image:
+    """Return an image of a rank's own part that holds values as tensors of bytes."""
+    raws = {part: msgspec.json.encode(value) for part, value in values.items()}
+    tensors = lay_out(
+        [StoredTensor(values_name(p), "uint8", (len(raw),), None, 0, 0) for p, raw in raws.items()]
+    )
+    data = memoryview(b"".join(raws.values()))
+    return Image({name: PartImage(NOTHING, RANK, {}, tensors, data, 0)})
+
+
+def _newest_first(files: Sequence[FileEntry], fresh: str, order: Mapping[str, int]) -> list[FileEntry]:
+    """Return files of a part in the order in which they are asked: those of this save, then the older ones as they were
+    ordered before."""
+    new = [file for file in files if file.key.startswith(fresh)]
+    old = [file for file in files if not file.key.startswith(fresh)]
+    return [*new, *sorted(old, key=lambda file: order.get(file.key, len(order)))]
+
+
+def _check_agreed(step: int, records: Sequence[Record]) -> None:
+    """Refuse a save in which ranks that share tensors do not hold the same ones, or not all of them are there."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for record in records:
+        for group, digest in record.agreement.groups.items():
+            found.setdefault(group, {}).setdefault(digest, []).append(record.rank)
+    for group, digests in found.items():
+        ranks = sorted(rank for held in digests.values() for rank in held)
+        if len(digests) > 1:
+            odd = min(digests.values(), key=lambda held: (len(held), -held[0]))
+            others = next(rank for rank in ranks if rank not in odd)
+            raise SaveFailed(
+                f"step {step}: rank {odd[0]} does not hold the same spread and replicated tensors as rank {others}, by "
+                "name, element type and shape; all ranks that share tensors must hold shares of the same ones"
+            )
+        members = int(group.partition(":")[0])
+        if len(ranks) != members:
+            raise SaveFailed(
+                f"step {step}: tensors are spread over {members} ranks and only {ranks[:8]} hold shares of them; give "
+                "every one of these ranks a Checkpointer with the same state"
+            )
+
+
+def _check_replicas(step: int, records: Sequence[Record]) -> None:
+    """Refuse a save in which what must be equal on several ranks is not. Only asked for: see `check_replicas=`."""
+    first: dict[str, tuple[int, str]] = {}
+    for record in records:
+        other = [
+            name for name, digest in record.agreement.replicas.items()
+            if first.setdefault(name, (record.rank, digest))[1] != digest
+        ]  # fmt: skip
+        if other:
+            name = other[0].partition(" ")[0]
+            more = f", and {len(other) - 1} more" if len(other) > 1 else ""
+            raise SaveFailed(
+                f"step {step}: {name}{more}: rank {record.rank} holds other values than rank {first[other[0]][0]}, and "
+                "both are replicas of one tensor: a rank has diverged, or its memory is corrupt. Nothing was committed"
+            )
+
+
+def _differences(first: Mapping[str, str], others: Sequence[Record]) -> dict[str, str]:
+    """Return what is another on some rank than on the first, with the rank in its name."""
+    found: dict[str, str] = {}
+    for record in others:
+        for key, value in record.environment.items():
+            if first.get(key) != value:
+                found[f"{key} (rank {record.rank})"] = value
+    return found
