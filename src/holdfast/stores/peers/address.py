@@ -86,10 +86,10 @@ def parse_ring(url: str) -> RingAddress:
     netloc, _, rest = url.removeprefix("peers://").partition("/")
     path, _, query = rest.partition("?")
     prefix, copies = unquote(path).strip("/"), re.fullmatch(r"copies=([1-9])", query) if query else None
-    if "@" in netloc or "#" in rest or (query and copies is None) or not is_key(prefix):
+    if "@" in url or "#" in url or (query and copies is None) or not is_key(prefix):
         raise StoreError(f"the URL of a ring of peers is not understood; {form}")
     # In whatever order they are given: it is one ring.
-    places = sorted(_split(place, f"peers://{place}") for place in netloc.split(","))
+    places = sorted(_split(place, "a host in the URL of a ring of peers") for place in netloc.split(","))
     found = RingAddress(
         tuple(PeerAddress(*place) for place in places), prefix, int(copies[1]) if copies else COPIES
     )
