@@ -83,7 +83,7 @@ def test_what_is_removed_comes_back_byte_for_byte(store: Dated) -> None:
     assert [e.action for e in run.events() if hasattr(e, "action")] == ["removed", "brought back"]
 
 
-def test_the_bytes_of_what_is_removed_stay_until_the_gracehas_ended_by_the_clock_of_the_store(
+def test_the_bytes_of_what_is_removed_stay_until_the_grace_has_ended_by_the_clock_of_the_store(
     store: Dated,
 ) -> None:
     run = run_of(store)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -309,8 +309,33 @@ def scenario_boxes() -> None:
     tell("boxes", wrong=wrong)
 
 
-def positions(sampler: Any) -> Iterator[list[int]]:
-    yield from sampler
+def scenario_broadcast() -> None:
+    """What all ranks need whole is read by rank 0 alone."""
+    found = {}
+    if RANK < 4:
+        for seed in (7, 8):
+            torch.manual_seed(seed)
+            model = nn.parallel.DistributedDataParallel(nn.Linear(512, 512))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            counting = Counting(open_store(str(OUT / "handed")))
+            with holdfast.Checkpointer(
+                counting,
+                {"model": model, "optimizer": optimizer},
+                ranks=(RANK, 4, 60),
+                writer="thread",
+                broadcast=True,
+            ) as ckpt:
+                if seed == 7:
+                    model(torch.randn(3, 512)).sum().backward()
+                    optimizer.step()
+                    ckpt.save()
+                else:
+                    counting.read_data = 0
+                    ckpt.restore()
+                    found["read"] = counting.read_data
+            found[f"digest-{seed}"] = local(model, optimizer)
+    tell("broadcast", **found)
+    dist.barrier()
 
 
 def scenario_data() -> None:

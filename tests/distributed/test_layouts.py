@@ -26,7 +26,7 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("suite")
-    scenarios = ["boxes", "layouts", "exact", "amplification", "data", "tp_pair"]
+    scenarios = ["boxes", "layouts", "exact", "amplification", "data", "tp_pair", "broadcast"]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(SUITE), str(out),
         *scenarios,
@@ -90,6 +90,14 @@ def test_no_more_is_read_than_is_needed(out: Path, source: str, layout: str) -> 
         # Aligned up: to pages, and what a rank has for itself.
         assert rank["needed"] <= rank["read"] <= rank["needed"] + (64 << 10)
         assert rank["digest-1"] == rank["digest-2"]
+
+
+def test_what_all_need_is_read_once_and_handed_on_when_asked(out: Path) -> None:
+    ranks = told(out, "broadcast")
+    assert len({rank["digest-7"] for rank in ranks} | {rank["digest-8"] for rank in ranks}) == 1
+    needed = 2 * (512 * 512 + 512) * 4
+    assert needed <= ranks[0]["read"] <= needed + (64 << 10)
+    assert all(rank["read"] < (64 << 10) for rank in ranks[1:])
 
 
 def test_samples_go_on_in_their_global_order(out: Path) -> None:

@@ -70,7 +70,7 @@ def line() -> Line:
 
 
 @pytest.mark.parametrize("writer", ["process", "thread", "inline"])
-def test_mirrors_hold_what_the_run_holds_when_ithas_ended(tmp_path: pathlib.Path, writer: str) -> None:
+def test_mirrors_hold_what_the_run_holds_when_it_has_ended(tmp_path: pathlib.Path, writer: str) -> None:
     near, far = LocalStore(tmp_path / "near"), MemoryStore("far")
     learn(tmp_path / "run", 10, mirrors=[str(tmp_path / "near"), far], keep=last(2), writer=writer)
     primary = LocalStore(tmp_path / "run")

@@ -23,6 +23,7 @@ __all__ = [
     "parameters",
     "replicated",
     "settle",
+    "torch_broadcast",
     "torch_group",
     "torch_is_loaded",
     "torch_rng",
@@ -97,7 +98,8 @@ def _torch() -> tuple[list[Adapter], Engine]:
         from holdfast.state.adapters.torch_modules import Modules
         from holdfast.state.adapters.torch_optim import Optimizers
         from holdfast.state.adapters.torch_schedulers import Schedulers
-        from holdfast.state.adapters.torch_tensors import ENGINE, Tensors
+        from holdfast.state.adapters.torch_tensor_plans import Tensors
+        from holdfast.state.adapters.torch_tensors import ENGINE
         from holdfast.state.adapters.torch_values import Generators, SmallValues
     except ModuleNotFoundError as e:
         if e.name != "torch":
@@ -174,6 +176,13 @@ def torch_store() -> object | None:
     from holdfast.state.adapters.torch_distributed import default_store
 
     return default_store()
+
+
+def torch_broadcast(memory: memoryview) -> None:
+    """Fill `memory` on every rank of torch.distributed's default group with what it holds on the first."""
+    from holdfast.state.adapters.torch_distributed import broadcast
+
+    broadcast(memory)
 
 
 def settle(state: Mapping[str, object]) -> None:
