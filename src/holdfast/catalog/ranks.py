@@ -6,6 +6,7 @@ with what only others had beside it; only of the random generators rank i takes 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,16 @@ from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.errors import InvalidFormat
 from holdfast.format.datafile import StoredTensor
 from holdfast.format.manifest import FileEntry, Manifest, Part
-from holdfast.format.ranks import ELSEWHERE, MARK, RANK_APART, OwnValues, is_ranks, own_part, rank_of
+from holdfast.format.ranks import (
+    ELSEWHERE,
+    MARK,
+    RANK_APART,
+    OwnValues,
+    file_mark,
+    is_ranks,
+    own_part,
+    rank_of,
+)
 from holdfast.format.values import encode_value, tensor_leaves
 from holdfast.stores import Store
 
@@ -99,6 +109,8 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
             if rank:
                 _merge_first(view, manifest)
         _drop_elsewhere(parts)
+        for name, part in parts.items():
+            parts[name] = msgspec.structs.replace(part, files=_mine_first(part.files, file_mark(rank, world)))
         return view
     view.merged = True
     view.notes.append(
@@ -114,6 +126,16 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
         else:
             view.notes.append(f"random generators: there was no rank {rank}; derived from those of rank 0")
     return view
+
+
+def _mine_first(files: Sequence[FileEntry], mark: str) -> list[FileEntry]:
+    """Return files with those of one rank before the others of the same save: they hold what that rank wants, most
+    often all of it, and then the others are not even opened. Between the shares of one save order means nothing, for
+    no two of them hold the same."""
+    found: list[FileEntry] = []
+    for _, of_save in itertools.groupby(files, lambda file: file.key.rpartition("/")[0]):
+        found += sorted(of_save, key=lambda file: mark not in file.key)
+    return found
 
 
 def _own(store: Store, manifest: Manifest, rank: int) -> Own:

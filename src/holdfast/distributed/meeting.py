@@ -34,6 +34,7 @@ PREFIX = "ranks"
 OPENING = f"{PREFIX}/opening.json"
 MAX_WORD_BYTES = 1 << 30  # a record holds a rank's trees
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
+LONGER = 1.25  # one hears a word that took a while at most so much later
 ORPHAN_SECONDS = (
     20.0  # after which a writer whose trainer is gone, and which hears nothing new, waits no more
 )
@@ -240,7 +241,7 @@ class _Patience:
     def pause(self) -> None:
         """Wait a little, longer each time."""
         time.sleep(self._pause)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._pause = min(LONGER * self._pause, LONGEST_PAUSE)
 
     def is_over(self, silent: Iterable[int]) -> bool:
         """Return whether to wait for these no more."""
@@ -276,7 +277,7 @@ def _pauses(seconds: float) -> Iterator[None]:
     while time.monotonic() < end:
         yield
         time.sleep(min(pause, max(0.0, end - time.monotonic())))
-        pause = min(2 * pause, LONGEST_PAUSE)
+        pause = min(LONGER * pause, LONGEST_PAUSE)
     yield
 
 

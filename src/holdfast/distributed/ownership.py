@@ -39,13 +39,20 @@ class Division:
     """What one rank writes.
 
     `sheets` are the files, by name, and their tensors in order: a part's own name; with a number behind it for further
-    boxes of the same tensors; and the rank's own part. `taken` says where each tensor comes from, in the same order.
+    boxes of the same tensors; and the rank's own part. `taken` says where each tensor comes from, in the same order;
+    the same once more: `numbers` of the captured tensors, and for those `cut` their places and rows.
     `agreed` holds for each group of ranks a digest of what all in it must hold.
     """
 
     sheets: dict[str, list[StoredTensor]] = field(default_factory=dict)
     taken: list[Taken] = field(default_factory=list)
     agreed: dict[str, str] = field(default_factory=dict)
+    numbers: list[int] = field(init=False)
+    cut: list[tuple[int, Rows]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = [taken.source for taken in self.taken]
+        self.cut = [(place, t.rows) for place, t in enumerate(self.taken) if t.rows is not None]
 
 
 def divide(

@@ -16,6 +16,7 @@ from holdfast.format.manifest import Part
 __all__ = [
     "ELSEWHERE",
     "MARK",
+    "file_mark",
     "RANK",
     "RANK_APART",
     "OwnValues",
@@ -44,6 +45,11 @@ class OwnValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 def own_part(rank: int) -> str:
     """Return the name of the part that holds what `rank`, which is not the first, has for itself."""
     return f"{MARK}{rank}"
+
+
+def file_mark(rank: int, world: int) -> str:
+    """Return what the names of the data files end with that one of several ranks writes."""
+    return f"-{rank:05d}-of-{world:05d}"
 
 
 def rank_of(part: str) -> int:

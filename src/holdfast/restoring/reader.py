@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.catalog.pieces import Piece, find
 from holdfast.core.dtypes import DTYPES
+from holdfast.core.errors import MissingObject
 from holdfast.core.names import name_in_file
 from holdfast.format.boxes import Run, runs
 from holdfast.format.digest import OWN_BLOCK_BYTES
@@ -22,7 +24,18 @@ from holdfast.stores import Store
 __all__ = ["Reader"]
 
 NOTHING_OWN: Mapping[str, Sequence[FileEntry]] = MappingProxyType({})
+_Wanted = tuple[int, str, TensorSpec]  # place in a file, name in what is returned, what it is
 NO_PARTS: Mapping[str, BoxWanted] = MappingProxyType({})
+
+
+class _Boxed(NamedTuple):
+    """A tensor that was saved in parts: its name in the files, those that may hold some of it, and of the first one
+    that does, its place there. Where the rest lies is found out when it is wanted, for that takes more headers."""
+
+    name: str
+    entries: Sequence[FileEntry]
+    file: DataFile
+    index: int
 
 
 class Reader:
@@ -46,7 +59,8 @@ class Reader:
         self.specs: dict[str, TensorSpec] = {}
         self._store = store
         self._places: dict[str, tuple[DataFile, int]] = {}  # of what lies in one file: nearly all
-        self._pieces: dict[str, tuple[Piece, ...]] = {}  # of what was saved in parts
+        self._boxed: dict[str, _Boxed] = {}  # what was saved in parts
+        self._pieces: dict[str, tuple[Piece, ...]] = {}  # of that, where they were asked for
         self._opened: dict[str, DataFile] = {}
         self.tree: dict[str, object] = {}
         self.aliases: dict[str, str] = {}
@@ -58,8 +72,7 @@ class Reader:
             self._place([part.aliases.get(n, n) for n in names] if part.aliases else names)
 
     def _place(self, names: Iterable[str]) -> None:
-        """Find what holds each tensor: the first file its part lists that has the name, and where that has a part of it
-        only, the next ones for the rest."""
+        """Find what holds each tensor, all or some of it: the first file its part lists that has the name."""
         owners: dict[str, str] = {}  # of what lies in one place, most often many tensors
         for name in names:
             if name in self.specs:
@@ -82,13 +95,12 @@ class Reader:
                 continue
             t = file.header.tensors[index]
             if t.box is not None and 0 not in t.whole_shape:
-                break
-            self._places[name] = (file, index)
+                self._boxed[name] = _Boxed(inside, entries, file, index)
+            else:
+                self._places[name] = (file, index)
             self.specs[name] = TensorSpec(name, t.dtype, t.whole_shape, t.stride)
             return
-        found = find(map(self._open, entries), inside, name)
-        self._pieces[name] = found.pieces
-        self.specs[name] = TensorSpec(name, found.tensor.dtype, found.tensor.whole_shape, found.tensor.stride)
+        raise MissingObject(f"{name}: no data file of the checkpoint holds this tensor")
 
     def _open(self, entry: FileEntry) -> DataFile:
         file = self._opened.get(entry.key)
@@ -107,7 +119,10 @@ class Reader:
     def pieces(self, name: str) -> tuple[Piece, ...]:
         """Return where the bytes of a tensor lie, in their order; a tied name is its tensor's."""
         name = self.aliases.get(name, name)
-        if name in self._pieces:
+        boxed = self._boxed.get(name)
+        if boxed is not None:
+            if name not in self._pieces:
+                self._pieces[name] = find(map(self._open, boxed.entries), boxed.name, name).pieces
             return self._pieces[name]
         file, index = self._places[name]
         t = file.header.tensors[index]
@@ -129,32 +144,51 @@ class Reader:
         Raises:
             IntegrityError: bytes are not what was committed; names the file and the tensors.
         """
-        wanted: dict[str, list[tuple[int, str]]] = {key: [] for key in sorted(self._opened)}
+        wanted: dict[str, list[_Wanted]] = {key: [] for key in sorted(self._opened)}
         split: list[str] = []
         for name in names:
-            if name in self._pieces:
+            if name in self._boxed:
                 split.append(name)
                 continue
             file, index = self._places[name]
-            wanted[file.entry.key].append((index, name))
+            wanted[file.entry.key].append((index, name, self.specs[name]))
+        cut = self._find_parts(parts, wanted)
         slabs: dict[str, list[Slab]] = {}
         for key, found in wanted.items():
             found.sort()
             file = self._opened[key]
             tensors = file.header.tensors
-            filled = [index for index, _ in found if tensors[index].start < tensors[index].end]
+            filled = [index for index, _, _ in found if tensors[index].start < tensors[index].end]
             slabs[key] = slabs_of(file, file.blocks_that_hold(filled))
         read_slabs([slab for of_file in slabs.values() for slab in of_file])
         out: dict[str, HostTensor] = {}
         for key, found in wanted.items():
-            self._cut(self._opened[key], found, slabs[key], out)
+            _cut(self._opened[key], found, slabs[key], out)
         for name in split:
             spec = self.specs[name]
-            out[name] = HostTensor(spec, assemble(self._pieces[name], 0, spec.nbytes), owned=True)
-        self._read_parts(parts, out)
+            out[name] = HostTensor(spec, assemble(self.pieces(name), 0, spec.nbytes), owned=True)
+        out |= self._assembled(cut)
         return out
 
-    def _read_parts(self, parts: Mapping[str, BoxWanted], out: dict[str, HostTensor]) -> None:
+    def _find_parts(
+        self, parts: Mapping[str, BoxWanted], wanted: dict[str, list[_Wanted]]
+    ) -> dict[str, BoxWanted]:
+        """Note which wanted parts lie in a file just as they are wanted, as those of a rank do that resumes as it was;
+        return the others."""
+        others: dict[str, BoxWanted] = {}
+        for key, part in parts.items():
+            name, box, shape = part
+            boxed = self._boxed.get(name)
+            t = boxed.file.header.tensors[boxed.index] if boxed is not None else None
+            if boxed is not None and t is not None and t.rows is None and (t.box, t.shape) == (box, shape):
+                spec = TensorSpec(name, t.dtype, shape)
+                wanted[boxed.file.entry.key].append((boxed.index, key, spec))
+            else:
+                others[key] = part
+        return others
+
+    def _assembled(self, parts: Mapping[str, BoxWanted]) -> dict[str, HostTensor]:
+        out: dict[str, HostTensor] = {}
         keys: list[tuple[str, TensorSpec]] = []
         wanted: list[tuple[tuple[Piece, ...], Iterable[Run], int]] = []
         for key, (name, box, shape) in parts.items():
@@ -168,24 +202,7 @@ class Reader:
             )
         for (key, spec), data in zip(keys, assemble_runs(wanted), strict=True):
             out[key] = HostTensor(spec, data)
-
-    def _cut(
-        self, file: DataFile, found: list[tuple[int, str]], slabs: list[Slab], out: dict[str, HostTensor]
-    ) -> None:
-        """Put some tensors of a file, in data order, into `out`, from the slabs that hold them."""
-        tensors, blocks, specs = file.header.tensors, file.header.blocks, self.specs
-        rest = iter(slabs)
-        end, memory, shift = 0, memoryview(b""), 0
-        for index, name in found:
-            t = tensors[index]
-            if t.start == t.end:
-                out[name] = HostTensor(specs[name], memoryview(b""))
-                continue
-            while t.end > end:
-                slab = next(rest)
-                end, memory, shift = blocks[slab.blocks[-1]].end, slab.memory, slab.place_of(0)
-            owned = t.end - t.start >= OWN_BLOCK_BYTES
-            out[name] = HostTensor(specs[name], memory, owned, t.start + shift)
+        return out
 
     def read_rows(self, name: str, start: int, stop: int) -> HostTensor:
         """Return rows `start` to `stop` of a tensor, reading and verifying only the blocks they lie in."""
@@ -202,3 +219,19 @@ class Reader:
         slabs = slabs_of(piece.file, piece.file.blocks_of(piece.start + first, piece.start + end))
         read_slabs(slabs)
         return HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(piece.start + first))
+
+
+def _cut(file: DataFile, found: list[_Wanted], slabs: list[Slab], out: dict[str, HostTensor]) -> None:
+    """Put some tensors of a file, in data order, into `out`, from the slabs that hold them."""
+    tensors, blocks = file.header.tensors, file.header.blocks
+    rest = iter(slabs)
+    end, memory, shift = 0, memoryview(b""), 0
+    for index, name, spec in found:
+        t = tensors[index]
+        if t.start == t.end:
+            out[name] = HostTensor(spec, memoryview(b""))
+            continue
+        while t.end > end:
+            slab = next(rest)
+            end, memory, shift = blocks[slab.blocks[-1]].end, slab.memory, slab.place_of(0)
+        out[name] = HostTensor(spec, memory, t.end - t.start >= OWN_BLOCK_BYTES, t.start + shift)

@@ -94,10 +94,9 @@ class RankPlanner(Planner):
         sources: Sequence[TensorSource], report: CaptureReport,
     ) -> Plan:  # fmt: skip
         others = [sheet for sheet in layout.tensors if sheet not in state]
-        ordered = [
-            sources[taken.source] if taken.rows is None else _some_rows(sources[taken.source], *taken.rows)
-            for taken in self._division.taken
-        ]
+        ordered = list(map(sources.__getitem__, self._division.numbers))
+        for place, rows in self._division.cut:
+            ordered[place] = _some_rows(ordered[place], *rows)
         kinds = kinds_of(state) | dict.fromkeys(others, "rank")
         agreement = Agreement(self._division.agreed, self._digests(sources) if self._check else {})
         return Plan(layout, kinds, trees | dict.fromkeys(others, NOTHING), ordered, report, agreement)
