@@ -39,7 +39,7 @@ class Checkpointer:
     """Saves, resumes, keeps and stops one training run.
 
     Args:
-        url: the run's place: a directory, a URL (`s3://`, `gs://`, `az://`, `file://`, `memory://`), or a Store.
+        url: the run's place: a directory, a URL (`s3://`, `gs://`, `az://`, `peer://`, `file://`, ...), or a Store.
         state: the named things the run consists of: modules, optimizers, schedulers, loaders, anything with
             `state_dict`, and nested plain values. Every random generator is captured unasked.
         save: when to save (`every`, `at`, `best`, ... joined with `|`); by default every ten minutes. A run is also

@@ -146,7 +146,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     error: str = ""
 
 
-class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What became of a save: the key and ordinal of its manifest, or why there is none; `unknown`: it may be there all
     the same. After a restore that not every rank could make, `instead` is the checkpoint that all leave out next."""
 
