@@ -46,11 +46,13 @@ class Own:
 @dataclass(slots=True)
 class View:
     """A checkpoint as one process sees it: the parts of its state; the files of those tensors that are looked for among
-    a rank's own, by name; whether it was put together from what several ranks had; and what is not as it was saved."""
+    a rank's own, by name; whether it was put together from what several ranks had, or is `as_saved` by this one of
+    several; and what is not as it was saved."""
 
     manifest: Manifest
     own: dict[str, Files] = field(default_factory=dict)
     merged: bool = False
+    as_saved: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -111,6 +113,7 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
         _drop_elsewhere(parts)
         for name, part in parts.items():
             parts[name] = msgspec.structs.replace(part, files=_mine_first(part.files, file_mark(rank, world)))
+        view.as_saved = True
         return view
     view.merged = True
     view.notes.append(

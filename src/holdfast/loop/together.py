@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -15,6 +15,7 @@ from holdfast.distributed.meeting import Meeting
 from holdfast.distributed.ranks import Ranks
 from holdfast.distributed.turns import Turns
 from holdfast.distributed.words import Decision, Outcome, Restoring
+from holdfast.format.manifest import Manifest
 from holdfast.loop.following import Following
 from holdfast.loop.handing import Handing, check_broadcast
 from holdfast.loop.resume import Fetch, Restored
@@ -23,6 +24,8 @@ from holdfast.loop.session import Session
 from holdfast.restoring.reader import Reader
 from holdfast.saving.job import Host
 from holdfast.saving.rank_plan import RankPlanner
+from holdfast.state.restoring import BoxWanted
+from holdfast.state.tensors import HostTensor
 from holdfast.stores import Store
 
 __all__ = ["Together", "check_settings"]
@@ -121,7 +124,7 @@ class Together:
     # ---- restoring --------------------------------------------------------------------------------------------------
 
     def restore(self, which: int | str, attempt: Attempt) -> Restored:
-        """Restore the same checkpoint on every rank: rank 0 picks it, and all go on when all have it.
+        """Restore the same checkpoint on every rank: rank 0 picks it, all read at once, and go on when all have it.
 
         Where "latest" was asked for and some rank finds that it does not verify, all fall back to the one before.
 
@@ -130,8 +133,7 @@ class Together:
         """
         left_out: dict[int, str] = {}
         while True:
-            self._restores += 1
-            topic = f"restore-{self._restores}"
+            topic = self.next_restore()
             leads = self.ranks.leads
             found = self._decide(which, attempt, topic, left_out) if leads else self._follow(attempt, topic)
             if isinstance(found, Restored):
@@ -139,17 +141,22 @@ class Together:
                 return found
             left_out |= found
 
+    def next_restore(self) -> str:
+        """Return the topic of the next checkpoint that is tried."""
+        self._restores += 1
+        return f"restore-{self._restores}"
+
     def _decide(
         self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str]
     ) -> Restored | dict[int, str]:
         handing = Handing(self.meeting, topic)
+        naming = _Naming(self, topic)
         try:
-            restored = attempt(which, left_out, handing.fetch if self.broadcast else Reader.read)
+            restored = attempt(which, left_out, handing.fetch if self.broadcast else naming.fetch)
         except Exception as e:
-            self.meeting.say(topic, Decision(error=f"{type(e).__name__}: {e}"))
+            naming.give_up(e)
             raise
-        step = restored.manifest.step
-        self.meeting.say(topic, Decision(step, restored.manifest.attempt))
+        step, topic = restored.manifest.step, naming.named(restored.manifest)
         if self.broadcast:
             handing.hand_out()
         heard = self.meeting.hear_all(topic, Restoring)
@@ -204,6 +211,46 @@ class Together:
             raise RanksDisagree(outcome.error)
         assert restored is not None
         return restored
+
+
+class _Naming:
+    """As rank 0: tell the others which checkpoint it is as soon as it is known to fit, before a byte of it is read. So
+    all read at once; where rank 0 finds that it does not verify, those who have restored it take the next one too."""
+
+    def __init__(self, together: Together, topic: str) -> None:
+        self._together, self._meeting, self._topic = together, together.meeting, topic
+        self._told: Decision | None = None
+
+    def fetch(
+        self, reader: Reader, names: Sequence[str], parts: Mapping[str, BoxWanted]
+    ) -> dict[str, HostTensor]:
+        """Return the tensors of a restore, as `Reader.read` does."""
+        self.named(reader.manifest)
+        return reader.read(names, parts)
+
+    def named(self, manifest: Manifest) -> str:
+        """Let the others know of a checkpoint, unless they do; return the topic under which all speak of it."""
+        decision = Decision(manifest.step, manifest.attempt)
+        if self._told is not None and self._told != decision:
+            step = self._told.step
+            self._done(Outcome(error=f"rank 0: step {step} does not verify", instead=step))
+            self._topic = self._together.next_restore()
+            self._told = None
+        if self._told is None:
+            self._meeting.say(self._topic, decision)
+            self._told = decision
+        return self._topic
+
+    def give_up(self, error: Exception) -> None:
+        """Let them know that rank 0 restores nothing."""
+        text = f"{type(error).__name__}: {error}"
+        if self._told is None:
+            self._meeting.say(self._topic, Decision(error=text))
+        else:
+            self._done(Outcome(error=f"rank 0 could not restore: {text}"))
+
+    def _done(self, outcome: Outcome) -> None:
+        self._meeting.say(f"{self._topic}-done", outcome)
 
 
 def _taken_by_nobody(restored: Restored, heard: Mapping[int, Restoring]) -> str:

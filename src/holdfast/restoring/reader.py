@@ -30,7 +30,7 @@ NO_PARTS: Mapping[str, BoxWanted] = MappingProxyType({})
 
 class _Boxed(NamedTuple):
     """A tensor that was saved in parts: its name in the files, those that may hold some of it, and of the first one
-    that does, its place there. Where the rest lies is found out when it is wanted, for that takes more headers."""
+    that does, its place there."""
 
     name: str
     entries: Sequence[FileEntry]
@@ -43,7 +43,8 @@ class Reader:
     `own` the files of tensors that one of several ranks has for itself.
 
     Opening it reads headers only, and only of the files that hold a wanted tensor. `specs` has every stored tensor by
-    its full name.
+    its full name. `in_part`: of tensors that were saved in parts no more is wanted, most often, than the first file
+    holds; where the rest lies is found out when it is asked for.
     """
 
     def __init__(
@@ -53,8 +54,11 @@ class Reader:
         parts: Iterable[str] | None = None,
         trees: Mapping[str, object] | None = None,
         own: Mapping[str, Sequence[FileEntry]] = NOTHING_OWN,
+        *,
+        in_part: bool = False,
     ) -> None:
         self._own = own
+        self._in_part = in_part
         self.manifest = manifest
         self.specs: dict[str, TensorSpec] = {}
         self._store = store
@@ -96,6 +100,8 @@ class Reader:
             t = file.header.tensors[index]
             if t.box is not None and 0 not in t.whole_shape:
                 self._boxed[name] = _Boxed(inside, entries, file, index)
+                if not self._in_part:
+                    self.pieces(name)  # all of it must be there
             else:
                 self._places[name] = (file, index)
             self.specs[name] = TensorSpec(name, t.dtype, t.whole_shape, t.stride)
