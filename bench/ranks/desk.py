@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import secrets
@@ -16,6 +17,7 @@ from bench.limits import Figures
 
 RANKS = 4
 START_SECONDS = 240
+END_SECONDS = 40
 
 
 class RanksDesk:
@@ -35,13 +37,18 @@ class RanksDesk:
                 ],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
-            met: dict[int, Connection] = {}
-            while len(met) < RANKS:
-                pipe = listener.accept()
-                met[pipe.recv()] = pipe
-                pipe.send((entry, state, quick, scratch))
-        self._ranks = [met[rank] for rank in range(RANKS)]
-        self._answers()
+            self._failed = False
+            try:
+                met: dict[int, Connection] = {}
+                while len(met) < RANKS:
+                    pipe = listener.accept()
+                    met[pipe.recv()] = pipe
+                    pipe.send((entry, state, quick, scratch))
+                self._ranks = [met[rank] for rank in range(RANKS)]
+                self._answers()
+            except BaseException:
+                self._launch.terminate()
+                raise
 
     def open(self) -> None:
         """Let the contestant prepare."""
@@ -72,11 +79,12 @@ class RanksDesk:
 
     def close(self) -> None:
         try:
-            self._all("close")
-            self._launch.wait(20)
+            if not self._failed:  # else the others may still wait for the one that failed
+                self._all("close")
         finally:
             self._launch.terminate()  # torchrun ends its ranks
-            self._launch.wait(20)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._launch.wait(END_SECONDS)  # whoever is still there then is killed by the worker's owner
             delete(self._scratch)
 
     def _all(self, method: str) -> list[Any]:
@@ -97,6 +105,7 @@ class RanksDesk:
                 except EOFError:
                     error = "its process ended"
                 if error is not None:
+                    self._failed = True
                     raise RuntimeError(f"rank {rank}: {error}")
         return [found[rank] for rank in range(len(self._ranks))]
 
