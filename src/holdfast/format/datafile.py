@@ -318,7 +318,7 @@ def _tensors(
         dtype, shape = m.dtype, m.shape
         start, end = m.data_offsets
         extra = extras.get(name)
-        simple = extra is None or (extra.dtype is extra.stride is extra.rows is None)
+        simple = extra is None or _only_box(extra)
         kind = (dtype, shape, None if extra is None else extra.box)
         first = alike.get(kind) if simple else None
         if first is None or first.end - first.start != end - start:
@@ -329,6 +329,10 @@ def _tensors(
             t = StoredTensor(check_path(name), first.dtype, first.shape, None, start, end, first.box)
         out.append(t)
     return tuple(out)
+
+
+def _only_box(extra: _Extra) -> bool:
+    return extra.dtype is None and extra.stride is None and extra.rows is None
 
 
 def _stored(

@@ -35,7 +35,7 @@ class _Boxed(NamedTuple):
     name: str
     entries: Sequence[FileEntry]
     file: DataFile
-    index: int
+    place: int
 
 
 class Reader:
@@ -185,10 +185,10 @@ class Reader:
         for key, part in parts.items():
             name, box, shape = part
             boxed = self._boxed.get(name)
-            t = boxed.file.header.tensors[boxed.index] if boxed is not None else None
+            t = boxed.file.header.tensors[boxed.place] if boxed is not None else None
             if boxed is not None and t is not None and t.rows is None and (t.box, t.shape) == (box, shape):
                 spec = TensorSpec(name, t.dtype, shape)
-                wanted[boxed.file.entry.key].append((boxed.index, key, spec))
+                wanted[boxed.file.entry.key].append((boxed.place, key, spec))
             else:
                 others[key] = part
         return others
