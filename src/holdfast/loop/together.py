@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -15,22 +15,19 @@ from holdfast.distributed.meeting import Meeting
 from holdfast.distributed.ranks import Ranks
 from holdfast.distributed.turns import Turns
 from holdfast.distributed.words import Decision, Outcome, Restoring
-from holdfast.format.manifest import Manifest
 from holdfast.loop.following import Following
 from holdfast.loop.handing import Handing, check_broadcast
-from holdfast.loop.resume import Fetch, Restored
+from holdfast.loop.naming import Naming, after_rank_0
+from holdfast.loop.resume import Fetch, Picked, Restored, nobody_to_tell
 from holdfast.loop.saver import SaveSettings
 from holdfast.loop.session import Session
-from holdfast.restoring.reader import Reader
 from holdfast.saving.job import Host
 from holdfast.saving.rank_plan import RankPlanner
-from holdfast.state.restoring import BoxWanted
-from holdfast.state.tensors import HostTensor
 from holdfast.stores import Store
 
 __all__ = ["Together", "check_settings"]
 
-Attempt = Callable[[int | str, Mapping[int, str], Fetch], Restored]
+Attempt = Callable[[int | str, Mapping[int, str], Fetch, Picked], Restored]
 SHOWN = 5
 
 
@@ -150,13 +147,17 @@ class Together:
         self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str]
     ) -> Restored | dict[int, str]:
         handing = Handing(self.meeting, topic)
-        naming = _Naming(self, topic)
+        naming = Naming(self.meeting, self.next_restore, topic)
         try:
-            restored = attempt(which, left_out, handing.fetch if self.broadcast else naming.fetch)
+            if self.broadcast:
+                restored = attempt(which, left_out, handing.fetch, nobody_to_tell)
+            else:
+                restored = attempt(which, left_out, naming.fetch, naming.named)
         except Exception as e:
             naming.give_up(e)
             raise
-        step, topic = restored.manifest.step, naming.named(restored.manifest)
+        step = restored.manifest.step
+        topic = naming.named(restored.manifest)
         if self.broadcast:
             handing.hand_out()
         heard = self.meeting.hear_all(topic, Restoring)
@@ -187,7 +188,8 @@ class Together:
         restored: Restored | None = None
         failure: Exception | None = None
         try:
-            restored = attempt(decision.step, {}, handing.fetch if self.broadcast else Reader.read)
+            fetch = handing.fetch if self.broadcast else after_rank_0(self.meeting, topic)
+            restored = attempt(decision.step, {}, fetch, nobody_to_tell)
             if restored.manifest.attempt != decision.attempt:
                 raise RanksDisagree(
                     f"rank {rank} found attempt {restored.manifest.attempt} of step {decision.step}; rank 0 has "
@@ -211,46 +213,6 @@ class Together:
             raise RanksDisagree(outcome.error)
         assert restored is not None
         return restored
-
-
-class _Naming:
-    """As rank 0: tell the others which checkpoint it is as soon as it is known to fit, before a byte of it is read. So
-    all read at once; where rank 0 finds that it does not verify, those who have restored it take the next one too."""
-
-    def __init__(self, together: Together, topic: str) -> None:
-        self._together, self._meeting, self._topic = together, together.meeting, topic
-        self._told: Decision | None = None
-
-    def fetch(
-        self, reader: Reader, names: Sequence[str], parts: Mapping[str, BoxWanted]
-    ) -> dict[str, HostTensor]:
-        """Return the tensors of a restore, as `Reader.read` does."""
-        self.named(reader.manifest)
-        return reader.read(names, parts)
-
-    def named(self, manifest: Manifest) -> str:
-        """Let the others know of a checkpoint, unless they do; return the topic under which all speak of it."""
-        decision = Decision(manifest.step, manifest.attempt)
-        if self._told is not None and self._told != decision:
-            step = self._told.step
-            self._done(Outcome(error=f"rank 0: step {step} does not verify", instead=step))
-            self._topic = self._together.next_restore()
-            self._told = None
-        if self._told is None:
-            self._meeting.say(self._topic, decision)
-            self._told = decision
-        return self._topic
-
-    def give_up(self, error: Exception) -> None:
-        """Let them know that rank 0 restores nothing."""
-        text = f"{type(error).__name__}: {error}"
-        if self._told is None:
-            self._meeting.say(self._topic, Decision(error=text))
-        else:
-            self._done(Outcome(error=f"rank 0 could not restore: {text}"))
-
-    def _done(self, outcome: Outcome) -> None:
-        self._meeting.say(f"{self._topic}-done", outcome)
 
 
 def _taken_by_nobody(restored: Restored, heard: Mapping[int, Restoring]) -> str:
