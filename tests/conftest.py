@@ -34,3 +34,8 @@ def s3_url(s3: S3Server) -> str:
     bucket = f"b-{uuid.uuid4().hex}"
     s3.make_bucket(bucket)
     return f"s3://{bucket}/runs/digits"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # jax says so at every fork of a process that has imported it; what our tests fork does not use jax.
+    config.addinivalue_line("filterwarnings", r"ignore:os\.fork\(\) was called:RuntimeWarning")

@@ -189,7 +189,7 @@ class Checkpoint:
         parts: list[str] | None = None,
         *,
         only: tuple[str, ...] = (),
-        as_: Literal["numpy", "torch"] = "numpy",
+        as_: Literal["numpy", "torch", "jax"] = "numpy",
     ) -> dict[str, object]:
         """Return the parts as new values, every byte verified; tensors as "numpy" arrays or "torch" tensors.
 
@@ -200,8 +200,8 @@ class Checkpoint:
             MissingDependency: "torch" tensors are asked for and torch is not installed.
             IntegrityError: a byte is not what was committed.
         """
-        if as_ not in ("numpy", "torch"):
-            raise StateError(f"as_={as_!r} is not known; expected 'numpy' or 'torch'")
+        if as_ not in ("numpy", "torch", "jax"):
+            raise StateError(f"as_={as_!r} is not known; expected 'numpy', 'torch' or 'jax'")
         wanted = self.parts if parts is None else parts
         for part in wanted:
             if part not in self._seen.manifest.parts:
@@ -212,7 +212,7 @@ class Checkpoint:
             return self._values(wanted, only, as_)
 
     def _values(
-        self, wanted: list[str], only: tuple[str, ...], as_: Literal["numpy", "torch"]
+        self, wanted: list[str], only: tuple[str, ...], as_: Literal["numpy", "torch", "jax"]
     ) -> dict[str, object]:
         whole = {part: self._seen.manifest.parts[part].values(part) for part in wanted}
         trees = {p: select(t, p, only) for p, t in whole.items()} if only else whole

@@ -20,6 +20,7 @@ from holdfast.run import Run
 from holdfast.saving.arena import Arena
 from holdfast.saving.plan import RNG_PART
 from holdfast.saving.snapshot import take_snapshot
+from holdfast.state.registry import jax_is_loaded
 from holdfast.state.reports import RestoreOptions, RestoreReport
 from holdfast.stores import Store, open_store
 
@@ -114,7 +115,7 @@ def load(
     rng: bool = ...,
     trusted: TrustSource | None = ...,
     verify: Verifying | None = ...,
-    as_: Literal["numpy", "torch"] | None = ...,
+    as_: Literal["numpy", "torch", "jax"] | None = ...,
 ) -> dict[str, object]: ...
 
 
@@ -130,12 +131,13 @@ def load(
     rng: bool = False,
     trusted: TrustSource | None = None,
     verify: Verifying | None = None,
-    as_: Literal["numpy", "torch"] | None = None,
+    as_: Literal["numpy", "torch", "jax"] | None = None,
 ) -> dict[str, object] | RestoreReport:
     """Return a checkpoint's values, or put them into live objects.
 
-    Without `into`: a dictionary of new values by top-level key; tensors come back as torch tensors where they were
-    and torch is imported (`as_="torch"`), else as numpy arrays (`as_="numpy"`). With `into`: the live objects are
+    Without `into`: a dictionary of new values by top-level key; tensors come back as torch tensors or jax arrays where
+    they were and torch is imported (`as_="torch"`), both as jax arrays where only jax is (`as_="jax"`), else as numpy
+    arrays (`as_="numpy"`). With `into`: the live objects are
     filled, and the report of it is returned. `only`, `missing`, `unexpected`, `cast` are globs over tree paths.
     `trusted` and `verify` are as for `Checkpointer`.
 
@@ -167,5 +169,5 @@ def _load_into(
     return restored.report
 
 
-def _default_kind() -> Literal["numpy", "torch"]:
-    return "torch" if "torch" in sys.modules else "numpy"
+def _default_kind() -> Literal["numpy", "torch", "jax"]:
+    return "torch" if "torch" in sys.modules else "jax" if jax_is_loaded() else "numpy"

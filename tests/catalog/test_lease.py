@@ -17,6 +17,7 @@ from leases import put
 from holdfast.catalog import lease as lease_module
 from holdfast.catalog.keys import LEASES, lease_key
 from holdfast.catalog.lease import LEASE_SECONDS, LeaseDoc, acquire, holder, is_held
+from holdfast.core import processes
 from holdfast.core.errors import LeaseHeld, LeaseLost
 from holdfast.stores import LocalStore, MemoryStore
 from holdfast.testing import MockClock
@@ -42,7 +43,7 @@ def living_process() -> Iterator[int]:
 
 
 def start_of(pid: int) -> str:
-    return lease_module._process_start(pid)
+    return lease_module.process_start(pid)
 
 
 # ---- taking ---------------------------------------------------------------------------------------------------------
@@ -109,7 +110,8 @@ def test_a_process_that_may_not_be_looked_at_counts_as_alive(monkeypatch: pytest
     """/proc mounted with hidepid shows other users' processes as absent, but a signal still tells them apart."""
     store = MemoryStore()
     put(store, pid=4242, started="99", namespace=mine().namespace)
-    monkeypatch.setattr(lease_module, "_process_start", lambda pid: "")
+    monkeypatch.setattr(lease_module, "process_start", lambda pid: "")
+    monkeypatch.setattr(processes, "process_start", lambda pid: "")
 
     def not_permitted(pid: int, signal: int) -> None:
         raise PermissionError(1, "Operation not permitted")

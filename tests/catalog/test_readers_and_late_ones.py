@@ -111,7 +111,7 @@ def test_an_export_protects_what_it_reads(store: Dated, tmp_path) -> None:
 def lost_to_another(store: Dated, monkeypatch: pytest.MonkeyPatch) -> Lease:
     """A holder on another machine whose lease ran out, though it may still live."""
     with monkeypatch.context() as patch:
-        patch.setattr("holdfast.catalog.lease._namespace", lambda: "another:namespace")
+        patch.setattr("holdfast.catalog.lease.namespace", lambda: "another:namespace")
         held = acquire(store, store.clock, heartbeat=False)
     store.clock.advance(LEASE_SECONDS + 1)
     return held

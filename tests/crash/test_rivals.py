@@ -84,7 +84,7 @@ class Rivals:
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each client is on a machine of its own: nobody sees whether another's process lives."""
-    monkeypatch.setattr(lease, "_namespace", lambda: f"machine of {threading.current_thread().name}")
+    monkeypatch.setattr(lease, "namespace", lambda: f"machine of {threading.current_thread().name}")
 
 
 CASTS: dict[str, Callable[[Rivals], dict[str, Callable[[], None]]]] = {
@@ -149,7 +149,7 @@ OWNER = """
     import numpy as np
     from holdfast.catalog import lease
     lease.LEASE_SECONDS = 1.0
-    lease._namespace = lambda: sys.argv[2]  # another machine: only the lease's end tells that the owner is gone
+    lease.namespace = lambda: sys.argv[2]  # another machine: only the lease's end tells that the owner is gone
     from holdfast import Checkpointer
     held = {"w": np.zeros(300_000), "who": 0}
     with Checkpointer(sys.argv[1], held, writer="inline") as ckpt:

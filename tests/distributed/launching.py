@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).with_name("worker.py")
+LONE = Path(__file__).with_name("lone_worker.py")
 TIMEOUT = 150
 
 
@@ -27,14 +28,14 @@ def torchrun(world: int, order: dict[str, object]) -> int:
     return subprocess.run(command, env=environment(), timeout=TIMEOUT, check=False).returncode
 
 
-def each(world: int, order: dict[str, object]) -> list[tuple[int, str]]:
+def each(world: int, order: dict[str, object], worker: Path = WORKER) -> list[tuple[int, str]]:
     """Run every rank as a process of its own, which nobody ends for the others; return exit codes and errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(order)],
+            [sys.executable, str(worker), json.dumps(order)],
             env=environment(
                 RANK=str(r), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
             ),

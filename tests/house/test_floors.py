@@ -28,6 +28,7 @@ FLOORS = {
     "functional": 4,
     "run": 4,
     "errors": 1,
+    "integrations": 5,
     "cli": 6,
     "__main__": 7,
     "testing": 7,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from holdfast.core.errors import StateError, UnsupportedValue
-from holdfast.state.adapters.torch_tensors import TORCH_DTYPES, TorchEngine
+from holdfast.state.adapters.torch_placing import TORCH_DTYPES
+from holdfast.state.adapters.torch_tensors import TorchEngine
 from holdfast.state.tensors import HostTensor, TensorSpec
 
 FLOATS = {"float64": np.uint64, "float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}

@@ -200,7 +200,7 @@ class Histories(RuleBasedStateMachine):
         """A second client, on another machine, while the first holds the run."""
         session = Session(self.plain, self.clock)
         try:
-            with mock.patch.object(lease, "_namespace", return_value="another machine"):
+            with mock.patch.object(lease, "namespace", return_value="another machine"):
                 try:
                     self.save(self.plain)
                 except holdfast.HoldfastError:
@@ -216,7 +216,7 @@ class Histories(RuleBasedStateMachine):
         """The first sleeps past its lease; a second saves; the first's late save is refused."""
         first = Session(self.plain, self.clock)
         self.clock.advance(lease.LEASE_SECONDS + 1)
-        with mock.patch.object(lease, "_namespace", return_value="another machine"):
+        with mock.patch.object(lease, "namespace", return_value="another machine"):
             self.save(self.plain)
         late = self.next
         image = take_snapshot(state(late), Arena(), rng=False).image

@@ -74,8 +74,11 @@ def _bytes_of(file: DataFile, t: StoredTensor) -> bytes:
     return bytes(found)
 
 
-def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1) -> View:
+def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, wide: bool = False) -> View:
     """Return a checkpoint as `rank` of so many sees it. What ranks have for themselves is read as far as it is needed.
+
+    `wide`: also at the number of ranks that saved it, with what only others had beside what the rank had itself, for
+    ranks that are laid out otherwise than then.
 
     Raises:
         IntegrityError, StoreError: it cannot be.
@@ -88,6 +91,13 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1) -> 
     if then == world:
         if rank:
             _give_own(view, manifest, rank, _own(store, manifest, rank))
+        if wide:
+            view.merged = True
+            for name, part in manifest.parts.items():
+                if part.kind == RANK_APART and rank_of(name) != rank:
+                    _merge(view, manifest, rank_of(name), _own(store, manifest, rank_of(name)))
+            if rank:
+                _merge_first(view, manifest)
         _drop_elsewhere(parts)
         return view
     view.merged = True
@@ -152,6 +162,18 @@ def _merge(view: View, manifest: Manifest, rank: int, own: Own) -> None:
         for leaf in tensor_leaves(theirs.values(name)):
             if leaf.name in own.names and leaf.name not in before:
                 view.own.setdefault(leaf.name, _files_of(manifest, rank))
+
+
+def _merge_first(view: View, manifest: Manifest) -> None:
+    """Add what rank 0 had of each part."""
+    parts = view.manifest.parts
+    for name, first in manifest.parts.items():
+        there = parts.get(name)
+        if is_ranks(first) or first.kind == ELSEWHERE or there is None or there.tree == first.tree:
+            continue
+        whole = _joined(there.values(name), first.values(name))
+        tree = msgspec.Raw(msgspec.json.encode(encode_value(whole, name)))
+        parts[name] = Part(tree, there.kind, there.files, first.aliases | there.aliases)
 
 
 def _joined(mine: object, theirs: object) -> object:

@@ -37,7 +37,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
 ORPHAN_SECONDS = (
     20.0  # after which a writer whose trainer is gone, and which hears nothing new, waits no more
 )
-GONE_SECONDS = 10.0  # how long the word of a rank whose process has ended may still be on its way
+GONE_SECONDS = 2.0  # how long the word of a rank whose processes have ended may still be on its way
 LOOK_SECONDS = 1.0  # how often the processes of silent ranks are looked at
 
 
@@ -77,13 +77,6 @@ class Meeting:
             RanksDisagree: one is not there in time, or counts the ranks otherwise.
         """
         self.generation = generation
-        mine = f"{PREFIX}/{generation:012d}/"
-        old = [
-            k
-            for k in self.store.names(PREFIX)
-            if not k.startswith((f"{PREFIX}/hello-", f"{PREFIX}/ack-", mine))
-        ]
-        self.store.delete(old)
         others = range(1, self.ranks.world)
         published: dict[str, str] = {}
         told: dict[int, Hello] = {}
@@ -117,9 +110,9 @@ class Meeting:
                 "start all ranks anew"
             )
         self.near = {r: _seen(hello) for r, hello in told.items() if _seen(hello)}
-        self.store.delete(
-            [k for k in self.store.names(PREFIX) if k.startswith((f"{PREFIX}/hello-", f"{PREFIX}/ack-"))]
-        )
+        # Not before: a rank that is slow to leave the launch before may still be hearing how its last save ended.
+        mine = (f"{PREFIX}/{generation:012d}/", OPENING)
+        self.store.delete([key for key in self.store.names(PREFIX) if not key.startswith(mine)])
 
     def join(self) -> Opening:
         """As another rank: return what rank 0 opens this launch with.
@@ -193,6 +186,11 @@ class Meeting:
         gone = [r for r in silent if self.is_gone(r)]
         known = f" (the process of {_named(gone)} has ended)" if gone else ""
         return _named(silent) + known
+
+    def has_left(self, rank: int) -> bool:
+        """Return True only when the training process of a rank is known to have ended."""
+        processes = self.near.get(rank, [])
+        return bool(processes) and has_ended(processes[0].pid, processes[0].started)
 
     def is_gone(self, rank: int) -> bool:
         """Return True only when a rank is known to have ended, its writer process included."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.core.errors import PolicyError
-from holdfast.state.registry import torch_group
+from holdfast.state.registry import jax_group, torch_group
 
 __all__ = ["Ranks", "RanksLike", "ranks_of"]
 
@@ -36,7 +36,7 @@ RanksLike = tuple[int, int] | tuple[int, int, float] | Ranks
 
 def ranks_of(given: RanksLike | None) -> Ranks:
     """Return what was given (rank, number of ranks and, if wanted, seconds), or else what torch.distributed's default
-    group says.
+    group says, or jax.distributed.
 
     Raises:
         PolicyError: there is no such rank.
@@ -44,7 +44,7 @@ def ranks_of(given: RanksLike | None) -> Ranks:
     if isinstance(given, Ranks):
         found = given
     else:
-        rank, world, *seconds = given if given is not None else torch_group() or (0, 1)
+        rank, world, *seconds = given if given is not None else torch_group() or jax_group() or (0, 1)
         found = Ranks(int(rank), int(world), *seconds)
     if not (0 <= found.rank < found.world <= MAX_RANKS and found.seconds > 0):
         raise PolicyError(

@@ -80,7 +80,7 @@ class Turns:
         end, pause, looked = time.monotonic() + meeting.ranks.seconds, FIRST_PAUSE, time.monotonic()
         while (word := self._look(step)) is None:
             now = time.monotonic()
-            gone = now > looked + 1 and meeting.is_gone(0)
+            gone = now > looked + 1 and meeting.has_left(0)
             if gone or now > end:
                 why = "its process has ended" if gone else f"it did not for {meeting.ranks.seconds:g} s"
                 raise RanksDisagree(
@@ -106,7 +106,11 @@ class Turns:
         try:
             return self._lane.look(self._key(step))
         except RanksDisagree as e:
-            if not self._meeting.is_gone(0):
+            for _ in range(20):  # its end is seen on the wire before it is one
+                if self._meeting.has_left(0):
+                    break
+                time.sleep(0.1)
+            else:
                 raise
             raise RanksDisagree(f"step {step}: the process of rank 0 has ended; see what became of it") from e
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 __all__ = ["PendingGradients"]
 
@@ -21,8 +21,9 @@ class PendingGradients:
         self._handles: list[_Handle] = []
         self._watching = False
         for value in state.values():
-            register = getattr(value, "register_step_post_hook", None)
-            if callable(register):
+            # Asked of the class: an object that answers to every name, such as nnx.Rngs, is no optimizer.
+            if callable(getattr(type(value), "register_step_post_hook", None)):
+                register = cast("Any", value).register_step_post_hook
                 self._handles.append(cast("_Handle", register(self._note)))
                 self._watching = True
 

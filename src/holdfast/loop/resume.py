@@ -73,11 +73,25 @@ def restore_state(
     passed_over: dict[int, str] = dict(left_out)
 
     def attempt(one: int | str) -> Restored:
+        restored: Restored | None
         entry, manifest = history.resolve(one)
         trust.check(history.store, entry.key, manifest, history.run)
         view = view_of(history.store, manifest, ranks.rank, ranks.world)
-        wanted = replace(options, shared=True) if view.merged and ranks.several else options
-        restored = _restore_one(history, view, state, wanted, passed_over, rng=rng)
+        try:
+            wanted = replace(options, shared=True) if view.merged and ranks.several else options
+            restored = _restore_one(history, view, state, wanted, passed_over, rng=rng)
+        except StateError:
+            if not ranks.several or view.merged:
+                raise
+            # As many ranks, and perhaps laid out otherwise: what one stage of a pipeline had another one has now.
+            view = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
+            wanted = replace(options, shared=True)
+            try:
+                restored = _restore_one(history, view, state, wanted, passed_over, rng=rng)
+            except StateError:
+                restored = None
+            if restored is None:
+                raise
         if ranks.rank >= manifest.world_size and RNG_PART in view.manifest.parts and rng:
             fold_into_rng(ranks.rank)  # so that no two ranks draw the same
         restored.report.notes[:0] = view.notes

@@ -11,7 +11,9 @@ from pathlib import Path
 
 __all__ = ["differences", "fingerprint"]
 
-_PACKAGES = ("torch", "numpy", "jax", "keras", "torchvision", "transformers", "lightning")
+_PACKAGES = (
+    "torch", "numpy", "jax", "jaxlib", "flax", "optax", "keras", "torchvision", "transformers", "lightning",
+)  # fmt: skip
 _IGNORED = ("git", "host")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # whatever else a file holds stays out of a manifest
 MAX_LINE_CHARS = 1024
@@ -34,7 +36,7 @@ def fingerprint() -> dict[str, str]:
         version = getattr(module, "__version__", None)
         if version is not None:
             found[name] = str(version)
-    found |= _torch_flags()
+    found |= _torch_flags() | _jax_flags()
     with contextlib.suppress(OSError):  # the working directory may be gone
         commit = _git_commit(os.getcwd())
         if commit:
@@ -64,6 +66,15 @@ def _torch_flags() -> dict[str, str]:
         flags["torch.matmul_precision"] = str(torch.get_float32_matmul_precision())
         flags["torch.cudnn.benchmark"] = str(torch.backends.cudnn.benchmark)
         flags["torch.cuda"] = str(torch.version.cuda)
+    return flags
+
+
+def _jax_flags() -> dict[str, str]:
+    config = getattr(sys.modules.get("jax"), "config", None)
+    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable")
+    flags = {name.replace("_", ".", 1): str(getattr(config, name)) for name in names if hasattr(config, name)}
+    if config is not None and "XLA_FLAGS" in os.environ:
+        flags["jax.xla_flags"] = os.environ["XLA_FLAGS"][:MAX_LINE_CHARS]
     return flags
 
 

@@ -42,6 +42,7 @@ class Snapshot:
         """Copy the state as it is now."""
         with collector_held(), self._failing():
             self._transfer.copy(self._sources)
+            self._sources.clear()  # who waits for the image holds no tensor of the step
             self.progress.advance(
                 self.progress.total
             )  # not before: a writer at work would slow the copy down
@@ -63,6 +64,7 @@ class Snapshot:
                 else:
                     at_once.append(lot)
             self._transfer.copy(self._sources, at_once)
+            self._sources.clear()
             if engine is None:
                 self.progress.advance(self.progress.total)
                 return None

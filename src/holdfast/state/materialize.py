@@ -15,14 +15,14 @@ from holdfast.state.tensors import HostTensor
 
 __all__ = ["Framework", "Materializer"]
 
-Framework = Literal["torch", "numpy", "as stored"]
+Framework = Literal["numpy", "jax", "as stored"]
 
 
 class Materializer:
     """Turn stored nodes into values; a tensor that occurs twice becomes one object, so ties survive.
 
-    `framework` "numpy" makes arrays of all tensors. `resolve` finds the class of a dataclass, named tuple
-    or enum by its full name; None makes `Record` and `EnumMember` of them.
+    `framework` "numpy" makes arrays of all tensors, "jax" jax arrays of all but numpy's. `resolve` finds the class of a
+    dataclass, named tuple or enum by its full name; None makes `Record` and `EnumMember` of them.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class Materializer:
             host = self.tensors.get(leaf.name)
             if host is None:
                 raise StateError(f"{leaf.name}: its bytes were not read; expected a tensor of this name")
-            family = "numpy" if self.framework == "numpy" else leaf.kind.partition(".")[0]
+            family = leaf.kind.partition(".")[0]
+            if self.framework != "as stored" and family != "numpy":
+                family = self.framework
             engine = self._dispatch.engines.get(family, self._dispatch.engines["numpy"])
             kind = leaf.kind if leaf.kind.startswith(family) else f"{family}.ndarray"
             made = self._made[(leaf.name, leaf.kind)] = engine.make(host, kind)
@@ -77,7 +79,7 @@ class Materializer:
             if codec is not None:
                 return codec.decode(self.value(node.value))
             return Record(node.kind, {"value": self.value(node.value)})
-        if self.framework == "numpy" and node.kind.startswith("torch."):
+        if self.framework != "as stored" and node.kind.startswith(_OTHERS[self.framework]):
             inner = self.value(node.value)
             if node.kind == "torch.Size" and isinstance(inner, list):
                 return tuple(inner)
@@ -91,6 +93,10 @@ class Materializer:
             raise
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
             raise InvalidFormat(f"a stored {node.kind} is malformed: {e}") from e
+
+
+# Whose typed values are only described when all is to be of one framework.
+_OTHERS: Mapping[str, tuple[str, ...]] = {"numpy": ("torch.", "jax."), "jax": ("torch.",)}
 
 
 def _deque(m: Materializer, node: object) -> object:

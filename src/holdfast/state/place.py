@@ -154,16 +154,20 @@ def plan_restore(
 def materialize(tree: object, tensors: Mapping[str, HostTensor], as_: str) -> object:
     """Make new values of a stored tree, or of any part of it, without live objects.
 
-    "torch" gives back each tensor as the framework's it came from; "numpy" makes arrays of all, with
-    bfloat16 and float8 from ml_dtypes, packed float4 as uint8. Layouts are recreated, ties kept.
+    "torch" gives back each tensor as the framework's it came from; "jax" makes jax arrays of all but numpy's; "numpy"
+    makes arrays of all, with bfloat16 and float8 from ml_dtypes, packed float4 as uint8. Layouts are recreated, ties
+    kept.
     Dataclasses, named tuples and enum members become `Record` and `EnumMember`; registered codecs decode.
 
     Raises:
-        StateError: a tensor of the tree is not in `tensors`, or `as_` is neither word.
-        MissingDependency: "torch" was asked for, the tree holds torch tensors and torch is not installed.
+        StateError: a tensor of the tree is not in `tensors`, or `as_` is none of these words.
+        MissingDependency: "torch" was asked for, the tree holds torch tensors and torch is not installed; or "jax",
+            and jax is not.
     """
-    if as_ not in ("torch", "numpy"):
-        raise StateError(f"as_={as_!r}: expected 'torch' or 'numpy'")
+    if as_ not in ("torch", "numpy", "jax"):
+        raise StateError(f"as_={as_!r}: expected 'torch', 'jax' or 'numpy'")
+    if as_ == "jax":
+        return Materializer(tensors, dispatch(jax=True), framework="jax").value(tree)
     if as_ == "numpy":
         return Materializer(tensors, dispatch(), framework="numpy").value(tree)
     return Materializer(tensors, dispatch(torch=True if _needs_torch(tree) else None)).value(tree)

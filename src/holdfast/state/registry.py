@@ -18,6 +18,8 @@ __all__ = [
     "before_each_step",
     "dispatch",
     "family",
+    "jax_group",
+    "jax_is_loaded",
     "parameters",
     "replicated",
     "settle",
@@ -27,7 +29,13 @@ __all__ = [
     "torch_store",
 ]
 
-_FAMILIES = {"Modules": "module", "Optimizers": "optimizer", "Schedulers": "scheduler"}
+_FAMILIES = {
+    "Modules": "module",
+    "NnxModules": "module",
+    "NnxOptimizers": "optimizer",
+    "Optimizers": "optimizer",
+    "Schedulers": "scheduler",
+}
 
 
 def torch_is_loaded() -> bool:
@@ -35,13 +43,24 @@ def torch_is_loaded() -> bool:
     return getattr(sys.modules.get("torch"), "Tensor", None) is not None
 
 
-def dispatch(*, torch: bool | None = None) -> Dispatch:
-    """Return the adapters that apply now; `torch` True asks for torch's even if it is not imported yet.
+def jax_is_loaded() -> bool:
+    """Return whether the program has imported jax."""
+    return getattr(sys.modules.get("jax"), "Array", None) is not None
+
+
+def nnx_is_loaded() -> bool:
+    """Return whether the program has imported flax.nnx."""
+    return jax_is_loaded() and getattr(sys.modules.get("flax.nnx"), "Module", None) is not None
+
+
+def dispatch(*, torch: bool | None = None, jax: bool | None = None) -> Dispatch:
+    """Return the adapters that apply now; True asks for those of a framework even if it is not imported yet.
 
     Raises:
-        MissingDependency: torch was asked for and is not installed.
+        MissingDependency: a framework was asked for and is not installed.
     """
-    return _dispatch(torch_is_loaded() if torch is None else torch)
+    with_torch = torch_is_loaded() if torch is None else torch
+    return _dispatch(with_torch, jax_is_loaded() if jax is None else jax, nnx_is_loaded())
 
 
 def family(value: object) -> str:
@@ -50,7 +69,7 @@ def family(value: object) -> str:
 
 
 @functools.cache
-def _dispatch(with_torch: bool) -> Dispatch:
+def _dispatch(with_torch: bool, with_jax: bool, with_nnx: bool) -> Dispatch:
     from holdfast.state.adapters.generators import NumpyGenerators, PythonGenerators
     from holdfast.state.adapters.numpy import Arrays, DTypes, NumpyEngine, Scalars
 
@@ -60,9 +79,17 @@ def _dispatch(with_torch: bool) -> Dispatch:
         more, engine = _torch()
         adapters += more
         engines["torch"] = engine
+    if with_jax:
+        more, engine = _jax(with_nnx)
+        adapters += more
+        engines["jax"] = engine
     adapters += [Arrays(), Scalars(), DTypes(), NumpyGenerators(), PythonGenerators()]
-    adapters += [Stateful(), Enums(), NamedTuples(), Dataclasses()]
-    return Dispatch(adapters, engines)
+    adapters += [Stateful(), Enums(), NamedTuples()]
+    if with_jax:
+        from holdfast.state.adapters.jax_trees import Nodes
+
+        adapters.append(Nodes())
+    return Dispatch([*adapters, Dataclasses()], engines)
 
 
 def _torch() -> tuple[list[Adapter], Engine]:
@@ -70,13 +97,30 @@ def _torch() -> tuple[list[Adapter], Engine]:
         from holdfast.state.adapters.torch_modules import Modules
         from holdfast.state.adapters.torch_optim import Optimizers
         from holdfast.state.adapters.torch_schedulers import Schedulers
-        from holdfast.state.adapters.torch_tensors import ENGINE, Tensors
+        from holdfast.state.adapters.torch_tensor_plans import Tensors
+        from holdfast.state.adapters.torch_tensors import ENGINE
         from holdfast.state.adapters.torch_values import Generators, SmallValues
     except ModuleNotFoundError as e:
         if e.name != "torch":
             raise
         raise MissingDependency("torch tensors were asked for; run: pip install 'holdfast[torch]'") from e
     return [Tensors(), Modules(), Optimizers(), Schedulers(), Generators(), SmallValues()], ENGINE
+
+
+def _jax(with_nnx: bool) -> tuple[list[Adapter], Engine]:
+    try:
+        from holdfast.state.adapters.jax_arrays import ENGINE, Abstract, Arrays, Tracers
+        from holdfast.state.adapters.jax_keys import Keys
+    except ModuleNotFoundError as e:
+        if e.name != "jax":
+            raise
+        raise MissingDependency("jax arrays were asked for; run: pip install 'holdfast[jax]'") from e
+    adapters: list[Adapter] = [Arrays(), Keys(), Abstract(), Tracers()]
+    if with_nnx:
+        from holdfast.state.adapters.jax_nnx import NnxModules, NnxObjects, NnxOptimizers, States, Variables
+
+        adapters += [NnxOptimizers(), NnxModules(), NnxObjects(), Variables(), States()]
+    return adapters, ENGINE
 
 
 def parameters(state: Mapping[str, object]) -> tuple[dict[int, str], set[int]]:
@@ -111,6 +155,15 @@ def torch_group() -> tuple[int, int] | None:
     if not torch_is_loaded():
         return None
     from holdfast.state.adapters.torch_distributed import group
+
+    return group()
+
+
+def jax_group() -> tuple[int, int] | None:
+    """Return (index, number) of the processes of jax.distributed; None where it is not initialised."""
+    if not jax_is_loaded():
+        return None
+    from holdfast.state.adapters.jax_distributed import group
 
     return group()
 

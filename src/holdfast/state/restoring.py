@@ -130,9 +130,11 @@ class Restoring:
     def fresh(self, node: object, path: str) -> Build:
         """Return what builds a new value for `node`, registering the tensors it needs."""
         if type(node) is TensorLeaf:
+            self._need_framework(node, path)
             self.need(node, path)
         elif type(node) not in _PLAIN:
             for leaf in tensor_leaves(node):
+                self._need_framework(leaf, path)
                 self.need(leaf, path)
             self.check_types(node, path)
         self.report.restored.append((path, ""))
@@ -151,12 +153,15 @@ class Restoring:
             self.problems.append(
                 f"{path}: the checkpoint's tree names the tensor {leaf.name!r}, which no file holds"
             )
-            return None
-        if leaf.kind.startswith("torch") and "torch" not in self.dispatch.engines:
-            self.problems.append(
-                f"{path}: a torch tensor is stored here and torch is not imported; import torch first"
-            )
         return spec
+
+    def _need_framework(self, leaf: TensorLeaf, path: str) -> None:
+        """Report that a new tensor is wanted of a framework that the program does not use."""
+        for family, what in (("torch", "a torch tensor"), ("jax", "a jax array")):
+            if leaf.kind.startswith(f"{family}.") and family not in self.dispatch.engines:
+                self.problems.append(
+                    f"{path}: {what} is stored here and {family} is not imported; import {family} first"
+                )
 
     def need_part(self, leaf: TensorLeaf, box: Box, shape: tuple[int, ...], path: str) -> str:
         """Register that a part of the stored tensor of `leaf` must be read; return the key under which it will be among

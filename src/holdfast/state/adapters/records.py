@@ -9,7 +9,7 @@ from typing import cast
 
 from holdfast.core.names import join_path
 from holdfast.format.values import Typed
-from holdfast.state.adapter import Kinds
+from holdfast.state.adapter import Kinds, Outline
 from holdfast.state.capturing import PLAIN, Capturing
 from holdfast.state.materialize import Materializer
 from holdfast.state.records import EnumMember, Record
@@ -28,6 +28,11 @@ def _same_class(cls: type, name: str) -> bool:
     return class_name(cls) == name or (
         name.endswith("." + cls.__qualname__) and "__main__" in (cls.__module__, name.split(".")[0])
     )
+
+
+def _moved_class(cls: type, name: str) -> bool:
+    """Return whether a class is the one of this name, or one that another release has in another module."""
+    return _same_class(cls, name) or name.rpartition(".")[2] == cls.__qualname__
 
 
 def _parts(node: object, kind: str) -> tuple[str, Mapping[str, object]] | None:
@@ -125,10 +130,13 @@ class NamedTuples:
         }
         return Typed("namedtuple", {"type": class_name(type(value)), "fields": fields})
 
+    def outline(self, value: object) -> Outline | None:
+        return Outline(list(cast("tuple[object, ...]", value)))
+
     def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
         parts = _parts(node, "namedtuple")
         names = cast("tuple[str, ...]", type(live)._fields)  # type: ignore[attr-defined]
-        if parts is None or not _same_class(type(live), parts[0]) or set(parts[1]) != set(names):
+        if parts is None or not _moved_class(type(live), parts[0]) or set(parts[1]) != set(names):
             return ctx.fresh(node, path)
         old = list(cast("tuple[object]", live))
         builds = [ctx.plan(v, parts[1][n], join_path(path, n)) for n, v in zip(names, old, strict=True)]

@@ -35,11 +35,11 @@ from holdfast.state.adapters.torch_names import (
     unwrapped,
 )
 from holdfast.state.adapters.torch_placing import NAMES
+from holdfast.state.adapters.torch_tensor_plans import plan_tensor
 from holdfast.state.adapters.torch_tensors import (
     ENGINE,
     capture_tensor,
     memory_of,
-    plan_tensor,
     tensor_spec,
     why_not,
 )

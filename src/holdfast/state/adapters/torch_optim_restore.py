@@ -12,7 +12,8 @@ from torch.optim import LBFGS, Optimizer
 from holdfast.core.names import join_path
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapters.torch_meta import home_of
-from holdfast.state.adapters.torch_tensors import ENGINE, plan_new_shard, plan_tensor
+from holdfast.state.adapters.torch_tensor_plans import plan_new_shard, plan_tensor
+from holdfast.state.adapters.torch_tensors import ENGINE
 from holdfast.state.materialize import Materializer
 from holdfast.state.restoring import Build, Restoring, Stage
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
-from holdfast.state.adapter import NO_KINDS, Kinds
 from holdfast.state.adapters.torch_distributed import (
     held_boxes,
     is_spread,
     local_of,
     why_not_spread,
-    wrapped_like,
 )
 from holdfast.state.adapters.torch_placing import (
     NAMES,
@@ -24,11 +22,9 @@ from holdfast.state.adapters.torch_placing import (
     copy_all,
     copy_in,
     new_tensor,
-    overlaps,
     raw,
 )
 from holdfast.state.capturing import Capturing
-from holdfast.state.restoring import Build, Kept, Restoring
 from holdfast.state.tensors import (
     JOIN_BYTES,
     HostTensor,
@@ -37,17 +33,11 @@ from holdfast.state.tensors import (
     c_strides,
 )
 
-if TYPE_CHECKING:
-    from holdfast.state.materialize import Materializer
-
 __all__ = [
-    "Tensors",
     "TorchEngine",
     "capture_tensor",
     "kind_of",
     "memory_of",
-    "plan_new_shard",
-    "plan_tensor",
     "tensor_spec",
 ]
 
@@ -269,138 +259,6 @@ def _moved(value: object, like: object) -> object:
     elif isinstance(value, list) and isinstance(like, (list, tuple)):
         value[:] = [_moved(v, w) for v, w in zip(value, like, strict=False)] + value[len(like) :]
     return value
-
-
-def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Build | None:
-    """Plan an in-place copy of the stored tensor into `t`; return None if it does not fit there.
-
-    Fits: a stored tensor of equal shape and element type (another type where `cast` allows it) and live
-        memory that no other stored tensor goes to. Records nothing when it does not fit.
-    """
-    if not isinstance(node, TensorLeaf) or why_not(t) is not None:
-        return None
-    if is_spread(t):
-        return _plan_shard(t, node, path, ctx)
-    stored = ctx.need(node, path)
-    if stored is None or stored.shape != t.shape:
-        return None
-    if overlaps(t) and not _same_broadcast(t, stored):
-        return None
-    if stored.dtype != NAMES[t.dtype]:
-        if not ctx.relaxed("cast", path):
-            return None
-        ctx.report.cast.append((path, f"{stored.dtype} to {NAMES[t.dtype]}"))
-    name = ctx.stored_name(node)
-    claim = ctx.claim(memory_of(t), name, path)
-    if claim == "taken":
-        return None
-    if claim == "new":
-        ctx.copy(ENGINE, t, name)
-    ctx.report.restored.append((path, ""))
-    return Kept(t)
-
-
-def _plan_shard(t: torch.Tensor, node: TensorLeaf, path: str, ctx: Restoring) -> Build | None:
-    stored = ctx.spec(node)
-    if stored is None or stored.shape != t.shape:
-        return None
-    if stored.dtype != NAMES[t.dtype]:
-        if not ctx.relaxed("cast", path):
-            return None
-        ctx.report.cast.append((path, f"{stored.dtype} to {NAMES[t.dtype]}"))
-    claim = ctx.claim(memory_of(t), ctx.stored_name(node), path)
-    if claim == "taken":
-        return None
-    for box in held_boxes(t)[0]:
-        key = ctx.need_part(node, (box.offsets, stored.shape), box.shape, path)
-        if claim == "new" and 0 not in box.shape:
-            ctx.copy(ENGINE, box.value, key)
-    ctx.report.restored.append((path, ""))
-    return Kept(t)
-
-
-def plan_new_shard(like: torch.Tensor, node: object, path: str, ctx: Restoring) -> Build | None:
-    """Plan a new tensor that is spread as `like`, such as an optimizer's of a parameter; None if it is no such one."""
-    if not isinstance(node, TensorLeaf) or not is_spread(like) or not like.dim():
-        return None
-    stored = ctx.spec(node)
-    if stored is None or stored.shape != like.shape or why_not(like) is not None:
-        return None
-    local = local_of(like)
-    boxes, _ = held_boxes(like)
-    keys = [ctx.need_part(node, (b.offsets, stored.shape), b.shape, path) for b in boxes]
-    ctx.report.restored.append((path, ""))
-
-    def build(m: Materializer) -> object:
-        made = torch.empty_like(local, dtype=TORCH_DTYPES[stored.dtype])
-        twins, _ = held_boxes(wrapped_like(made, like))
-        copy_in(
-            [
-                (cast("torch.Tensor", t.value), m.tensors[k])
-                for t, k in zip(twins, keys, strict=True)
-                if 0 not in t.shape
-            ]
-        )
-        return wrapped_like(made, like)
-
-    return build
-
-
-def _same_broadcast(t: torch.Tensor, stored: TensorSpec) -> bool:
-    if stored.stride is None:
-        return False
-    return all(
-        live != 0 or size <= 1 or then == 0
-        for live, then, size in zip(t.stride(), stored.stride, t.shape, strict=True)
-    )
-
-
-class Tensors:
-    """Tensors in plain containers: restored in place where shape, element type and memory allow."""
-
-    divisible = False
-    kinds: Kinds = NO_KINDS
-
-    def __init__(self) -> None:
-        self.engine = ENGINE
-
-    def claims(self, cls: type) -> bool:
-        return issubclass(cls, torch.Tensor)
-
-    def capture(self, value: object, path: str, into: Capturing) -> object:
-        return capture_tensor(cast("torch.Tensor", value), path, into)
-
-    def plan(self, live: object, node: object, path: str, ctx: Restoring) -> Build:
-        t = cast("torch.Tensor", live)
-        if not isinstance(node, TensorLeaf):
-            return ctx.fresh(node, path)
-        build = plan_tensor(t, node, path, ctx)
-        if build is not None:
-            return build
-        stored = ctx.need(node, path)
-        name = NAMES.get(t.dtype)
-        if name is None or stored is None:
-            return ctx.unfit(live, node, path, live_is=f"{t.dtype}{list(t.shape)}", empty=False)
-        mine = TensorSpec(path, name, tuple(t.shape))
-        if stored.shape == mine.shape and stored.dtype == mine.dtype:
-            return on_device(ctx.fresh(node, path), t.device)
-        castable = stored.shape == mine.shape
-        build = ctx.unfit(live, node, path, live_is=mine.describe(), empty=t.numel() == 0, castable=castable)
-        return on_device(build, t.device)
-
-
-def on_device(build: Build, device: torch.device) -> Build:
-    """Return a build whose tensor is on `device`."""
-    if device.type in ("cpu", "meta"):
-        return build
-
-    def moved(m: object) -> object:
-        made = build(m)  # type: ignore[arg-type]
-        if not isinstance(made, torch.Tensor) or made.device == device:
-            return made
-        return as_kind(made.detach().to(device), kind_of(made))
-
-    return moved
 
 
 ENGINE = TorchEngine()

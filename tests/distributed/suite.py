@@ -1,0 +1,373 @@
+"""Scenarios that four ranks under torchrun play one after the other, in one launch: a process that imports torch costs
+more than all that is tried here. Each leaves a JSON file that the tests look at."""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import holdfast
+from distributed.counting import Counting
+from holdfast import every
+from holdfast.stores import open_store
+
+RANK = int(os.environ["RANK"])
+OUT = Path(sys.argv[1])
+
+
+class Net(nn.Module):
+    """Sizes that no number of ranks divides; the three rows of the last leave the fourth of four ranks none."""
+
+    def __init__(self, seed: int, first: bool = True, second: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        layers = {
+            "a": nn.Linear(6, 10), "b": nn.Linear(10, 7), "norm": nn.LayerNorm(7), "c": nn.Linear(7, 3),
+        }  # fmt: skip
+        kept = (["a", "b"] if first else []) + (["norm", "c"] if second else [])
+        self.layers = nn.ModuleDict({name: layers[name] for name in kept})
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers.values():
+            x = torch.tanh(layer(x))
+        return x
+
+
+MESHES: dict[tuple[Any, ...], DeviceMesh] = {}
+SHAPES = {
+    "dp": [(1,), (2,), (3,), (4,)], "tp": [(2,)], "replicate shard": [(2, 2)], "dp tp": [(2, 2)], "pp dp": [(2, 2)],
+    "x y": [(2, 2)], "r s": [(2, 2)],
+}  # fmt: skip
+
+
+def make_meshes() -> None:
+    """Making a mesh is a collective of all ranks, also of those that are not in it."""
+    for names, shapes in SHAPES.items():
+        for shape in shapes:
+            size = 1
+            for n in shape:
+                size *= n
+            ranks = torch.arange(size).reshape(shape)
+            MESHES[names, *shape] = DeviceMesh("cpu", ranks, mesh_dim_names=tuple(names.split()))
+    MESHES["pair",] = DeviceMesh("cpu", [1, 3])
+
+
+def mesh_of(shape: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
+    return MESHES[" ".join(names), *shape]
+
+
+def sharded(net: Net, mesh: DeviceMesh) -> Net:
+    for layer in net.layers.values():
+        fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    return net
+
+
+PLAN = {"layers.a": ColwiseParallel(), "layers.b": RowwiseParallel()}
+
+
+def plain(seed: int) -> nn.Module:
+    return Net(seed)
+
+
+def ddp(n: int) -> Callable[[int], nn.Module]:
+    return lambda seed: nn.parallel.DistributedDataParallel(Net(seed), process_group=GROUPS[n])
+
+
+def fsdp(n: int) -> Callable[[int], nn.Module]:
+    return lambda seed: sharded(Net(seed), mesh_of((n,), ("dp",)))
+
+
+def hsdp(seed: int) -> nn.Module:
+    return sharded(Net(seed), mesh_of((2, 2), ("replicate", "shard")))
+
+
+def tensor_parallel(seed: int) -> nn.Module:
+    net = Net(seed)
+    parallelize_module(net, mesh_of((2,), ("tp",)), PLAN)
+    return net
+
+
+def two_d(seed: int) -> nn.Module:
+    net = Net(seed)
+    mesh = mesh_of((2, 2), ("dp", "tp"))
+    parallelize_module(net, mesh["tp"], PLAN)
+    return sharded(net, mesh["dp"])
+
+
+def pipeline(seed: int) -> nn.Module:
+    return Net(seed, first=RANK == 0, second=RANK == 1)
+
+
+def pipeline_of_shards(seed: int) -> nn.Module:
+    stage = RANK // 2
+    net = Net(seed, first=stage == 0, second=stage == 1)
+    mesh = mesh_of((2, 2), ("pp", "dp"))
+    return sharded(net, mesh["dp"])
+
+
+LAYOUTS: dict[str, tuple[int, Callable[[int], nn.Module]]] = {
+    "plain": (1, plain),
+    "ddp-2": (2, ddp(2)),
+    "ddp-3": (3, ddp(3)),
+    "fsdp-1": (1, fsdp(1)),
+    "fsdp-2": (2, fsdp(2)),
+    "fsdp-3": (3, fsdp(3)),
+    "fsdp-4": (4, fsdp(4)),
+    "hsdp-4": (4, hsdp),
+    "tp-2": (2, tensor_parallel),
+    "2d-4": (4, two_d),
+    "pp-2": (2, pipeline),
+    "pp-fsdp-4": (4, pipeline_of_shards),
+}
+EXACT = ("ddp-2", "fsdp-3", "hsdp-4", "2d-4", "pp-fsdp-4", "tp-2")
+GROUPS: dict[int, Any] = {}
+
+
+def whole(t: torch.Tensor) -> torch.Tensor:
+    return t.full_tensor() if isinstance(t, DTensor) else t.detach()
+
+
+def raw(t: torch.Tensor) -> str:
+    return hashlib.sha256(t.detach().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def contents(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """A digest of every parameter and moment as a whole, by name."""
+    found = {}
+    for name, p in model.named_parameters():
+        name = name.removeprefix("module.")
+        found[name] = raw(whole(p))
+        for key, value in sorted(optimizer.state.get(p, {}).items()):
+            found[f"{name}:{key}"] = raw(whole(value))
+    return found
+
+
+def local(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    found = hashlib.sha256()
+    for p in [*model.parameters(), *model.buffers()]:
+        for t in [p, *optimizer.state.get(p, {}).values()]:
+            found.update(
+                (t.to_local() if isinstance(t, DTensor) else t).detach().contiguous().numpy().tobytes()
+            )
+    return found.hexdigest()
+
+
+def made(layout: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = LAYOUTS[layout][1](seed)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def train_step(layout: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """One step. Stages of a pipeline each train alone here: how they pass activations on is not our concern."""
+    stage = 1 if layout.startswith("pp") and (RANK if layout == "pp-2" else RANK // 2) else 0
+    x = torch.randn(4, 7 if stage else 6)
+    optimizer.zero_grad()
+    loss = model(x).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def checkpointer(
+    url: Any, layout: str, model: nn.Module, optimizer: Any, **more: Any
+) -> holdfast.Checkpointer:
+    world = LAYOUTS[layout][0]
+    state = {"model": model, "optimizer": optimizer}
+    return holdfast.Checkpointer(url, state, ranks=(RANK, world, 60), writer="thread", **more)
+
+
+def tell(name: str, **found: object) -> None:
+    (OUT / f"{name}-{RANK}.json").write_text(json.dumps(found))
+
+
+def scenario_layouts() -> None:
+    """Every layout saves; every other restores that."""
+    for layout, (world, _) in LAYOUTS.items():
+        if world > RANK:
+            model, optimizer = made(layout, 7)
+            torch.manual_seed(50 + RANK if not layout.startswith("tp") else 50)
+            with checkpointer(str(OUT / layout), layout, model, optimizer, save=every(steps=100)) as ckpt:
+                for _ in ckpt.steps(2):
+                    train_step(layout, model, optimizer)
+            tell(f"saved-{layout}", **contents(model, optimizer))
+        dist.barrier()
+    for source in LAYOUTS:
+        for layout, (world, _) in LAYOUTS.items():
+            if world > RANK:
+                model, optimizer = made(layout, 8)
+                failed = ""
+                try:
+                    with checkpointer(
+                        str(OUT / source), layout, model, optimizer, save=every(steps=100)
+                    ) as ckpt:
+                        ckpt.restore()
+                        notes = ckpt.restore_report.notes if ckpt.restore_report else []
+                except Exception:  # noqa: BLE001 - told to the test
+                    failed, notes = traceback.format_exc(), []
+                found = contents(model, optimizer) if not failed else {}
+                tell(f"{source}-to-{layout}", failed=failed, found=found, notes=notes)
+            dist.barrier()
+
+
+def scenario_exact() -> None:
+    """What is resumed at the same layout goes on as if nothing had been."""
+    for layout in EXACT:
+        world = LAYOUTS[layout][0]
+        if world > RANK:
+            runs = {}
+            for name, stops in (("whole", [6]), ("cut", [3, 6])):
+                losses = []
+                for number, stop in enumerate(stops):
+                    model, optimizer = made(layout, 7 + 10 * number)
+                    torch.manual_seed(60 if layout == "tp-2" else 60 + RANK)
+                    url = str(OUT / f"exact-{layout}-{name}")
+                    with checkpointer(url, layout, model, optimizer, save=every(steps=3)) as ckpt:
+                        for _ in ckpt.steps(stop):
+                            losses.append(train_step(layout, model, optimizer).hex())
+                runs[name] = [losses, local(model, optimizer), torch.rand(3).tolist()]
+            tell(f"exact-{layout}", **runs)
+        dist.barrier()
+
+
+def scenario_amplification() -> None:
+    """What is read of a large model is what is needed."""
+    for source, layout in (
+        ("fsdp-4", "fsdp-4"),
+        ("fsdp-4", "fsdp-2"),
+        ("fsdp-2", "fsdp-4"),
+        ("hsdp-4", "fsdp-4"),
+    ):
+        found = {}
+        for which, seed, _ in ((source, 1, 1), (layout, 2, 1)):
+            world = LAYOUTS[which][0]
+            if world > RANK:
+                torch.manual_seed(seed)
+                mesh = mesh_of((2, 2), ("r", "s")) if which.startswith("hsdp") else mesh_of((world,), ("dp",))
+                model = nn.Linear(1024, 4096, bias=False)
+                fully_shard(model, mesh=mesh)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                counting = Counting(open_store(str(OUT / f"wide-{source}-{layout}")))
+                with checkpointer(counting, which, model, optimizer, save=every(steps=100)) as ckpt:
+                    if seed == 1:
+                        ckpt.save()
+                    else:
+                        counting.read_data = 0
+                        ckpt.restore()
+                        found["read"] = counting.read_data
+                        found["needed"] = model.weight.to_local().nbytes
+                found[f"digest-{seed}"] = raw(model.weight.full_tensor())
+            dist.barrier()
+        tell(f"read-{source}-{layout}", **found)
+
+
+def scenario_boxes() -> None:
+    """The boxes of any placements are what this rank holds."""
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    from holdfast.state.adapters.torch_distributed import held_boxes
+
+    mesh = mesh_of((2, 2), ("x", "y"))
+    wrong = []
+    placements = [
+        [Shard(0), Shard(0)], [Shard(0), Shard(1)], [Shard(1), Shard(0)], [Shard(1), Shard(1)],
+        [Replicate(), Shard(0)], [Shard(1), Replicate()], [Replicate(), Replicate()],
+        [_StridedShard(0, split_factor=2), Shard(0)], [_StridedShard(0, split_factor=2), Replicate()],
+        [_StridedShard(1, split_factor=2), Shard(1)], [_StridedShard(1, split_factor=3), Replicate()],
+    ]  # fmt: skip
+    for shape in ((8, 8), (7, 5), (12, 9), (3, 1), (1, 6), (5, 4)):
+        full = torch.arange(shape[0] * shape[1], dtype=torch.float32).reshape(shape)
+        for given in placements:
+            try:
+                d = distribute_tensor(full, mesh, given)
+            except Exception:  # noqa: BLE001 - torch itself does not make these
+                continue
+            boxes, _ = held_boxes(d)
+            there = sum(b.value.numel() for b in boxes)
+            for b in boxes:
+                cut = full[tuple(slice(o, o + n) for o, n in zip(b.offsets, b.shape, strict=True))]
+                if not torch.equal(cut, b.value):
+                    wrong.append([list(shape), str(given), list(b.offsets), list(b.shape)])
+            if there != d.to_local().numel():
+                wrong.append([list(shape), str(given), there])
+    tell("boxes", wrong=wrong)
+
+
+def positions(sampler: Any) -> Iterator[list[int]]:
+    yield from sampler
+
+
+def scenario_data() -> None:
+    """The global order of samples goes on under another number of ranks."""
+    taken: dict[str, list[list[int]]] = {}
+    for part, (world, steps) in enumerate(((2, 4), (3, 6), (4, 8))):
+        if world > RANK:
+            sampler = holdfast.ResumableSampler(
+                list(range(97)), batch_size=12 // world, seed=3, rank=RANK, world_size=world
+            )
+            state = {"data": sampler}
+            mine = []
+            with holdfast.Checkpointer(
+                str(OUT / "data"), state, ranks=(RANK, world, 60), writer="thread", save=every(steps=100)
+            ) as ckpt:
+                for _, batch in ckpt.steps(steps, data=sampler):
+                    mine.append([int(i) for i in batch])
+            taken[str(part)] = mine
+        dist.barrier()
+    tell("data", **taken)
+
+
+def scenario_tp_pair() -> None:
+    """A DTensor that rank 0 does not hold any of, and one on a part of the ranks only, are stored and come back."""
+    mesh = MESHES["pair",]
+    torch.manual_seed(4)
+    full = torch.randn(9, 3)
+    held = {"x": distribute_tensor(full, mesh, [Shard(0)])} if RANK in (1, 3) else {}
+    with holdfast.Checkpointer(
+        str(OUT / "apart"), {"some": held, "n": {"rank": RANK}}, ranks=(RANK, 4, 60), writer="thread"
+    ) as ckpt:
+        ckpt.save()
+    dist.barrier()
+    again = {"x": distribute_tensor(torch.zeros(9, 3), mesh, [Shard(0)])} if RANK in (1, 3) else {}
+    with holdfast.Checkpointer(
+        str(OUT / "apart"), {"some": again, "n": {"rank": -1}}, ranks=(RANK, 4, 60), writer="thread"
+    ) as ckpt:
+        ckpt.restore()
+    same = torch.equal(again["x"].to_local(), held["x"].to_local()) if RANK in (1, 3) else True
+    tell("apart", same=same)
+    dist.barrier()
+
+
+def main() -> None:
+    faulthandler.dump_traceback_later(240, exit=True)
+    dist.init_process_group("gloo")
+    for n in (1, 2, 3, 4):
+        GROUPS[n] = dist.new_group(list(range(n)))
+    make_meshes()
+    for name in sys.argv[2:]:
+        try:
+            globals()[f"scenario_{name}"]()
+        except Exception:
+            traceback.print_exc()
+            raise
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

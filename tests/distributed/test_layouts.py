@@ -1,0 +1,110 @@
+"""Four real ranks under torchrun, one launch for all: every layout is saved and restored on every other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import holdfast
+from distributed.launching import environment
+
+pytest.importorskip("torch.distributed.fsdp")
+
+SUITE = Path(__file__).with_name("suite.py")
+LAYOUTS = {
+    "plain": 1, "ddp-2": 2, "ddp-3": 3, "fsdp-1": 1, "fsdp-2": 2, "fsdp-3": 3, "fsdp-4": 4, "hsdp-4": 4,
+    "tp-2": 2, "2d-4": 4, "pp-2": 2, "pp-fsdp-4": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("suite")
+    scenarios = ["boxes", "layouts", "exact", "amplification", "data", "tp_pair"]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(SUITE), str(out),
+        *scenarios,
+    ]  # fmt: skip
+    path = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        command, env=environment(PYTHONPATH=path), timeout=280, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+    return out
+
+
+def told(out: Path, name: str, world: int = 4) -> list[dict[str, Any]]:
+    return [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in range(world)]
+
+
+def test_a_box_is_what_the_placements_say(out: Path) -> None:
+    assert [rank["wrong"] for rank in told(out, "boxes")] == [[], [], [], []]
+
+
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_what_one_layout_saves_every_other_restores(out: Path, source: str) -> None:
+    saved: dict[str, str] = {}
+    for rank in told(out, f"saved-{source}", LAYOUTS[source]):
+        for name, digest in rank.items():
+            assert saved.setdefault(name, digest) == digest
+    assert len(saved) == 8 + 8 * 3
+    for layout, world in LAYOUTS.items():
+        found: dict[str, str] = {}
+        for rank in told(out, f"{source}-to-{layout}", world):
+            assert rank["failed"] == "", f"{source} to {layout}: {rank['failed']}"
+            found |= rank["found"]
+        assert found == saved, f"{source} to {layout}"
+
+
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_it_is_whole_without_torch(out: Path, source: str) -> None:
+    checkpoint = holdfast.Run(str(out / source)).latest
+    assert list(checkpoint.verify()) == []
+    model = checkpoint.load(as_="numpy")["model"]
+    assert {name: np.asarray(value).shape for name, value in model.items()} == {
+        "layers.a.weight": (10, 6), "layers.a.bias": (10,), "layers.b.weight": (7, 10), "layers.b.bias": (7,),
+        "layers.norm.weight": (7,), "layers.norm.bias": (7,), "layers.c.weight": (3, 7), "layers.c.bias": (3,),
+        "seen": (2,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["ddp-2", "fsdp-3", "hsdp-4", "2d-4", "pp-fsdp-4", "tp-2"])
+def test_a_resume_at_the_same_layout_is_exact(out: Path, layout: str) -> None:
+    for rank in told(out, f"exact-{layout}", LAYOUTS[layout]):
+        assert len(rank["whole"][0]) == 6
+        assert rank["cut"] == rank["whole"]  # losses, parameters and moments, and what is drawn next
+
+
+@pytest.mark.parametrize(
+    ("source", "layout"),
+    [("fsdp-4", "fsdp-4"), ("fsdp-4", "fsdp-2"), ("fsdp-2", "fsdp-4"), ("hsdp-4", "fsdp-4")],
+)
+def test_no_more_is_read_than_is_needed(out: Path, source: str, layout: str) -> None:
+    for rank in told(out, f"read-{source}-{layout}")[: LAYOUTS[layout]]:
+        # Aligned up: to pages, and what a rank has for itself.
+        assert rank["needed"] <= rank["read"] <= rank["needed"] + (64 << 10)
+        assert rank["digest-1"] == rank["digest-2"]
+
+
+def test_samples_go_on_in_their_global_order(out: Path) -> None:
+    ranks = told(out, "data")
+    sampler = holdfast.ResumableSampler(list(range(97)), batch_size=12, seed=3, rank=0, world_size=1)
+    batches = iter(sampler)
+    expected = [sorted(next(batches)) for _ in range(8)]
+    found = []
+    for part, (world, steps) in enumerate(((2, 4), (3, 2), (4, 2))):
+        for step in range(steps):
+            found.append(sorted(i for rank in range(world) for i in ranks[rank][str(part)][step]))
+    assert found == expected
+
+
+def test_what_only_some_ranks_hold_comes_back_to_them(out: Path) -> None:
+    assert all(rank["same"] for rank in told(out, "apart"))
+    loaded = holdfast.load(str(out / "apart"), as_="numpy")
+    assert np.asarray(loaded["some"]["x"]).shape == (9, 3)
