@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
 
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 __all__ = ["Account", "Crew", "Hub", "Task"]
 
@@ -46,14 +46,14 @@ class Account:
 class Task:
     """Something that a rank does, on its account."""
 
-    def __init__(self, act: Callable[[], object], account: Account) -> None:
+    def __init__(self, act: Callable[[], object], account: Account, home: greenlet) -> None:
         self.account = account
         self.result: object = None
         self.failure: BaseException | None = None
         self.done = False
         self.waiting: list[Task] = []
         self._act = act
-        self.greenlet = greenlet(self._run)
+        self.greenlet = greenlet(self._run, home)
 
     def _run(self) -> None:
         try:
@@ -77,6 +77,7 @@ class Hub:
         self.task: Task | None = None
         self._count_cpu = count_cpu
         self._thread = threading.get_ident()
+        self._home = getcurrent()
         self._due: list[tuple[float, int, Task]] = []
         self._number = 0
         self._since = 0.0  # when the present task began to compute, on the processor's clock
@@ -120,7 +121,7 @@ class Hub:
 
     def spawn(self, act: Callable[[], object], account: Account) -> Task:
         """Have something done, from now on."""
-        task = Task(act, account)
+        task = Task(act, account, self._home)
         self._put(self.time if self.task is None else self.monotonic(), task)
         return task
 
@@ -163,9 +164,7 @@ class Hub:
     def _leave(self) -> None:
         task = self._present()
         self._book(task)
-        parent = task.greenlet.parent
-        assert parent is not None
-        parent.switch()
+        self._home.switch()
 
 
 class Crew:

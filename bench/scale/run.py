@@ -24,7 +24,7 @@ from holdfast.saving.job import Base, Committed, Committing, Job
 __all__ = ["Launch", "Phase"]
 
 RANKS_A_MACHINE = 8
-MODULES = "holdfast.distributed.meeting"
+PACKAGE = "holdfast.distributed"
 
 
 @dataclass(slots=True)
@@ -39,13 +39,21 @@ class Launch:
     """The ranks of one launch on a model of a store."""
 
     def __init__(
-        self, state: State, service: Service, *, magnify: int = 1, count_cpu: bool = True, seconds: float = 600.0
+        self,
+        state: State,
+        service: Service,
+        *,
+        magnify: int = 1,
+        count_cpu: bool = True,
+        seconds: float = 600.0,
     ) -> None:
         self.state = state
         self.hub = Hub(count_cpu=count_cpu)
         self.store = ModelStore(self.hub, service, magnify=magnify, keeps=state.real)
         self.environment = fingerprint()
-        self.meetings = [Meeting(self.store, Ranks(rank, state.world, seconds)) for rank in range(state.world)]
+        self.meetings = [
+            Meeting(self.store, Ranks(rank, state.world, seconds)) for rank in range(state.world)
+        ]
         self.committing: list[Committing | None] = [None] * state.world
         self.held: list[Held | None] = [None] * state.world
         self.run = ""
@@ -129,8 +137,10 @@ class Launch:
         """Give the code under test this clock, threads that live on it, and machines of eight ranks."""
         Crew.hub = self.hub
         with ExitStack() as stack:
-            stack.enter_context(mock.patch(f"{MODULES}.time", self.hub))
-            stack.enter_context(mock.patch(f"{MODULES}.namespace", self._machine))
+            for module in ("meeting", "rollcall"):
+                stack.enter_context(mock.patch(f"{PACKAGE}.{module}.time", self.hub))
+            stack.enter_context(mock.patch(f"{PACKAGE}.meeting.namespace", self._machine))
+            stack.enter_context(mock.patch(f"{PACKAGE}.speech.Workers", Crew))
             gc.disable()
             stack.callback(gc.enable)
             yield

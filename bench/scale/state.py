@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import random
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -66,7 +65,9 @@ class State:
             rows //= self.world
             return [TensorSpec(name, "float32", (rows, columns)) for name in self.names()]
         first, end = rank * rows // world, (rank + 1) * rows // world
-        shard = Shard(((first, 0), (rows, columns)), group=self.group if world == self.world else group_of(range(world)))
+        shard = Shard(
+            ((first, 0), (rows, columns)), group=self.group if world == self.world else group_of(range(world))
+        )
         return [TensorSpec(name, "float32", (end - first, columns), None, shard) for name in self.names()]
 
     @cached_property
@@ -75,7 +76,8 @@ class State:
         parameters = [f"layers.{number}.weight" for number in range(self.parameters)]
         model = {p: TensorLeaf(f"model/{p}", "torch.Parameter") for p in parameters}
         moments = {
-            p: {m: TensorLeaf(f"optimizer/state/{p}/{m}", "torch.Tensor") for m in MOMENTS} for p in parameters
+            p: {m: TensorLeaf(f"optimizer/state/{p}/{m}", "torch.Tensor") for m in MOMENTS}
+            for p in parameters
         }
         groups = [{"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "params": parameters}]
         optimizer = {"state": moments, "param_groups": groups}
@@ -106,7 +108,9 @@ class Held:
         for sheet, tensors in self.division.sheets.items():
             size = tensors[-1].end if tensors else 0
             sources = [next(taken) for _ in tensors]
-            plain = not self._state.real and not any(self._specs[s.source].name in self._own_bytes for s in sources)
+            plain = not self._state.real and not any(
+                self._specs[s.source].name in self._own_bytes for s in sources
+            )
             data = _zeros(size) if plain else memoryview(b"".join(map(self._bytes_of, sources)))
             tree = self._tree if sheet == RNG_PART else self._state.trees.get(sheet, NOTHING)
             kind = {"model": "module", "optimizer": "optimizer", RNG_PART: ""}.get(sheet, "rank")

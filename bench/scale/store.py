@@ -149,8 +149,14 @@ class ModelStore:
         if not hub.is_here:
             return
         with hub.outside():
-            rate, rates = (PUTS, service.puts_a_second) if kind in ("put", "delete") else (GETS, service.gets_a_second)
-            latency = {"put": service.put_seconds, "delete": service.put_seconds, "list": service.list_seconds}
+            rate, rates = (
+                (PUTS, service.puts_a_second) if kind in ("put", "delete") else (GETS, service.gets_a_second)
+            )
+            latency = {
+                "put": service.put_seconds,
+                "delete": service.put_seconds,
+                "list": service.list_seconds,
+            }
             asked = hub.monotonic()
             taken = max(asked, self._free[rate])
             self._free[rate] = taken + count / rates
