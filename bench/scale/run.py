@@ -74,7 +74,7 @@ class Launch:
                 meeting.join()
             self.committing[rank] = committing(self.store, lease, None, meeting)  # type: ignore[arg-type]
 
-        return self._each(act)
+        return self.each(act)
 
     def plan(self) -> Phase:
         """Let each rank find out what it writes."""
@@ -82,7 +82,7 @@ class Launch:
         def act(rank: int) -> None:
             self.held[rank] = Held(self.state, rank)
 
-        return self._each(act)
+        return self.each(act)
 
     def save(self, step: int) -> Phase:
         """Let all ranks save."""
@@ -93,13 +93,13 @@ class Launch:
             assert held is not None
             assert carrying is not None
             with self.hub.outside():
-                image = held.image()
+                image = held.image(fill=step % 256)
             done = carrying.carry_out(self._job(step, base, image.agreement), image)
             if rank == 0:
                 self.base, self.manifest = Base(done.key, f"{step:08d}"), done.manifest
             return done
 
-        return self._each(act)
+        return self.each(act)
 
     def _job(self, step: int, base: Base | None, agreement: object) -> Job:
         now = self.hub.time
@@ -109,7 +109,7 @@ class Launch:
         )  # fmt: skip
         return Job(manifest, "", b"", [], base, agreement=agreement)  # type: ignore[arg-type]
 
-    def _each(self, act: Callable[[int], object], ranks: range | list[int] | None = None) -> Phase:
+    def each(self, act: Callable[[int], object], ranks: range | list[int] | None = None) -> Phase:
         phase, begin = Phase(), self.hub.time
         tasks = []
         with self._on_the_clock():

@@ -33,7 +33,7 @@ class State:
     """A model with AdamW's moments over `world` ranks: so many parameters, of each of which, and of each of its moments,
     every rank holds `share_bytes`. `spread`: as FSDP does, a box each; else as DDP, all of it.
 
-    The bytes are zeros, unless they are to be `real`."""
+    The bytes of a snapshot are all equal, unless they are to be `real`."""
 
     world: int
     parameters: int
@@ -100,8 +100,8 @@ class Held:
         self._specs = [*specs, *generators]
         self.division = divide(self._specs, same, [*state.trees, RNG_PART], rank)
 
-    def image(self) -> Image:
-        """Return what a snapshot of it is."""
+    def image(self, fill: int = 0) -> Image:
+        """Return what a snapshot of it is; bytes that are not real are all equal to `fill`."""
         parts: dict[str, PartImage] = {}
         offset = 0
         taken = iter(self.division.taken)
@@ -111,7 +111,7 @@ class Held:
             plain = not self._state.real and not any(
                 self._specs[s.source].name in self._own_bytes for s in sources
             )
-            data = _zeros(size) if plain else memoryview(b"".join(map(self._bytes_of, sources)))
+            data = _equal(size, fill) if plain else memoryview(b"".join(map(self._bytes_of, sources)))
             tree = self._tree if sheet == RNG_PART else self._state.trees.get(sheet, NOTHING)
             kind = {"model": "module", "optimizer": "optimizer", RNG_PART: ""}.get(sheet, "rank")
             parts[sheet] = PartImage(tree, kind, {}, tensors, data, offset)
@@ -143,11 +143,14 @@ def _encoded(tree: object, part: str) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(encode_value(tree, part)))
 
 
-_zeros_are: list[memoryview] = []
+_made: dict[int, memoryview] = {}
 
 
-def _zeros(size: int) -> memoryview:
-    """Return so many zeros, which take no memory: all snapshots share them."""
-    if not _zeros_are or len(_zeros_are[0]) < size:
-        _zeros_are[:] = [memoryview(mmap.mmap(-1, max(size, 1 << 20), access=mmap.ACCESS_READ))]
-    return _zeros_are[0][:size]
+def _equal(size: int, fill: int) -> memoryview:
+    """Return so many equal bytes, which all snapshots share."""
+    if fill not in _made or len(_made[fill]) < size:
+        memory = mmap.mmap(-1, max(size, 1 << 20))
+        if fill:
+            memory.write(bytes([fill]) * len(memory))
+        _made[fill] = memoryview(memory).toreadonly()
+    return _made[fill][:size]

@@ -14,26 +14,30 @@ from holdfast.stores.base import ObjectInfo, Stream
 
 __all__ = ["ModelStore"]
 
-KEPT_BYTES = 64 << 10  # of a longer body nothing is kept but how long it is, where bodies are zeros
+KEPT_BYTES = (
+    64 << 10
+)  # of a longer body nothing is kept but its length and its last byte, where all are equal
+THREADS = 4  # that read for a rank; see `restoring.staging`
 PUTS, GETS = "puts", "gets"
 
 
 @dataclass(slots=True)
 class _Object:
-    data: bytes  # the first bytes; what follows them is zeros
+    data: bytes  # the first bytes
     size: int
     modified: float
+    fill: bytes = b"\0"  # each of those that follow
 
 
 class ModelStore:
     """The objects of one run. `magnify`: how many bytes each byte of a tensor stands for. With `keeps` it keeps all that
-    is written, else only short bodies, and long ones must be zeros."""
+    is written, else only short bodies; all bytes of a long one must be equal."""
 
     def __init__(self, hub: Hub, service: Service, *, magnify: int = 1, keeps: bool = False) -> None:
         self.url = f"model://{service.name}"
         self.appendable = service.appendable
         self.hub, self.service = hub, service
-        self.account = Account()  # of threads, and of who is no task
+        self._owed = 0.0  # seconds of requests that threads of the present task have sent, for it to wait out
         self._magnify, self._keeps = magnify, keeps
         self._folders: dict[str, dict[str, _Object]] = {}
         self._free = {PUTS: 0.0, GETS: 0.0}  # from when on the next request is taken
@@ -47,15 +51,16 @@ class ModelStore:
 
     def write_streams(self, streams: Iterable[Stream]) -> None:
         for stream in streams:
-            kept, size = bytearray(), 0
+            kept, size, fill = bytearray(), 0, b"\0"
             for piece in stream.body:
                 size += len(piece)
+                fill = bytes(piece[-1:]) or fill
                 if self._keeps or size <= KEPT_BYTES:
                     kept += piece
             head = bytes(stream.head())
             data = head + bytes(kept if self._keeps or size <= KEPT_BYTES else b"")
             self._upload(stream.key, len(head) + self._magnified(stream.key, size))
-            self._put(stream.key, _Object(data, len(head) + size, self.hub.time))
+            self._put(stream.key, _Object(data, len(head) + size, self.hub.time, fill))
 
     def _upload(self, key: str, nbytes: int) -> None:
         whole = self.service.whole_bytes
@@ -89,15 +94,14 @@ class ModelStore:
         end = found.size if end is None else end
         if end > found.size:
             raise Truncated(f"{key}: ends after {found.size} bytes; expected {end}")
-        return found.data[start:end].ljust(end - start, b"\0")
+        return found.data[start:end].ljust(end - start, found.fill)
 
     def read_into(self, key: str, start: int, target: memoryview) -> None:
         found = self._get(key)
         self._ask("get", key, self._magnified(key, len(target)))
         if start + len(target) > found.size:
             raise Truncated(f"{key}: ends after {found.size} bytes; expected {start + len(target)}")
-        there = found.data[start : start + len(target)]
-        target[: len(there)] = there  # what lies behind is zeros, as fresh memory is
+        target[:] = found.data[start : start + len(target)].ljust(len(target), found.fill)
 
     def info(self, key: str) -> ObjectInfo:
         self._ask("head", key)
@@ -133,12 +137,17 @@ class ModelStore:
         for key in keys:
             self._folders.get(key.rpartition("/")[0], {}).pop(key, None)
 
+    def settle(self) -> None:
+        """Wait until what threads of the present task have asked for is there."""
+        owed, self._owed = self._owed, 0.0
+        self.hub.sleep(owed / THREADS)
+
     # ---- the model ----------------------------------------------------------------------------------------------------
 
     def _ask(self, kind: str, key: str, nbytes: int = 0, count: int = 1, *, together: bool = False) -> None:
         """Let a request, or so many one after the other, take its time. Those `together` go at once."""
         hub, service = self.hub, self.service
-        account = hub.task.account if hub.is_here and hub.task is not None else self.account
+        account = hub.task.account if hub.task is not None else Account()
         with self._lock:
             account.requests[kind] += count
             if kind == "put":
@@ -147,6 +156,7 @@ class ModelStore:
             else:
                 account.read_bytes += nbytes
         if not hub.is_here:
+            self._owed += self._alone(kind, nbytes, count)
             return
         with hub.outside():
             rate, rates = (
@@ -164,7 +174,13 @@ class ModelStore:
             if nbytes:
                 self._pipe = max(self._pipe, taken) + nbytes / service.total_bytes_a_second
                 answered = max(answered + nbytes / service.rank_bytes_a_second, self._pipe)
-            hub.wait(answered)
+            owed, self._owed = self._owed, 0.0
+            hub.wait(answered + owed / THREADS)
+
+    def _alone(self, kind: str, nbytes: int, count: int) -> float:
+        """Return how long requests take with nobody else about."""
+        service = self.service
+        return count * service.get_seconds + nbytes / service.rank_bytes_a_second * THREADS
 
     def _magnified(self, key: str, nbytes: int) -> int:
         return nbytes * self._magnify if key.startswith("data/") and nbytes > KEPT_BYTES else nbytes

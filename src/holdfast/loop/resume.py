@@ -144,7 +144,7 @@ def _restore_one(
     if manifest.demoted:
         _refuse_demoted(manifest, state, options)
     with collector_held():
-        reader = Reader(history.store, manifest, parts, own=view.own)
+        reader = Reader(history.store, manifest, parts, own=view.own, mine=view.mine)
         rng_tree = reader.tree.pop(RNG_PART, None)
         plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
         wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}

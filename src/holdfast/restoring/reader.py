@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
+from typing import NamedTuple
 
 from holdfast.catalog.content import DataFile, open_file
+from holdfast.catalog.keys import data_prefix
 from holdfast.catalog.pieces import Piece, find
 from holdfast.core.dtypes import DTYPES
 from holdfast.core.names import name_in_file
-from holdfast.format.boxes import Run, runs
+from holdfast.format.boxes import Run, fill, runs
 from holdfast.format.digest import OWN_BLOCK_BYTES
 from holdfast.format.manifest import FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
@@ -25,12 +28,22 @@ NOTHING_OWN: Mapping[str, Sequence[FileEntry]] = MappingProxyType({})
 NO_PARTS: Mapping[str, BoxWanted] = MappingProxyType({})
 
 
+class _Sorted(NamedTuple):
+    """The files of a part: this rank's own of the save, all of the save in the order of ranks, and older ones."""
+
+    own: list[FileEntry]
+    fresh: list[FileEntry]
+    older: list[FileEntry]
+
+
 class Reader:
     """The values and tensors of one checkpoint, or of some of its parts; `trees` gives decoded (and cut) value trees,
-    `own` the files of tensors that one of several ranks has for itself.
+    `own` the files of tensors that one of several ranks has for itself, and `mine` is in the keys of those files that
+    this very rank wrote, where there are as many ranks as then.
 
-    Opening it reads headers only, and only of the files that hold a wanted tensor. `specs` has every stored tensor by
-    its full name.
+    Opening it reads headers only, and only of the files that hold a wanted tensor; of what several ranks have saved
+    just one file that holds some of it, and when it is read those that hold what is wanted. `specs` has every stored
+    tensor by its full name.
     """
 
     def __init__(
@@ -40,13 +53,18 @@ class Reader:
         parts: Iterable[str] | None = None,
         trees: Mapping[str, object] | None = None,
         own: Mapping[str, Sequence[FileEntry]] = NOTHING_OWN,
+        mine: str = "",
     ) -> None:
-        self._own = own
+        self._own, self._mine = own, mine
         self.manifest = manifest
         self.specs: dict[str, TensorSpec] = {}
         self._store = store
         self._places: dict[str, tuple[DataFile, int]] = {}  # of what lies in one file: nearly all
-        self._pieces: dict[str, tuple[Piece, ...]] = {}  # of what was saved in parts
+        self._parted: dict[
+            str, tuple[str, Sequence[FileEntry]]
+        ] = {}  # what was saved in parts: name in file, files
+        self._pieces: dict[str, tuple[Piece, ...]] = {}  # of these, where all of them were looked for
+        self._orders: dict[int, _Sorted] = {}  # by the identity of a list of files
         self._opened: dict[str, DataFile] = {}
         self.tree: dict[str, object] = {}
         self.aliases: dict[str, str] = {}
@@ -75,20 +93,35 @@ class Reader:
             self._find(name, inside, self.manifest.parts[part].files)
 
     def _find(self, name: str, inside: str, entries: Sequence[FileEntry]) -> None:
-        for entry in entries:
+        own, *_ = self._sorted(entries)
+        for entry in chain(own, entries):
             file = self._open(entry)
             index = file.by_name.get(inside)
             if index is None:
                 continue
             t = file.header.tensors[index]
-            if t.box is not None and 0 not in t.whole_shape:
-                break
-            self._places[name] = (file, index)
             self.specs[name] = TensorSpec(name, t.dtype, t.whole_shape, t.stride)
+            if t.box is None or 0 in t.whole_shape:
+                self._places[name] = (file, index)
+                return
+            self._parted[name] = (inside, entries)
+            if self.manifest.world_size == 1:
+                self.pieces(name)  # at once: what is missing is missed by who opens it
             return
-        found = find(map(self._open, entries), inside, name)
-        self._pieces[name] = found.pieces
-        self.specs[name] = TensorSpec(name, found.tensor.dtype, found.tensor.whole_shape, found.tensor.stride)
+        find((), inside, name)  # which says that it is in no file
+
+    def _sorted(self, entries: Sequence[FileEntry]) -> _Sorted:
+        """Return some files as they are asked for a box. What several ranks have written in the save itself does not
+        contradict each other, so that these may be asked in any order."""
+        found = self._orders.get(id(entries))
+        if found is None:
+            manifest = self.manifest
+            prefix = f"{data_prefix(manifest.step, manifest.attempt)}/" if manifest.world_size > 1 else "\n"
+            fresh = [entry for entry in entries if entry.key.startswith(prefix)]
+            own = [entry for entry in fresh if self._mine and self._mine in entry.key]
+            older = [entry for entry in entries if not entry.key.startswith(prefix)]
+            found = self._orders[id(entries)] = _Sorted(own, fresh, older)
+        return found
 
     def _open(self, entry: FileEntry) -> DataFile:
         file = self._opened.get(entry.key)
@@ -103,11 +136,39 @@ class Reader:
     def pieces(self, name: str) -> tuple[Piece, ...]:
         """Return where the bytes of a tensor lie, in their order; a tied name is its tensor's."""
         name = self.aliases.get(name, name)
-        if name in self._pieces:
+        if name in self._parted:
+            if name not in self._pieces:
+                inside, entries = self._parted[name]
+                self._pieces[name] = find(map(self._open, entries), inside, name).pieces
             return self._pieces[name]
         file, index = self._places[name]
         t = file.header.tensors[index]
         return (Piece(file, 0, t.start, t.nbytes),) if t.nbytes else ()
+
+    def _pieces_of(self, name: str, wanted: Sequence[Run]) -> tuple[Piece, ...]:
+        """Return pieces of a tensor in which some runs of it lie, from as few files as possible: this rank's own, then
+        those of ranks that stand where the runs do, as spread tensors mostly are."""
+        name = self.aliases.get(name, name)
+        if name not in self._parted:
+            return self.pieces(name)
+        inside, entries = self._parted[name]
+        spec, files = self.specs[name], self._sorted(entries)
+        gaps = [(run.at, run.at + run.size) for run in wanted]
+        pieces: list[Piece] = []
+        asked = chain(files.own, _outwards(files.fresh, wanted[0].at / spec.nbytes), files.older)
+        while gaps and (entry := next(asked, None)) is not None:
+            file = self._open(entry)
+            index = file.by_name.get(inside)
+            if index is None:
+                continue
+            t = file.header.tensors[index]
+            if (t.dtype, t.whole_shape) != (spec.dtype, spec.shape):
+                break
+            used, gaps = fill(gaps, t.runs())
+            pieces += [Piece(file, run.at, t.start + run.source, run.size) for run in used]
+        if gaps:
+            return self.pieces(name)  # which says what is wrong
+        return tuple(sorted(pieces, key=lambda piece: piece.at))
 
     def places(self, name: str) -> list[tuple[str, int, int]]:
         """Return (file key, first byte, end byte) of each stretch of files that a tensor's bytes lie in, in order."""
@@ -128,7 +189,7 @@ class Reader:
         wanted: dict[str, list[tuple[int, str]]] = {key: [] for key in sorted(self._opened)}
         split: list[str] = []
         for name in names:
-            if name in self._pieces:
+            if name in self._parted:
                 split.append(name)
                 continue
             file, index = self._places[name]
@@ -146,7 +207,7 @@ class Reader:
             self._cut(self._opened[key], found, slabs[key], out)
         for name in split:
             spec = self.specs[name]
-            out[name] = HostTensor(spec, assemble(self._pieces[name], 0, spec.nbytes), owned=True)
+            out[name] = HostTensor(spec, assemble(self.pieces(name), 0, spec.nbytes), owned=True)
         self._read_parts(parts, out)
         return out
 
@@ -159,9 +220,8 @@ class Reader:
                 out[key] = HostTensor(spec, memoryview(b""))
                 continue
             keys.append((key, spec))
-            wanted.append(
-                (self.pieces(name), runs(shape, box, None, DTYPES[spec.dtype].itemsize), spec.nbytes)
-            )
+            there = list(runs(shape, box, None, DTYPES[spec.dtype].itemsize))
+            wanted.append((self._pieces_of(name, there), there, spec.nbytes))
         for (key, spec), data in zip(keys, assemble_runs(wanted), strict=True):
             out[key] = HostTensor(spec, data)
 
@@ -198,3 +258,13 @@ class Reader:
         slabs = slabs_of(piece.file, piece.file.blocks_of(piece.start + first, piece.start + end))
         read_slabs(slabs)
         return HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(piece.start + first))
+
+
+def _outwards(files: Sequence[FileEntry], place: float) -> Iterator[FileEntry]:
+    """Yield files, from the one on that stands at a place between 0 and 1."""
+    middle = min(int(place * len(files)), len(files) - 1)
+    for far in range(len(files)):
+        if middle + far < len(files):
+            yield files[middle + far]
+        if 0 < far <= middle:
+            yield files[middle - far]
