@@ -18,7 +18,7 @@ from holdfast.core.errors import HoldfastError, RanksDisagree
 from holdfast.core.processes import has_ended, namespace, process_start
 from holdfast.distributed.ranks import Ranks
 from holdfast.distributed.rollcall import PREFIX, RollCall, ack_key, hello_key, opening_key
-from holdfast.distributed.speech import look_for, look_for_all, put_word
+from holdfast.distributed.speech import drop_all, look_for, look_for_all, put_word
 from holdfast.distributed.words import Ack, Company, Hello, Opening, Process
 from holdfast.stores import Store
 
@@ -83,7 +83,7 @@ class Meeting:
         self.near = {r: near for r, hello in roll.told.items() if (near := _seen(hello, here))}
         # Not before: a rank that is slow to leave the launch before may still be hearing how its last save ended.
         mine = (f"{PREFIX}/{generation:012d}/", f"{PREFIX}/opening-")
-        self.store.delete([key for key in self.store.names(PREFIX) if not key.startswith(mine)])
+        drop_all(self.store, [key for key in self.store.names(PREFIX) if not key.startswith(mine)])
 
     def _opening(self, run: str, nonces: dict[str, str]) -> Opening:
         world = self.ranks.world
@@ -160,7 +160,7 @@ class Meeting:
     def forget(self, topic: str) -> None:
         """Free what was said on a topic that everybody has heard."""
         with contextlib.suppress(HoldfastError):  # the next launch frees it
-            self.store.delete(self.store.names(self._place(topic)))
+            drop_all(self.store, self.store.names(self._place(topic)))
 
     def missing(self, heard: Sequence[int]) -> str:
         """Return the names of those who were not heard, and what is known of them."""

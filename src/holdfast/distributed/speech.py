@@ -13,11 +13,12 @@ from holdfast.format.documents import decode_document
 from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
-__all__ = ["look_for", "look_for_all", "put_all", "put_word"]
+__all__ = ["drop_all", "look_for", "look_for_all", "put_all", "put_word"]
 
 Word = TypeVar("Word")
 
 AT_ONCE = 64  # requests: enough to wait for the store's rate and not for its latency
+DROPPED_KEYS = 1_000  # in one request
 
 
 def put_word(store: Store, key: str, word: object) -> None:
@@ -51,3 +52,14 @@ def look_for_all(store: Store, keys: Sequence[str], kind: type[Word]) -> list[Wo
         return [look_for(store, key, kind) for key in keys]
     with Workers(AT_ONCE, "holdfast-words") as pool:
         return list(pool.map(lambda key: look_for(store, key, kind), keys))
+
+
+def drop_all(store: Store, keys: Sequence[str]) -> None:
+    """Free words that nobody looks for any more."""
+    some = [keys[at : at + DROPPED_KEYS] for at in range(0, len(keys), DROPPED_KEYS)]
+    if len(some) < 2:
+        store.delete(keys)
+        return
+    with Workers(AT_ONCE, "holdfast-words") as pool:
+        for _ in pool.map(store.delete, some):
+            pass
