@@ -84,7 +84,7 @@ class Hub:
         self._computed = 0.0  # what it has computed before that, since it was last let run
         self.switches = 0
 
-    # ---- for the code under test ------------------------------------------------------------------------------------
+    # ---- for the code under test -------------------------------------------------------------------------------
 
     def now(self) -> float:
         return self.monotonic()
@@ -95,7 +95,7 @@ class Hub:
     def sleep(self, seconds: float) -> None:
         self.wait(self.monotonic() + seconds)
 
-    # ---- for the model ------------------------------------------------------------------------------------------------
+    # ---- for the model -------------------------------------------------------------------------------------------
 
     @property
     def is_here(self) -> bool:
@@ -168,7 +168,7 @@ class Hub:
 
 
 class Crew:
-    """Stands for `core.workers.Workers` on a hub's clock: at most `count` calls at a time, each in a task of its own."""
+    """Stands for `core.workers.Workers` on a hub's clock: at most `count` calls at a time, in tasks of their own."""
 
     hub: Hub  # of the simulation under way
 

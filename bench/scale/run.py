@@ -31,6 +31,7 @@ PACKAGE = "holdfast.distributed"
 class Phase:
     """What each rank has cost in it, by rank, and how long it took until the last was done."""
 
+    begin: float = 0.0
     accounts: list[Account] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -110,7 +111,8 @@ class Launch:
         return Job(manifest, "", b"", [], base, agreement=agreement)  # type: ignore[arg-type]
 
     def each(self, act: Callable[[int], object], ranks: range | list[int] | None = None) -> Phase:
-        phase, begin = Phase(), self.hub.time
+        begin = self.hub.time
+        phase = Phase(begin)
         tasks = []
         with self._on_the_clock():
             for rank in range(self.state.world) if ranks is None else ranks:

@@ -16,6 +16,7 @@ class Service:
     put_seconds: float
     get_seconds: float
     list_seconds: float
+    delete_seconds: float
     puts_a_second: float
     gets_a_second: float
     rank_bytes_a_second: float
@@ -33,6 +34,7 @@ S3 = Service(
     put_seconds=0.040,
     get_seconds=0.020,
     list_seconds=0.080,
+    delete_seconds=0.150,  # of a thousand
     # https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html
     puts_a_second=3_500.0,
     gets_a_second=5_500.0,
@@ -46,6 +48,7 @@ PARALLEL_FS = Service(
     put_seconds=0.004,  # create, fsync, rename
     get_seconds=0.0005,
     list_seconds=0.005,
+    delete_seconds=0.0005,
     puts_a_second=20_000.0,
     gets_a_second=60_000.0,
     rank_bytes_a_second=2.0e9,

@@ -30,8 +30,8 @@ ITEM_BYTES = 4
 
 @dataclass(frozen=True)
 class State:
-    """A model with AdamW's moments over `world` ranks: so many parameters, of each of which, and of each of its moments,
-    every rank holds `share_bytes`. `spread`: as FSDP does, a box each; else as DDP, all of it.
+    """A model with AdamW's moments over `world` ranks: so many parameters. Of each, and of each of its moments, every
+    rank holds `share_bytes`. `spread`: as FSDP does, a box each; else as DDP, all of it.
 
     The bytes of a snapshot are all equal, unless they are to be `real`."""
 

@@ -30,8 +30,8 @@ class _Object:
 
 
 class ModelStore:
-    """The objects of one run. `magnify`: how many bytes each byte of a tensor stands for. With `keeps` it keeps all that
-    is written, else only short bodies; all bytes of a long one must be equal."""
+    """The objects of one run. `magnify`: how many bytes each byte of a tensor stands for. With `keeps` it keeps all
+    that is written, else only short bodies; all bytes of a long one must be equal."""
 
     def __init__(self, hub: Hub, service: Service, *, magnify: int = 1, keeps: bool = False) -> None:
         self.url = f"model://{service.name}"
@@ -44,7 +44,7 @@ class ModelStore:
         self._pipe = 0.0  # from when on there is bandwidth that nobody has yet
         self._lock = threading.Lock()
 
-    # ---- writing ------------------------------------------------------------------------------------------------------
+    # ---- writing -------------------------------------------------------------------------------------------------
 
     def write(self, key: str, data: Sequence[Buffer]) -> None:
         self.write_streams([Stream(key, 0, data, bytes)])
@@ -85,7 +85,7 @@ class ModelStore:
         whole = (there.data if there is not None else b"") + bytes(data)
         self._put(key, _Object(whole, len(whole), self.hub.time))
 
-    # ---- reading ------------------------------------------------------------------------------------------------------
+    # ---- reading -------------------------------------------------------------------------------------------------
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         found = self._find(key)
@@ -137,12 +137,16 @@ class ModelStore:
         for key in keys:
             self._folders.get(key.rpartition("/")[0], {}).pop(key, None)
 
+    def moment(self, key: str) -> float:
+        """Return when an object became what it is."""
+        return self._get(key).modified
+
     def settle(self) -> None:
         """Wait until what threads of the present task have asked for is there."""
         owed, self._owed = self._owed, 0.0
         self.hub.sleep(owed / THREADS)
 
-    # ---- the model ----------------------------------------------------------------------------------------------------
+    # ---- the model -----------------------------------------------------------------------------------------------
 
     def _ask(self, kind: str, key: str, nbytes: int = 0, count: int = 1, *, together: bool = False) -> None:
         """Let a request, or so many one after the other, take its time. Those `together` go at once."""
@@ -164,7 +168,7 @@ class ModelStore:
             )
             latency = {
                 "put": service.put_seconds,
-                "delete": service.put_seconds,
+                "delete": service.delete_seconds,
                 "list": service.list_seconds,
             }
             asked = hub.monotonic()
