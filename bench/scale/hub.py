@@ -42,6 +42,11 @@ class Account:
         """How many requests it sent to the store."""
         return self.requests.total()
 
+    @property
+    def answered(self) -> dict[str, int]:
+        """How many of each kind, without looks for what was not there yet: these depend on who waits for whom."""
+        return {kind: count for kind, count in sorted(self.requests.items()) if kind != "miss"}
+
 
 class Task:
     """Something that a rank does, on its account."""

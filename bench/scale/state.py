@@ -95,7 +95,7 @@ class Held:
     def __init__(self, state: State, rank: int) -> None:
         self._state, self._rank = state, rank
         specs = state.specs(rank, state.world)
-        self._tree, generators, self._own_bytes = _generators(rank)
+        self._tree, generators, self.own_bytes = _generators(rank)
         same = {} if state.spread else {s.name: (state.group, range(state.world)) for s in specs}
         self._specs = [*specs, *generators]
         self.division = divide(self._specs, same, [*state.trees, RNG_PART], rank)
@@ -109,7 +109,7 @@ class Held:
             size = tensors[-1].end if tensors else 0
             sources = [next(taken) for _ in tensors]
             plain = not self._state.real and not any(
-                self._specs[s.source].name in self._own_bytes for s in sources
+                self._specs[s.source].name in self.own_bytes for s in sources
             )
             data = _equal(size, fill) if plain else memoryview(b"".join(map(self._bytes_of, sources)))
             tree = self._tree if sheet == RNG_PART else self._state.trees.get(sheet, NOTHING)
@@ -120,8 +120,8 @@ class Held:
 
     def _bytes_of(self, taken: object) -> bytes:
         spec, rows = self._specs[taken.source], taken.rows  # type: ignore[attr-defined]
-        if spec.name in self._own_bytes:
-            return self._own_bytes[spec.name]
+        if spec.name in self.own_bytes:
+            return self.own_bytes[spec.name]
         row = spec.nbytes // spec.shape[0]
         first = spec.shard.box[0][0] if spec.shard is not None else 0
         first, end = rows if rows is not None else (first, first + spec.shape[0])

@@ -30,8 +30,9 @@ class _Object:
 
 
 class ModelStore:
-    """The objects of one run. `magnify`: how many bytes each byte of a tensor stands for. With `keeps` it keeps all
-    that is written, else only short bodies; all bytes of a long one must be equal."""
+    """The objects of one run. A "miss" is a request for what is not there. `magnify`: how many bytes each byte of a
+    tensor stands for. With `keeps` it keeps all that is written, else only short bodies; all bytes of a long one must
+    be equal."""
 
     def __init__(self, hub: Hub, service: Service, *, magnify: int = 1, keeps: bool = False) -> None:
         self.url = f"model://{service.name}"
@@ -89,8 +90,10 @@ class ModelStore:
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         found = self._find(key)
-        self._ask("get", key, 0 if found is None else (found.size if end is None else end) - start)
-        found = self._get(key)
+        size = 0 if found is None else (found.size if end is None else end) - start
+        self._ask("get" if found is not None else "miss", key, size)
+        if found is None:
+            raise self._missing(key)
         end = found.size if end is None else end
         if end > found.size:
             raise Truncated(f"{key}: ends after {found.size} bytes; expected {end}")
@@ -195,8 +198,11 @@ class ModelStore:
     def _get(self, key: str) -> _Object:
         found = self._find(key)
         if found is None:
-            raise NotFound(f"{self.url}: no object {key!r}")
+            raise self._missing(key)
         return found
+
+    def _missing(self, key: str) -> NotFound:
+        return NotFound(f"{self.url}: no object {key!r}")
 
     def _put(self, key: str, made: _Object) -> None:
         self._folders.setdefault(key.rpartition("/")[0], {})[key] = made
