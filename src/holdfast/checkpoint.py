@@ -156,9 +156,14 @@ class Checkpoint:
         return self._view
 
     @property
+    def seen(self) -> Manifest:
+        """The manifest as a process of its own sees it: without what each of several ranks had for itself."""
+        return self._seen.manifest
+
+    @property
     def parts(self) -> list[str]:
         """The top-level keys of the state, "rng" included."""
-        return list(self._seen.manifest.parts)
+        return list(self.seen.parts)
 
     @property
     def tensors(self) -> Mapping[str, StoredTensorView]:
@@ -173,7 +178,7 @@ class Checkpoint:
     def reader(self) -> Reader:
         """The reader behind it, with every header verified."""
         if self._reader is None:
-            self._reader = Reader(self._store, self._seen.manifest, own=self._seen.own)
+            self._reader = Reader(self._store, self.seen, own=self._seen.own)
         return self._reader
 
     @property
@@ -204,7 +209,7 @@ class Checkpoint:
             raise StateError(f"as_={as_!r} is not known; expected 'numpy', 'torch' or 'jax'")
         wanted = self.parts if parts is None else parts
         for part in wanted:
-            if part not in self._seen.manifest.parts:
+            if part not in self.seen.parts:
                 raise NoCheckpoint(
                     f"step {self.step} has no part {part!r}; its parts are: {', '.join(self.parts)}"
                 )
@@ -214,13 +219,13 @@ class Checkpoint:
     def _values(
         self, wanted: list[str], only: tuple[str, ...], as_: Literal["numpy", "torch", "jax"]
     ) -> dict[str, object]:
-        whole = {part: self._seen.manifest.parts[part].values(part) for part in wanted}
+        whole = {part: self.seen.parts[part].values(part) for part in wanted}
         trees = {p: select(t, p, only) for p, t in whole.items()} if only else whole
         trees = {p: t for p, t in trees.items() if t is not NOTHING}
         if only and not trees:
             have = ", ".join(wanted)
             raise StateError(f"only={list(only)} matches nothing in step {self.step}; its parts are: {have}")
-        reader = Reader(self._store, self._seen.manifest, trees, trees, self._seen.own)
+        reader = Reader(self._store, self.seen, trees, trees, self._seen.own)
         tensors = reader.read(reader.specs)
         return {part: materialize(tree, tensors, as_=as_) for part, tree in trees.items()}
 
@@ -231,9 +236,7 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """The number of elements in all tensors of its modules."""
-        modules = [p for p, part in self._seen.manifest.parts.items() if part.kind == "module"]
+        modules = [p for p, part in self.seen.parts.items() if part.kind == "module"]
         return sum(
-            math.prod(s.shape)
-            for n, s in self.reader.specs.items()
-            if self._seen.manifest.part_of(n) in modules
+            math.prod(s.shape) for n, s in self.reader.specs.items() if self.seen.part_of(n) in modules
         )

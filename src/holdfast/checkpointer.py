@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import math
 import os
-import sys
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar, get_args, overload
@@ -21,6 +18,7 @@ from holdfast.core.units import parse_bytes, parse_seconds
 from holdfast.distributed.ranks import RanksLike, ranks_of
 from holdfast.loop.batches import BatchSource
 from holdfast.loop.engine import Engine
+from holdfast.loop.open_runs import forget_open, note_open
 from holdfast.loop.room import WhenFull
 from holdfast.loop.saver import Overlapping, SaveSettings, WhenBusy, WriterKind
 from holdfast.loop.together import Together
@@ -35,14 +33,13 @@ __all__ = ["Checkpointer"]
 
 Batch = TypeVar("Batch")
 Word = TypeVar("Word", bound=str)
-_open: weakref.WeakSet[Checkpointer] = weakref.WeakSet()
 
 
 class Checkpointer:
     """Saves, resumes, keeps and stops one training run.
 
     Args:
-        url: the run's place: a directory, a URL (`s3://`, `gs://`, `az://`, `file://`, `memory://`), or a Store.
+        url: the run's place: a directory, a URL (`s3://`, `gs://`, `az://`, `peer://`, `file://`, ...), or a Store.
         state: the named things the run consists of: modules, optimizers, schedulers, loaders, anything with
             `state_dict`, and nested plain values. Every random generator is captured unasked.
         save: when to save (`every`, `at`, `best`, ... joined with `|`); by default every ten minutes. A run is also
@@ -80,6 +77,8 @@ class Checkpointer:
             default as torch.distributed's default group has them. (0, 1) is a process of its own.
         replicated: globs over tree paths of tensors that are the same on every rank, besides DDP's and DTensors.
         check_replicas: compare digests of all replicas at each save, and fail it where a rank holds other values.
+        broadcast: tensors that all ranks restore whole are read by rank 0 alone and handed to the others by
+            torch.distributed; for stores that many readers would slow down.
 
     Raises:
         LeaseHeld: another living process writes this run.
@@ -114,6 +113,7 @@ class Checkpointer:
         ranks: RanksLike | None = None,
         replicated: Sequence[str] = (),
         check_replicas: bool = False,
+        broadcast: bool = False,
         time: TimeSource | None = None,
     ) -> None:
         if not deadline_seconds > 0:
@@ -126,7 +126,9 @@ class Checkpointer:
         self._depth = 0
         self._foreign = False  # the loop is somebody else's: it ends when we are closed
         store = open_store(url)
-        together = Together(among, store, tuple(replicated), check_replicas) if among.several else None
+        together = (
+            Together(among, store, tuple(replicated), check_replicas, broadcast) if among.several else None
+        )
         self._engine = Engine(
             store,
             self.state,
@@ -155,7 +157,7 @@ class Checkpointer:
             time=time,
             together=together,
         )
-        _open.add(self)
+        note_open(self)
 
     @property
     def url(self) -> str:
@@ -334,7 +336,7 @@ class Checkpointer:
         self._give_up()
 
     def _give_up(self) -> None:
-        _open.discard(self)
+        forget_open(self)
         self._engine.close()
 
     def __enter__(self) -> Checkpointer:
@@ -347,7 +349,7 @@ class Checkpointer:
         if isinstance(error, Exception) and not isinstance(error, HoldfastError) and not engine.closed:
             engine.save_after(error)
         if engine.interrupts.aborted:  # a second Ctrl-C: leave at once
-            _open.discard(self)
+            forget_open(self)
         elif error is None:
             self.close()
         else:
@@ -370,16 +372,10 @@ class Checkpointer:
             if self._depth == 0:
                 engine.interrupts.remove()
 
-    def _at_exit(self) -> bool:
-        """Finish what the user left open; return False when a save failed."""
-        if self._pid != os.getpid() or self._engine.interrupts.aborted:
-            return True
-        try:
+    def _close_at_exit(self) -> None:
+        """Finish what the user left open. Raises what a save failed with."""
+        if self._pid == os.getpid() and not self._engine.interrupts.aborted:
             self._give_up()
-        except HoldfastError as e:
-            print(f"holdfast: {e}", file=sys.stderr)
-            return False
-        return True
 
 
 def _word(name: str, value: Word, kind: object) -> Word:
@@ -387,13 +383,3 @@ def _word(name: str, value: Word, kind: object) -> Word:
     if value not in allowed:
         raise PolicyError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
     return value
-
-
-@atexit.register
-def _close_all() -> None:
-    """Make every open run durable before the interpreter ends; a failed save is an exit code that is not zero."""
-    sound = [c._at_exit() for c in list(_open)]
-    if not all(sound):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)

@@ -53,7 +53,7 @@ def choose_part(checkpoint: Checkpoint) -> str:
     Raises:
         NoCheckpoint: there is no such part; the message lists what there is.
     """
-    modules = [name for name, part in checkpoint.manifest.parts.items() if part.kind == "module"]
+    modules = [name for name, part in checkpoint.seen.parts.items() if part.kind == "module"]
     if len(modules) == 1:
         return modules[0]
     if "model" in checkpoint.parts:
@@ -98,7 +98,7 @@ def export_part(
     for made in (path, *([beside] if key is not None else [])):
         if not overwrite and made.exists():
             raise AlreadyExists(f"{made} exists already; remove it first, or force the export")
-    stored = checkpoint.manifest.parts[part]
+    stored = checkpoint.seen.parts[part]
     specs = _laid_out(checkpoint, part)
     aliases = {name_in_file(part, a): name_in_file(part, b) for a, b in stored.aliases.items()}
     header = _header(part, specs, aliases)
@@ -124,7 +124,7 @@ def export_part(
 
 def _laid_out(checkpoint: Checkpoint, part: str) -> list[TensorSpec]:
     """Return the part's tensors in the order of the file: widest element first, so that each is aligned."""
-    part_of = checkpoint.manifest.part_of
+    part_of = checkpoint.seen.part_of
     specs = [s for name, s in checkpoint.reader.specs.items() if part_of(name) == part]
     if not specs:
         raise StateError(

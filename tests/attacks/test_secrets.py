@@ -32,7 +32,7 @@ FORMS = [
 ]  # fmt: skip
 VARIABLES = [
     "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY", "GOOGLE_SERVICE_ACCOUNT_KEY", "HF_TOKEN", "WANDB_API_KEY",
-    "GITHUB_TOKEN", "DATABASE_URL", PASSPHRASE_VARIABLE, "MY_PASSWORD",
+    "GITHUB_TOKEN", "DATABASE_URL", PASSPHRASE_VARIABLE, "MY_PASSWORD", "HOLDFAST_PEER_SECRET",
 ]  # fmt: skip
 
 
@@ -83,6 +83,7 @@ URLS = [
     f"gs://bucket/run?key={SECRET}", f"gs://u:{SECRET}@bucket/run", f"https://u:{SECRET}@host/run", f"https://host/run?X-Amz-Signature={SECRET}",
     f"ftp://u:{SECRET}@host/x", f"s3a://k:{SECRET}@b/r@5", f"s3://k:{SECRET}@b@best", f"s3://bucket/run?profile=p&password={SECRET}",
     f"s3://bucket/run?single_writer={SECRET}", f"S3://AKIA:{SECRET}@bucket/run", f"postgres://u:{SECRET}@db/x",
+    f"peer://u:{SECRET}@host/run", f"peer://host/run?secret={SECRET}", f"peer://host/run#{SECRET}", f"peers://a,b,u:{SECRET}@c/run", f"peers://a,b,c/run?copies={SECRET}",
 ]  # fmt: skip
 
 
@@ -109,7 +110,7 @@ VERBS = [
 
 def test_every_verb_is_among_them() -> None:
     verbs = {c.name or c.callback.__name__ for c in build().registered_commands if c.callback is not None}
-    assert verbs - {v[0] for v in VERBS} == {"keygen"}  # it takes no URL
+    assert verbs - {v[0] for v in VERBS} == {"keygen", "peer"}  # they take no URL
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda v: v[0])

@@ -16,7 +16,9 @@ import numpy as np
 
 import holdfast
 from holdfast import EarlyStopping, best, every
+from holdfast.core.errors import OutOfSpace
 from holdfast.distributed import lanes
+from holdfast.saving import job
 
 POINTS = {  # when a rank is killed: at the n-th time that this function of this file is entered
     "snapshot": ("saving/snapshot.py", "copy"),
@@ -49,6 +51,18 @@ def kill_at(point: str, step: int, ckpt: list[holdfast.Checkpointer]) -> None:
     ) else threading.settrace(trace)
 
 
+def fill(step: int, ckpt: list[holdfast.Checkpointer]) -> None:
+    """Have the disk be full when training has come to a step."""
+    real = job.persist_parts
+
+    def full(*args, **kwargs):  # type: ignore[no-untyped-def]
+        if ckpt[0].step == step:
+            raise OutOfSpace("no space left on device")
+        return real(*args, **kwargs)
+
+    job.persist_parts = full  # type: ignore[assignment]
+
+
 def main() -> None:
     order = json.loads(sys.argv[1])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -65,6 +79,8 @@ def main() -> None:
     found: list[holdfast.Checkpointer] = []
     if order.get("kill") and rank in order["kill"]:
         kill_at(order["point"], order["at"], found)
+    if order.get("full") == rank:
+        fill(order["at"], found)
     stop = EarlyStopping("loss", mode="min", patience=3) if order.get("stop") else None
     ckpt = holdfast.Checkpointer(
         order["run"], state, save=rules[order.get("save", "steps")], stop=stop,

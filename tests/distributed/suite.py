@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Net(nn.Module):
 MESHES: dict[tuple[Any, ...], DeviceMesh] = {}
 SHAPES = {
     "dp": [(1,), (2,), (3,), (4,)], "tp": [(2,)], "replicate shard": [(2, 2)], "dp tp": [(2, 2)], "pp dp": [(2, 2)],
-    "x y": [(2, 2)], "r s": [(2, 2)],
+    "x y": [(2, 2)], "r s": [(2, 2)], "x y z": [(2, 1, 2), (1, 2, 2)],
 }  # fmt: skip
 
 
@@ -306,11 +306,100 @@ def scenario_boxes() -> None:
                     wrong.append([list(shape), str(given), list(b.offsets), list(b.shape)])
             if there != d.to_local().numel():
                 wrong.append([list(shape), str(given), there])
+    for shape3 in ((2, 1, 2), (1, 2, 2)):
+        mesh = mesh_of(shape3, ("x", "y", "z"))
+        full = torch.arange(5 * 6 * 7, dtype=torch.float32).reshape(5, 6, 7)
+        for given in (
+            [Shard(0), Shard(1), Shard(2)], [Shard(2), Replicate(), Shard(0)], [Replicate(), Shard(1), Shard(1)],
+            [Shard(0), Shard(0), Shard(0)], [_StridedShard(1, split_factor=shape3[2]), Replicate(), Shard(1)],
+        ):  # fmt: skip
+            try:
+                d = distribute_tensor(full, mesh, given)
+            except AssertionError:  # torch itself does not cut so
+                continue
+            boxes, _ = held_boxes(d)
+            for b in boxes:
+                cut = full[tuple(slice(o, o + n) for o, n in zip(b.offsets, b.shape, strict=True))]
+                if not torch.equal(cut, b.value):
+                    wrong.append([list(shape3), str(given), list(b.offsets), list(b.shape)])
+            if sum(b.value.numel() for b in boxes) != d.to_local().numel():
+                wrong.append([list(shape3), str(given)])
     tell("boxes", wrong=wrong)
 
 
-def positions(sampler: Any) -> Iterator[list[int]]:
-    yield from sampler
+def scenario_optimizers() -> None:
+    """Stages of a pipeline with two optimizers each; then one process that has both stages."""
+
+    def state_of(layout: str, seed: int) -> dict[str, Any]:
+        model = LAYOUTS[layout][1](seed)
+        matrices = [p for p in model.parameters() if p.dim() == 2]
+        others = [p for p in model.parameters() if p.dim() != 2]
+        return {
+            "model": model,
+            "matrices": torch.optim.SGD(matrices, lr=0.1, momentum=0.9),
+            "others": torch.optim.AdamW(others, lr=0.01),
+        }
+
+    def told_of(state: dict[str, Any]) -> dict[str, str]:
+        return contents(state["model"], state["matrices"]) | contents(state["model"], state["others"])
+
+    found = {}
+    for name, layout, seed in (
+        ("saved", "pp-2", 7),
+        ("again", "pp-2", 8),
+        ("plain", "plain", 9),
+        ("wide", "fsdp-2", 10),
+    ):
+        world = LAYOUTS[layout][0]
+        if world > RANK:
+            state = state_of(layout, seed)
+            with holdfast.Checkpointer(
+                str(OUT / "optimizers"),
+                state,
+                ranks=(RANK, world, 60),
+                writer="thread",
+                save=every(steps=100),
+            ) as ckpt:
+                if name == "saved":
+                    state["model"](torch.randn(4, 7 if RANK else 6)).sum().backward()
+                    state["matrices"].step()
+                    state["others"].step()
+                    ckpt.save()
+                else:
+                    ckpt.restore()
+            keyed = contents(state["model"], state["matrices"])
+            found[name] = told_of(state) | keyed
+        dist.barrier()
+    tell("optimizers", **found)
+
+
+def scenario_broadcast() -> None:
+    """What all ranks need whole is read by rank 0 alone."""
+    found = {}
+    if RANK < 4:
+        for seed in (7, 8):
+            torch.manual_seed(seed)
+            model = nn.parallel.DistributedDataParallel(nn.Linear(512, 512))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            counting = Counting(open_store(str(OUT / "handed")))
+            with holdfast.Checkpointer(
+                counting,
+                {"model": model, "optimizer": optimizer},
+                ranks=(RANK, 4, 60),
+                writer="thread",
+                broadcast=True,
+            ) as ckpt:
+                if seed == 7:
+                    model(torch.randn(3, 512)).sum().backward()
+                    optimizer.step()
+                    ckpt.save()
+                else:
+                    counting.read_data = 0
+                    ckpt.restore()
+                    found["read"] = counting.read_data
+            found[f"digest-{seed}"] = local(model, optimizer)
+    tell("broadcast", **found)
+    dist.barrier()
 
 
 def scenario_data() -> None:

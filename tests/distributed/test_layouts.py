@@ -26,7 +26,7 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("suite")
-    scenarios = ["boxes", "layouts", "exact", "amplification", "data", "tp_pair"]
+    scenarios = ["boxes", "layouts", "exact", "amplification", "data", "tp_pair", "broadcast", "optimizers"]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(SUITE), str(out),
         *scenarios,
@@ -66,7 +66,7 @@ def test_what_one_layout_saves_every_other_restores(out: Path, source: str) -> N
 def test_it_is_whole_without_torch(out: Path, source: str) -> None:
     checkpoint = holdfast.Run(str(out / source)).latest
     assert list(checkpoint.verify()) == []
-    model = checkpoint.load(as_="numpy")["model"]
+    model = checkpoint.values(as_="numpy")["model"]
     assert {name: np.asarray(value).shape for name, value in model.items()} == {
         "layers.a.weight": (10, 6), "layers.a.bias": (10,), "layers.b.weight": (7, 10), "layers.b.bias": (7,),
         "layers.norm.weight": (7,), "layers.norm.bias": (7,), "layers.c.weight": (3, 7), "layers.c.bias": (3,),
@@ -90,6 +90,23 @@ def test_no_more_is_read_than_is_needed(out: Path, source: str, layout: str) -> 
         # Aligned up: to pages, and what a rank has for itself.
         assert rank["needed"] <= rank["read"] <= rank["needed"] + (64 << 10)
         assert rank["digest-1"] == rank["digest-2"]
+
+
+def test_stages_with_several_optimizers_each(out: Path) -> None:
+    ranks = told(out, "optimizers")
+    saved = ranks[0]["saved"] | ranks[1]["saved"]
+    assert len(saved) == 8 + 3 * 1 + 5 * 3
+    assert [r["again"] for r in ranks[:2]] == [r["saved"] for r in ranks[:2]]
+    assert ranks[0]["plain"] == saved
+    assert ranks[0]["wide"] == ranks[1]["wide"] == saved
+
+
+def test_what_all_need_is_read_once_and_handed_on_when_asked(out: Path) -> None:
+    ranks = told(out, "broadcast")
+    assert len({rank["digest-7"] for rank in ranks} | {rank["digest-8"] for rank in ranks}) == 1
+    needed = 2 * (512 * 512 + 512) * 4
+    assert needed <= ranks[0]["read"] <= needed + (64 << 10)
+    assert all(rank["read"] < (64 << 10) for rank in ranks[1:])
 
 
 def test_samples_go_on_in_their_global_order(out: Path) -> None:

@@ -120,6 +120,19 @@ def test_a_rank_that_has_diverged_is_named(tmp_path: Path) -> None:
     assert holdfast.Run(str(tmp_path / "run")).latest.step == 4
 
 
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_of_one_rank_fails_the_save_on_all_and_leaves_nothing(tmp_path: Path, full: int) -> None:
+    run = tmp_path / "run"
+    ended = each(2, order(run, "x", full=full, at=4, writer="thread"), LONE)
+    assert all(code > 0 for code, _ in ended)
+    for _, words in ended:
+        assert f"rank {full}" in words
+        assert "no space left on device" in words
+    assert holdfast.Run(str(run)).steps == [2]
+    assert {path.name[:12] for path in (run / "data").iterdir() if any(path.iterdir())} == {"000000000002"}
+    assert [code for code, _ in each(2, order(run, "again"), LONE)] == [0, 0]
+
+
 def test_all_fall_back_together_when_one_rank_finds_damage(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert [code for code, _ in each(2, order(run, "first", steps=6), LONE)] == [0, 0]
@@ -183,4 +196,4 @@ def test_what_did_not_change_is_not_written_again(tmp_path: Path) -> None:
     assert all(n < big.nbytes / 10 for n in new[1:])
     for checkpoint in holdfast.Run(str(tmp_path / "run")):
         assert list(checkpoint.verify()) == []
-        assert np.array_equal(np.asarray(checkpoint.load(as_="numpy")["base"]["w"]), big)
+        assert np.array_equal(np.asarray(checkpoint.values(as_="numpy")["base"]["w"]), big)

@@ -29,7 +29,7 @@ import pytest
 from command_line import verbs
 from markdown_pages import PAGES, ROOT, Block, blocks, page_id
 
-from holdfast import checkpointer
+from holdfast.loop import open_runs
 
 torch = pytest.importorskip("torch")
 
@@ -51,7 +51,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield tmp_path
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
-    for left in list(checkpointer._open):
+    for left in list(open_runs._open):
         left.close()
 
 

@@ -126,7 +126,7 @@ class _Comparison:
 
     def _names(self, checkpoint: Checkpoint, part: str | None) -> dict[str, str]:
         """Return the part that each tensor belongs to, by name."""
-        owner = {name: checkpoint.manifest.part_of(name) for name in checkpoint.tensors}
+        owner = {name: checkpoint.seen.part_of(name) for name in checkpoint.tensors}
         return {name: of for name, of in owner.items() if part is None or of == part}
 
     def _tied_alike(self, name: str) -> bool:

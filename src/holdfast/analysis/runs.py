@@ -90,7 +90,7 @@ def stored_bytes(run: Run) -> int:
 
 def data_bytes(checkpoint: Checkpoint, part: str | None = None) -> int:
     """Return the bytes of tensor data in the files that a checkpoint, or one part of it, refers to."""
-    parts = checkpoint.manifest.parts.items()
+    parts = checkpoint.seen.parts.items()
     files = {f.key: f.size - f.header_size for name, p in parts if part in (None, name) for f in p.files}
     return sum(files.values())
 

@@ -146,7 +146,7 @@ def _give_own(view: View, manifest: Manifest, rank: int, own: Own, *, only: str 
     """Put what a rank had for itself in the place of what rank 0 had."""
     parts = view.manifest.parts
     for name, values in own.values.items():
-        if not only or name == only:
+        if (not only or name == only) and not (manifest.demoted and name not in parts):
             parts[name] = Part(
                 values.tree, values.kind, parts[name].files if name in parts else [], values.aliases
             )
@@ -159,7 +159,7 @@ def _merge(view: View, manifest: Manifest, rank: int, own: Own) -> None:
     """Add what a rank had of parts that held other tensors there than on rank 0, such as a stage of a pipeline."""
     parts = view.manifest.parts
     for name, values in own.values.items():
-        if not values.apart:
+        if not values.apart or (manifest.demoted and name not in parts):
             continue
         there = parts.get(name)
         theirs = Part(values.tree, values.kind, there.files if there is not None else [], values.aliases)

@@ -20,6 +20,7 @@ from holdfast.cli.export import export
 from holdfast.cli.keygen import keygen
 from holdfast.cli.ls import ls
 from holdfast.cli.output import fail, line, note
+from holdfast.cli.peer import peer
 from holdfast.cli.plan import plan
 from holdfast.cli.prune import prune
 from holdfast.cli.repair import repair
@@ -61,6 +62,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     export,
     sign,
     keygen,
+    peer,
 )
 
 # click's UsageError, by way of a subclass that every typer has: newer ones bring a click of their own.

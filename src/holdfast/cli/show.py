@@ -66,7 +66,7 @@ def show(
 
 
 def _print_head(run: Run, checkpoint: Checkpoint, record: CheckpointRecord) -> None:
-    manifest, clock = checkpoint.manifest, checkpoint.clock
+    manifest, clock = checkpoint.seen, checkpoint.clock
     files = len(manifest.file_keys)
     counters = [("epoch", clock.epoch), ("samples", clock.samples), ("tokens", clock.tokens)]
     line(
@@ -95,6 +95,7 @@ def _print_head(run: Run, checkpoint: Checkpoint, record: CheckpointRecord) -> N
             "attempt",
             text(f"{manifest.attempt}", ("  after " + manifest.parent if manifest.parent else "", "dim")),
         ),
+        ("ranks", manifest.world_size if manifest.world_size > 1 else ""),
         ("signed", _signers(run, checkpoint.step)),
         *_environment(checkpoint.environment),
     ]
@@ -121,7 +122,7 @@ def _environment(environment: dict[str, str]) -> Iterator[tuple[str, object]]:
 def _rows(checkpoint: Checkpoint, parts: list[str], depth: int) -> Iterator[list[object]]:
     guides = stdout().is_terminal
     for node in outline(checkpoint, parts):
-        kind = checkpoint.manifest.parts[node.name].kind if node.name in checkpoint.manifest.parts else ""
+        kind = checkpoint.seen.parts[node.name].kind if node.name in checkpoint.seen.parts else ""
         yield [text((node.name, "bold")), _contents(node, kind), _size(node)]
         yield from _below(node, "", depth, guides=guides)
 
@@ -162,7 +163,7 @@ def _size(node: Node) -> Text:
 def _document(
     run: Run, checkpoint: Checkpoint, record: CheckpointRecord, parts: list[str]
 ) -> dict[str, object]:
-    reader, manifest = checkpoint.reader, checkpoint.manifest
+    reader, manifest = checkpoint.reader, checkpoint.seen
     tensors = [
         {"name": name, **spec_document(view.spec), "tied_to": reader.aliases.get(name)}
         for name, view in checkpoint.tensors.items()

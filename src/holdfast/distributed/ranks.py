@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from holdfast.core.errors import PolicyError
 from holdfast.state.registry import jax_group, torch_group
 
-__all__ = ["Ranks", "RanksLike", "ranks_of"]
+__all__ = ["Ranks", "RanksLike", "ranks_here", "ranks_of"]
 
 MAX_RANKS = 100_000
+# Of torchrun, Open MPI, MPICH, SLURM.
+_LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,15 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this one holds the run and commits."""
         return self.rank == 0
+
+
+def ranks_here() -> int:
+    """Return how many ranks run on this machine, as far as the launcher says so; else 1."""
+    for name in _LOCAL_SIZES:
+        found = os.environ.get(name, "").partition("(")[0]
+        if found.isdecimal() and int(found) > 0:
+            return int(found)
+    return 1
 
 
 RanksLike = tuple[int, int] | tuple[int, int, float] | Ranks

@@ -147,10 +147,11 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What became of a save: the key and ordinal of its manifest, or why there is none. After a restore that not every
-    rank could make, `instead` is an older checkpoint that is tried next."""
+    """What became of a save: the key and ordinal of its manifest, or why there is none; `unknown`: it may be there all
+    the same. After a restore that not every rank could make, `instead` is the checkpoint that all leave out next."""
 
     key: str = ""
     ordinal: Count = 0
     error: str = ""
+    unknown: bool = False
     instead: int = -1

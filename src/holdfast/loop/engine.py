@@ -22,7 +22,7 @@ from holdfast.format.manifest import clock_from_doc
 from holdfast.loop.batches import BatchSource
 from holdfast.loop.interrupts import Interrupts
 from holdfast.loop.pending import PendingGradients
-from holdfast.loop.resume import ALONE, Restored, restore_state
+from holdfast.loop.resume import ALONE, Fetch, Restored, restore_state
 from holdfast.loop.room import Room
 from holdfast.loop.saver import SaveHow, Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
@@ -31,6 +31,7 @@ from holdfast.loop.together import Together, check_settings
 from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict
 from holdfast.replication.replicas import Replicas
+from holdfast.restoring.reader import Reader
 from holdfast.saving.committing import Here
 from holdfast.saving.job import Host
 from holdfast.saving.remote import WriterProcess, can_have_process
@@ -155,13 +156,25 @@ class Engine:
         options = replace(self._options, only=tuple(only))
         ranks = self._together.ranks if self._together is not None else ALONE
 
-        def attempt(one: int | str, left_out: Mapping[int, str]) -> Restored:
+        def attempt(one: int | str, left_out: Mapping[int, str], fetch: Fetch) -> Restored:
             history, trust, mend = self.session.history, self._trust, self.replicas.mend
             return restore_state(
-                history, self.state, one, options, trust=trust, mend=mend, ranks=ranks, left_out=left_out
+                history,
+                self.state,
+                one,
+                options,
+                trust=trust,
+                mend=mend,
+                ranks=ranks,
+                left_out=left_out,
+                fetch=fetch,
             )
 
-        restored = attempt(which, {}) if self._together is None else self._together.restore(which, attempt)
+        restored = (
+            attempt(which, {}, Reader.read)
+            if self._together is None
+            else self._together.restore(which, attempt)
+        )
         came_from = self.replicas.brought.get(restored.manifest.step)
         if came_from is not None:
             restored.report.notes.append(f"it was brought back from the mirror {came_from}")

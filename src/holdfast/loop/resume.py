@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias
@@ -22,10 +22,13 @@ from holdfast.saving.environment import differences, fingerprint
 from holdfast.saving.plan import RNG_PART
 from holdfast.state.place import RestorePlan, materialize, plan_restore
 from holdfast.state.reports import RestoreOptions, RestoreReport
+from holdfast.state.restoring import BoxWanted
 from holdfast.state.rng import fold_into_rng, restore_rng
+from holdfast.state.tensors import HostTensor
 
 __all__ = ["Restored", "restore_state"]
 
+Fetch: TypeAlias = Callable[[Reader, Sequence[str], Mapping[str, BoxWanted]], dict[str, HostTensor]]
 Mend: TypeAlias = Callable[[str], list[str]]
 
 logger = logging.getLogger("holdfast")
@@ -55,13 +58,14 @@ def restore_state(
     mend: Mend | None = None,
     ranks: Ranks = ALONE,
     left_out: Mapping[int, str] = NONE_LEFT_OUT,
+    fetch: Fetch = Reader.read,
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
     "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it left. One
     that is not trusted is not passed over: whether to go back behind it is for a person to say. Where one does not
     verify `mend`, if given, is told the key of its manifest and may mend it, and returns what it did, in words. Steps
-    that are `left_out` are not taken, for the reasons given.
+    that are `left_out` are not taken, for the reasons given. `fetch` reads in the place of `Reader.read`.
 
     Raises:
         NoCheckpoint: there is none.
@@ -79,7 +83,7 @@ def restore_state(
         view = view_of(history.store, manifest, ranks.rank, ranks.world)
         try:
             wanted = replace(options, shared=True) if view.merged and ranks.several else options
-            restored = _restore_one(history, view, state, wanted, passed_over, rng=rng)
+            restored = _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch)
         except StateError:
             if not ranks.several or view.merged:
                 raise
@@ -87,7 +91,7 @@ def restore_state(
             view = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
             wanted = replace(options, shared=True)
             try:
-                restored = _restore_one(history, view, state, wanted, passed_over, rng=rng)
+                restored = _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch)
             except StateError:
                 restored = None
             if restored is None:
@@ -137,6 +141,7 @@ def _restore_one(
     passed_over: dict[int, str],
     *,
     rng: bool,
+    fetch: Fetch,
 ) -> Restored:
     manifest = view.manifest
     with_rng = rng and RNG_PART in manifest.parts and (not options.only or matches(RNG_PART, options.only))
@@ -149,7 +154,7 @@ def _restore_one(
         plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
         wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}
         # Every byte is verified here, before anything live changes. In stored order, which sorts and remembers best.
-        tensors = reader.read([name for name in reader.specs if name in wanted], plan.parts)
+        tensors = fetch(reader, [name for name in reader.specs if name in wanted], plan.parts)
         plan.apply(tensors)
     for note in differences(manifest.environment, fingerprint()):
         plan.report.notes.append(note)

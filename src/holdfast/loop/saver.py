@@ -10,6 +10,7 @@ from typing import Literal
 
 from holdfast.core.errors import LeaseLost, OutOfSpace, SaveFailed
 from holdfast.core.units import format_bytes
+from holdfast.distributed.ranks import ranks_here
 from holdfast.loop.room import Room, WhenFull
 from holdfast.loop.session import Begun, SaveOrder, Session
 from holdfast.saving.arena import Arena, Arenas
@@ -79,7 +80,10 @@ class Saver:
         self._settings = settings
         self._space = room
         self._then = then  # after each commit, behind the loop
-        self._arenas = Arenas(shared=session.shares_memory, budget_bytes=settings.memory_bytes)
+        sharers = ranks_here() if session.meeting is not None else 1
+        self._arenas = Arenas(
+            shared=session.shares_memory, budget_bytes=settings.memory_bytes, sharers=sharers
+        )
         self._snapshotter = Snapshotter(state, planner=planner)
         self._writer = Writer(background=settings.writer != "inline")
         self._waiting: Arena | None = None  # of the save that may still give way to a newer one

@@ -16,16 +16,18 @@ from holdfast.distributed.ranks import Ranks
 from holdfast.distributed.turns import Turns
 from holdfast.distributed.words import Decision, Outcome, Restoring
 from holdfast.loop.following import Following
-from holdfast.loop.resume import Restored
+from holdfast.loop.handing import Handing, check_broadcast
+from holdfast.loop.resume import Fetch, Restored
 from holdfast.loop.saver import SaveSettings
 from holdfast.loop.session import Session
+from holdfast.restoring.reader import Reader
 from holdfast.saving.job import Host
 from holdfast.saving.rank_plan import RankPlanner
 from holdfast.stores import Store
 
 __all__ = ["Together", "check_settings"]
 
-Attempt = Callable[[int | str, Mapping[int, str]], Restored]
+Attempt = Callable[[int | str, Mapping[int, str], Fetch], Restored]
 SHOWN = 5
 
 
@@ -60,12 +62,15 @@ class Together:
     store: Store
     same: tuple[str, ...] = ()
     check_replicas: bool = False
+    broadcast: bool = False
     meeting: Meeting = field(init=False)
     turns: Turns = field(init=False)
     planner: RankPlanner | None = None
     _restores: int = 0
 
     def __post_init__(self) -> None:
+        if self.broadcast:
+            check_broadcast(self.ranks)
         self.meeting = Meeting(self.store, self.ranks)
 
     def session(self, state: Mapping[str, object], time: TimeSource, signing: Signing, host: Host) -> Session:
@@ -137,13 +142,16 @@ class Together:
     def _decide(
         self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str]
     ) -> Restored | dict[int, str]:
+        handing = Handing(self.meeting, topic)
         try:
-            restored = attempt(which, left_out)
+            restored = attempt(which, left_out, handing.fetch if self.broadcast else Reader.read)
         except Exception as e:
             self.meeting.say(topic, Decision(error=f"{type(e).__name__}: {e}"))
             raise
         step = restored.manifest.step
         self.meeting.say(topic, Decision(step, restored.manifest.attempt))
+        if self.broadcast:
+            handing.hand_out()
         heard = self.meeting.hear_all(topic, Restoring)
         failed = {f"rank {r}: {word.error}": word.damaged for r, word in sorted(heard.items()) if word.error}
         if len(heard) < self.ranks.world - 1:
@@ -168,10 +176,11 @@ class Together:
             raise RanksDisagree(f"rank {rank} waited {seconds:g} s for rank 0 to say what is restored")
         if decision.error:
             raise RanksDisagree(f"rank 0 could not restore: {decision.error}")
+        handing = Handing(self.meeting, topic)
         restored: Restored | None = None
         failure: Exception | None = None
         try:
-            restored = attempt(decision.step, {})
+            restored = attempt(decision.step, {}, handing.fetch if self.broadcast else Reader.read)
             if restored.manifest.attempt != decision.attempt:
                 raise RanksDisagree(
                     f"rank {rank} found attempt {restored.manifest.attempt} of step {decision.step}; rank 0 has "
@@ -180,6 +189,8 @@ class Together:
             self.meeting.say(topic, Restoring(rank, unused=restored.report.elsewhere))
         except Exception as e:  # noqa: BLE001 - raised below, once the others know
             failure = e
+            if self.broadcast:
+                handing.give_up()
             damaged = isinstance(e, (IntegrityError, StoreError, NoCheckpoint))
             self.meeting.say(topic, Restoring(rank, f"{type(e).__name__}: {e}", damaged))
         outcome = self.meeting.hear(f"{topic}-done", 0, Outcome)

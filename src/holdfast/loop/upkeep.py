@@ -26,6 +26,7 @@ from holdfast.core.errors import HoldfastError, OutOfSpace, Untrusted
 from holdfast.core.records import CheckpointRecord
 from holdfast.format.events import Removed
 from holdfast.format.manifest import Manifest
+from holdfast.format.ranks import ELSEWHERE, is_ranks
 from holdfast.format.signing import SigningKey
 from holdfast.policies import Decision, Rule, best_of, plan
 from holdfast.policies.best import Best
@@ -289,8 +290,12 @@ class Upkeep:
     def _demote(self, decision: Decision) -> None:
         """Replace a checkpoint by one that holds its weights alone."""
         entry, manifest = self.history.manifests[decision.step]
-        weights = {name: part for name, part in manifest.parts.items() if part.kind == WEIGHTS}
-        if not weights:
+        parts = manifest.parts
+        # Of several ranks, what each has for itself may be weights too.
+        weights = {
+            n: part for n, part in parts.items() if part.kind in (WEIGHTS, ELSEWHERE) or is_ranks(part)
+        }
+        if all(is_ranks(part) for part in weights.values()):
             return
         if not self._may_sign_anew(entry, manifest):
             logger.warning(

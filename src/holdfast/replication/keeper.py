@@ -6,13 +6,16 @@ pauses; a pass after it decides afresh.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import HoldfastError
+from holdfast.core.units import parse_seconds
 from holdfast.replication.desired import Location, plan_mirror
 from holdfast.replication.looking import Source
 from holdfast.replication.mirror import Mirror
@@ -70,6 +73,8 @@ class Keeper:
         self._tried = 0
         self._failures = 0
         self._due = 0.0
+        self._urgent = 0  # the number of the newest source that somebody waits for
+        self._interval = parse_seconds(mirror.interval)
         self._error: str | None = None
         self._since: float | None = None
         self._outcome: Outcome | None = None
@@ -93,9 +98,9 @@ class Keeper:
             self._thread.start()
 
     def hurry(self) -> None:
-        """Try again now what failed, instead of later."""
+        """Do now what is to be done, or to be tried again, later."""
         with self._news:
-            self._due = 0.0
+            self._due, self._urgent = 0.0, self._told
             self._failures = min(self._failures, 1)
             self._news.notify_all()
 
@@ -170,6 +175,7 @@ class Keeper:
             return True
         except HoldfastError as e:
             self._fail(number, str(e))
+            self._open_anew()
         except Exception as e:  # noqa: BLE001 - a mirror never ends a training run; the status says it
             self._fail(number, f"unexpected {type(e).__name__}: {e}")
         else:
@@ -178,11 +184,17 @@ class Keeper:
                 step, why = next(iter(outcome.failed.items()))
                 self._fail(number, f"step {step}: {why}")
             else:
-                self._succeed(number)
+                self._succeed(number, copied=bool(outcome.placed))
         return True
 
+    def _open_anew(self) -> None:
+        """Open the mirror again: a peer that was restarted is an empty place, which the next pass fills."""
+        if isinstance(self.mirror.url, (str, os.PathLike)):
+            with contextlib.suppress(HoldfastError):
+                self.store = self._reconciler.target = self.mirror.open(self._time)
+
     def _is_due(self) -> bool:
-        return self._complete < self._told and (not self._failures or self._time.monotonic() >= self._due)
+        return self._complete < self._told and self._time.monotonic() >= self._due
 
     def _work(self) -> None:
         while True:
@@ -227,10 +239,12 @@ class Keeper:
                 error,
             )
 
-    def _succeed(self, number: int) -> None:
+    def _succeed(self, number: int, *, copied: bool) -> None:
         with self._news:
             was_wrong = self._error is not None
             self._error, self._since, self._failures = None, None, 0
+            rests = copied and number >= self._urgent
+            self._due = self._time.monotonic() + self._interval if rests else 0.0
             self._tried = self._complete = number
             self._news.notify_all()
         if was_wrong:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import PolicyError
-from holdfast.core.units import parse_bytes
+from holdfast.core.units import parse_bytes, parse_seconds
 from holdfast.format.packed import Pack
 from holdfast.policies import Rule, require_retention
 from holdfast.policies.retention import Demote
@@ -30,6 +30,8 @@ class Mirror:
         compress: whether data files are packed on the way.
         bandwidth: bytes per second that copying may take, as a number or like "20MB".
         verify: whether each copy is read back from the mirror, every byte of it, before its manifest is written.
+        interval: how long to leave it alone after it was brought up to date, in seconds or like "10m": for a slow
+            place behind a fast one. `wait()` with `ack=` and the end of training do not wait for that.
 
     Raises:
         PolicyError: the rule cannot say what to keep, or demotes: a copy is the primary's checkpoint, byte for byte.
@@ -40,6 +42,7 @@ class Mirror:
     compress: bool = False
     bandwidth: int | str | None = None
     verify: bool = False
+    interval: str | float = 0
 
     def __post_init__(self) -> None:
         if self.keep is not None:
@@ -51,6 +54,7 @@ class Mirror:
                     )
         if self.bandwidth is not None and parse_bytes(self.bandwidth) == 0:
             raise PolicyError(f"bandwidth={self.bandwidth!r} must be more than 0 bytes per second")
+        parse_seconds(self.interval)
 
     @property
     def pack(self) -> Pack | None:

@@ -129,6 +129,10 @@ class Reader:
             file = self._opened[entry.key] = open_file(self._store, entry)
         return file
 
+    def is_own(self, name: str) -> bool:
+        """Return whether a tensor is what one of several ranks has for itself."""
+        return name in self._own
+
     def spec(self, name: str) -> TensorSpec:
         """Return what a tensor is; a tied name stands for the tensor it is tied to."""
         return self.specs[self.aliases.get(name, name)]

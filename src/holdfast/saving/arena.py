@@ -75,21 +75,23 @@ class Arenas:
     """The arenas of a run: one, and a second when a snapshot is due while the first is still being written and there is
     memory for it."""
 
-    def __init__(self, *, shared: bool, budget_bytes: int | None) -> None:
+    def __init__(self, *, shared: bool, budget_bytes: int | None, sharers: int = 1) -> None:
         self.first = Arena(shared=shared)
         self._shared = shared
         self._budget = budget_bytes
+        self._sharers = sharers
         self._second: Arena | None = None
         self._free = deque([self.first])
         self._changed = threading.Condition()
 
     @property
     def budget_bytes(self) -> int | None:
-        """Bytes that all snapshots together may take, or None: as much as half of what the machine has to give."""
+        """Bytes that all snapshots together may take, or None: as much as half of what the machine has to give, to each
+        of its `sharers` the same."""
         if self._budget is not None:
             return self._budget
         found = available_memory()
-        return None if found is None else (found + _size(self.first.memory)) // 2
+        return None if found is None else (found + _size(self.first.memory)) // (2 * self._sharers)
 
     def take(self) -> Arena:
         """Return an arena that no image lies in, when there is one."""

@@ -114,6 +114,11 @@ class Follower(_Share):
                 f"as long as it was told ({self._meeting.ranks.seconds:g} s at most); {gone}"
             )
         if outcome.error:
+            if not outcome.unknown:  # a full store must not keep what came to nothing
+                fresh = data_prefix(job.manifest.step, topic)
+                entries = [file for files in (record.own, *record.files.values()) for file in files]
+                with contextlib.suppress(HoldfastError):  # the next owner of the run frees it
+                    self._store.delete([file.key for file in entries if file.key.startswith(fresh)])
             raise SaveFailed(outcome.error)
         self._data.committed(Base(outcome.key, topic))
         return Committed(outcome.key, outcome.ordinal, {}, record.new_bytes)
@@ -269,7 +274,9 @@ def refuse(meeting: Meeting, topic: str, error: BaseException) -> None:
         if rank:
             meeting.say(topic, Record(rank, topic, error=text))
         else:
-            meeting.say(topic, Outcome(error=text if isinstance(error, SaveFailed) else f"rank 0: {text}"))
+            unknown = isinstance(error, (CommitUnknown, LeaseLost))
+            said = text if isinstance(error, SaveFailed) else f"rank 0: {text}"
+            meeting.say(topic, Outcome(error=said, unknown=unknown))
 
 
 def _seen_topic(topic: str) -> str:

@@ -137,7 +137,8 @@ class Server:
 
 def main() -> None:
     """Serve the trainer at the other end of the socket whose file descriptor is the first argument."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # meant for the trainer, which decides
+    # Meant for the trainer, which decides. Slurm and systemd send them to every process of a job.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(NICENESS)

@@ -23,6 +23,7 @@ __all__ = [
     "parameters",
     "replicated",
     "settle",
+    "torch_broadcast",
     "torch_group",
     "torch_is_loaded",
     "torch_rng",
@@ -175,6 +176,13 @@ def torch_store() -> object | None:
     from holdfast.state.adapters.torch_distributed import default_store
 
     return default_store()
+
+
+def torch_broadcast(memory: memoryview) -> None:
+    """Fill `memory` on every rank of torch.distributed's default group with what it holds on the first."""
+    from holdfast.state.adapters.torch_distributed import broadcast
+
+    broadcast(memory)
 
 
 def settle(state: Mapping[str, object]) -> None:

@@ -13,6 +13,7 @@ from holdfast.stores.base import Served, Store
 from holdfast.stores.disk import OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
+from holdfast.stores.peers.address import parse_peer, parse_ring
 from holdfast.stores.wrappers import Prefixed
 
 __all__ = ["find_below", "is_reopenable", "open_store"]
@@ -24,8 +25,8 @@ _memory_lock = threading.Lock()
 def open_store(url: str | os.PathLike[str] | Store) -> Store:
     """Return the store that a directory path or a URL names; a Store is returned as it is.
 
-    URLs: `file://`, `s3://` (`s3a://`), `gs://`, `az://` (`abfs://`), and `memory://`, of which two with the same name
-    are the same store within a process.
+    URLs: `file://`, `s3://` (`s3a://`), `gs://`, `az://` (`abfs://`), `peer://`, `peers://`, and `memory://`, of
+    which two with the same name are the same store within a process.
 
     Raises:
         StoreError: the scheme is not known, or the URL holds a secret or an option that is not known.
@@ -45,8 +46,16 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
         from holdfast.stores.object import ObjectStore  # obstore is loaded by those who need it
 
         return ObjectStore(parse_address(text))
+    if parts.scheme == "peer":
+        from holdfast.stores.peers.client import PeerStore  # and what its protocol is made of
+
+        return PeerStore(parse_peer(text))
+    if parts.scheme == "peers":
+        from holdfast.stores.peers.ring import RingStore
+
+        return RingStore(parse_ring(text))
     raise StoreError(
-        f"no store for {shown(text)!r}: give a directory, or a file://, s3://, gs://, az:// or memory:// URL"
+        f"no store for {shown(text)!r}: give a directory, or a file://, s3://, gs://, az://, peer:// or memory:// URL"
     )
 
 

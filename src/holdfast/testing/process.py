@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from holdfast import checkpointer
 from holdfast.catalog import lease
+from holdfast.loop import open_runs
 
 __all__ = ["forget_this_process"]
 
@@ -13,4 +13,4 @@ def forget_this_process() -> None:
     it is finished at exit. For tests whose crash is the exception `Crash`."""
     for held in list(lease._leases):
         held.forget()
-    checkpointer._open.clear()
+    open_runs._open.clear()

@@ -19,6 +19,7 @@ from torch import nn
 from holdfast.state.tensors import HeldBox, group_of
 
 __all__ = [
+    "broadcast",
     "default_store",
     "group",
     "held_boxes",
@@ -64,6 +65,19 @@ def default_store() -> object | None:
         return None
     found = _named("torch.distributed.distributed_c10d", "_get_default_store")
     return None if found is None else cast("object", found())
+
+
+def broadcast(memory: memoryview) -> None:
+    """Fill `memory` on every rank of the default group with what it holds on the first; a collective."""
+    if not len(memory):
+        return
+    distributed = cast("Any", _distributed())
+    host = torch.frombuffer(memory, dtype=torch.uint8)
+    device = _named("torch.distributed.distributed_c10d", "_get_pg_default_device")()
+    there = host if device.type == "cpu" else host.to(device)
+    distributed.broadcast(there, src=0)
+    if there is not host:
+        host.copy_(there)
 
 
 def is_spread(t: torch.Tensor) -> bool:
