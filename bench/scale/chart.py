@@ -66,8 +66,8 @@ def draw(figures: Figures, path: pathlib.Path) -> None:
         first = s3[0]
         figure.text(
             0.012, 0.015,
-            f"holdfast's own code on a model of a store; {first['tensors']} boxes of "
-            f"{first['share_bytes'] >> 10} KiB a rank, {first['tensors'] * s3[-1]['ranks']:,} of them on the most ranks.",
+            f"holdfast's own code on a model of S3 (dashed: of a parallel file system); {first['tensors']} boxes of "
+            f"{first['share_bytes'] >> 10} KiB a rank, {first['tensors'] * s3[-1]['ranks']:,} on the most ranks.",
             color=INK, fontsize=8,
         )  # fmt: skip
         figure.savefig(path, facecolor="white")
@@ -81,7 +81,6 @@ def _times(axes: Axes, s3: Sequence[Figures], pfs: Sequence[Figures]) -> None:
         ("all have restored", RANK, lambda r: r["same_seconds"]),
     )
     _panel(axes, "Time until", s3, "ranks", curves, write=_time, more=pfs)
-    axes.set_title("Time until (S3; dashed: a parallel FS)", loc="left", fontsize=8.5, color=INK, pad=6)
 
 
 def _panel(

@@ -114,14 +114,14 @@ class ModelStore:
     def names(self, prefix: str, after: str = "") -> list[str]:
         return [o.key for o in self._listed(prefix, after)]
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
-        return self._listed(prefix, "")
-
     def _listed(self, prefix: str, after: str) -> list[ObjectInfo]:
         with self.hub.outside():
             found = sorted((key, o) for key, o in self._below(prefix) if key > after)
         self._ask("list", prefix, 0, max(1, -(-len(found) // self.service.keys_a_page)))
         return [ObjectInfo(key, o.size, o.modified) for key, o in found]
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        return self._listed(prefix, "")
 
     def _below(self, prefix: str) -> Iterator[tuple[str, _Object]]:
         for name, folder in self._folders.items():

@@ -17,6 +17,7 @@ from bench.scale.restore import generators_of, restored
 from bench.scale.run import Launch, Phase
 from bench.scale.services import PARALLEL_FS, S3, Service
 from bench.scale.state import Held, State
+
 from holdfast.catalog.verify import verify_manifest
 from holdfast.core.errors import MissingObject
 from holdfast.distributed import meeting
@@ -80,7 +81,9 @@ def test_the_first_rank_reads_one_record_of_each(
 ) -> None:
     assert few[1][1].accounts[0].requests["get"] == 7
     assert many[1][1].accounts[0].requests["get"] == 63
-    others = [{k: n for k, n in phases[1].accounts[0].answered.items() if k != "get"} for _, phases in (few, many)]
+    others = [
+        {k: n for k, n in phases[1].accounts[0].answered.items() if k != "get"} for _, phases in (few, many)
+    ]
     assert others[0] == others[1]
 
 
@@ -163,7 +166,10 @@ def test_what_was_saved_is_restored_to_the_byte(world: int, then: int) -> None:
                 assert spec.shard is not None
                 row = spec.nbytes // spec.shape[0]
                 first = spec.shard.box[0][0] * row
-                assert bytes(found[spec.name].data) == launch.state.content(spec.name)[first : first + spec.nbytes]
+                assert (
+                    bytes(found[spec.name].data)
+                    == launch.state.content(spec.name)[first : first + spec.nbytes]
+                )
             if then == world:
                 held = Held(launch.state, rank)
                 assert generators_of(found) == held.own_bytes
@@ -219,4 +225,3 @@ def test_what_all_hold_is_written_once_by_no_more_than_is_worth_it(world: int) -
         assert found[-1][1] == spec.shape[0]
         assert all(a[1] == b[0] for a, b in itertools.pairwise(found))
     assert min(world, 8) <= writers <= 16
-
