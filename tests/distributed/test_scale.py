@@ -193,6 +193,19 @@ def test_a_restore_opens_the_files_that_hold_what_it_wants(
         assert one["get"] == other["get"]
 
 
+def test_what_did_not_change_is_found_in_the_same_few_files() -> None:
+    launch = Launch(State(64, 2, 96 << 10, real=True), S3, count_cpu=False)
+    launch.open()
+    launch.plan()
+    launch.save(1)
+    fresh = restored(launch, SOME, 64)[0].requests, restored(launch, SOME, 48)[0].requests
+    launch.save(2)
+    launch.save(3)
+    assert launch.manifest is not None
+    assert {file.key[:17] for file in launch.manifest.parts["model"].files} == {"data/000000000001"}
+    assert (restored(launch, SOME, 64)[0].requests, restored(launch, SOME, 48)[0].requests) == fresh
+
+
 def test_another_ranks_lost_file_harms_only_who_wants_of_it() -> None:
     launch, _ = launched(8, 2)
     launch.store.delete([k for k in launch.store.names("data") if "00000002-" in k and "-00006-of-" in k])

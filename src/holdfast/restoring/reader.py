@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from types import MappingProxyType
 from typing import NamedTuple
 
 from holdfast.catalog.content import DataFile, open_file
-from holdfast.catalog.keys import data_prefix
 from holdfast.catalog.pieces import Piece, find
 from holdfast.core.dtypes import DTYPES
 from holdfast.core.names import name_in_file
@@ -28,12 +27,11 @@ NOTHING_OWN: Mapping[str, Sequence[FileEntry]] = MappingProxyType({})
 NO_PARTS: Mapping[str, BoxWanted] = MappingProxyType({})
 
 
-class _Sorted(NamedTuple):
-    """The files of a part: this rank's own of the save, all of the save in the order of ranks, and older ones."""
+class _Group(NamedTuple):
+    """Files of a part that were written in one save: this rank's own, and all, in the order of ranks."""
 
     own: list[FileEntry]
-    fresh: list[FileEntry]
-    older: list[FileEntry]
+    files: list[FileEntry]
 
 
 class Reader:
@@ -64,7 +62,7 @@ class Reader:
             str, tuple[str, Sequence[FileEntry]]
         ] = {}  # what was saved in parts: name in file, files
         self._pieces: dict[str, tuple[Piece, ...]] = {}  # of these, where all of them were looked for
-        self._orders: dict[int, _Sorted] = {}  # by the identity of a list of files
+        self._groups: dict[int, list[_Group]] = {}  # by the identity of a list of files
         self._opened: dict[str, DataFile] = {}
         self.tree: dict[str, object] = {}
         self.aliases: dict[str, str] = {}
@@ -93,8 +91,8 @@ class Reader:
             self._find(name, inside, self.manifest.parts[part].files)
 
     def _find(self, name: str, inside: str, entries: Sequence[FileEntry]) -> None:
-        own, *_ = self._sorted(entries)
-        for entry in chain(own, entries):
+        groups = self._grouped(entries)
+        for entry in chain.from_iterable(chain(group.own, group.files) for group in groups):
             file = self._open(entry)
             index = file.by_name.get(inside)
             if index is None:
@@ -110,17 +108,15 @@ class Reader:
             return
         find((), inside, name)  # which says that it is in no file
 
-    def _sorted(self, entries: Sequence[FileEntry]) -> _Sorted:
-        """Return some files as they are asked for a box. What several ranks have written in the save itself does not
-        contradict each other, so that these may be asked in any order."""
-        found = self._orders.get(id(entries))
+    def _grouped(self, entries: Sequence[FileEntry]) -> list[_Group]:
+        """Return the files of a part, as listed, by the save that wrote them. What several ranks have written in one
+        save does not contradict itself, so that the files of a group may be asked in any order."""
+        found = self._groups.get(id(entries))
         if found is None:
-            manifest = self.manifest
-            prefix = f"{data_prefix(manifest.step, manifest.attempt)}/" if manifest.world_size > 1 else "\n"
-            fresh = [entry for entry in entries if entry.key.startswith(prefix)]
-            own = [entry for entry in fresh if self._mine and self._mine in entry.key]
-            older = [entry for entry in entries if not entry.key.startswith(prefix)]
-            found = self._orders[id(entries)] = _Sorted(own, fresh, older)
+            found = self._groups[id(entries)] = []
+            for _, group in groupby(entries, lambda entry: entry.key.rpartition("/")[0]):
+                files = list(group)
+                found.append(_Group([f for f in files if self._mine and self._mine in f.key], files))
         return found
 
     def _open(self, entry: FileEntry) -> DataFile:
@@ -153,13 +149,15 @@ class Reader:
         """Return pieces of a tensor in which some runs of it lie, from as few files as possible: this rank's own, then
         those of ranks that stand where the runs do, as spread tensors mostly are."""
         name = self.aliases.get(name, name)
-        if name not in self._parted:
+        if name not in self._parted or name in self._pieces:
             return self.pieces(name)
         inside, entries = self._parted[name]
-        spec, files = self.specs[name], self._sorted(entries)
+        spec = self.specs[name]
         gaps = [(run.at, run.at + run.size) for run in wanted]
         pieces: list[Piece] = []
-        asked = chain(files.own, _outwards(files.fresh, wanted[0].at / spec.nbytes), files.older)
+        place = wanted[0].at / spec.nbytes
+        groups = (chain(group.own, _outwards(group.files, place)) for group in self._grouped(entries))
+        asked = chain.from_iterable(groups)
         while gaps and (entry := next(asked, None)) is not None:
             file = self._open(entry)
             index = file.by_name.get(inside)
