@@ -53,7 +53,7 @@ def draw(figures: Figures, path: pathlib.Path) -> None:
         _panel(axes[0][1], "Bytes of a save", s3, "ranks", BYTES, write=amount)
         _panel(axes[0][2], "Processor time of a save", s3, "ranks", PROCESSOR, write=_time)
         _times(axes[1][0], s3, pfs)
-        _panel(axes[1][1], "Store requests of a rank's restore", s3, "ranks", RESTORE, floor=1)
+        _panel(axes[1][1], "Store requests of a rank's restore", s3, "ranks", RESTORE, limits=(1, 1_000))
         _panel(
             axes[1][2],
             f"Bytes of a save, {tensors[0]['ranks']} ranks",
@@ -80,12 +80,13 @@ def _times(axes: Axes, s3: Sequence[Figures], pfs: Sequence[Figures]) -> None:
         ("a save is committed", LEADER, lambda r: r["commit_seconds"]),
         ("all have restored", RANK, lambda r: r["same_seconds"]),
     )
-    _panel(axes, "Time until", s3, "ranks", curves, write=_time, more=pfs)
+    _panel(axes, "Time until (model)", s3, "ranks", curves, write=_time, more=pfs)
 
 
 def _panel(
     axes: Axes, title: str, rows: Sequence[Figures], key: str, curves: Sequence[Curve], *,
-    write: Callable[[float], str] | None = None, more: Sequence[Figures] = (), floor: float | None = None,
+    write: Callable[[float], str] | None = None, more: Sequence[Figures] = (),
+    limits: tuple[float, float] | None = None,
 ) -> None:  # fmt: skip
     said = write or (lambda value: f"{value:,.0f}")
     ends: list[tuple[float, str, str]] = []
@@ -109,14 +110,14 @@ def _panel(
         ends.append((of(rows[-1]), f"{name}\n{said(of(rows[-1]))}", colour))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    if floor is not None:
-        axes.set_ylim(bottom=floor)
+    if limits is not None:
+        axes.set_ylim(*limits)
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.3, high * 1.3)
     _label(axes, rows[-1][key], ends)
     axes.set_title(title, loc="left", fontsize=8.5, color=INK, pad=6)
-    axes.set_xlabel("ranks" if key == "ranks" else "tensors that each rank holds boxes of", fontsize=8)
-    axes.set_xticks([r[key] for r in rows], [f"{r[key]:,}" for r in rows])
+    axes.set_xlabel("ranks" if key == "ranks" else "tensors (a box of each on every rank)", fontsize=8)
+    axes.set_xticks([r[key] for r in rows], [_count(r[key]) for r in rows])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, write)))
@@ -133,14 +134,25 @@ def _label(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None
         (float(inverse.transform(axes.transData.transform((x, value)))[1]), text, colour)
         for value, text, colour in ends
     )
-    step, last = 0.17, -1.0
-    moved: list[tuple[float, str, str]] = []
-    for place, text, colour in places:
-        last = max(place, last + step)
-        moved.append((last, text, colour))
-    over = max(0.0, moved[-1][0] - 1.0)
-    for place, text, colour in moved:
-        axes.text(1.03, place - over, text, transform=axes.transAxes, color=colour, fontsize=7.5, va="center")
+    step = 0.16
+    heights = [place for place, _, _ in places]
+    for index in range(1, len(heights)):
+        heights[index] = max(heights[index], heights[index - 1] + step)
+    heights[-1] = min(heights[-1], 1.0)
+    for index in range(len(heights) - 2, -1, -1):
+        heights[index] = min(heights[index], heights[index + 1] - step)
+    for height, (_, text, colour) in zip(heights, places, strict=True):
+        axes.text(1.03, height, text, transform=axes.transAxes, color=colour, fontsize=7.5, va="center")
+
+
+def _count(number: int) -> str:
+    return (
+        f"{number:,}"
+        if number < 4_000
+        else f"{number // 1024}Ki"
+        if number % 1024 == 0
+        else f"{number // 1000}k"
+    )
 
 
 def _tick(value: float, write: Callable[[float], str] | None) -> str:
