@@ -57,6 +57,7 @@ def _measure(plan: Plan, result: CaseResult, state: str, nbytes: int, *, in_a_lo
                 rounds.turn("step", "saves in a step for the first time", figures=_first_in_a_loop)
             for i in range(plan.rounds):
                 _round(rounds, i + 1, in_a_loop=in_a_loop)
+            time.sleep(1.0)  # what is removed behind the loop is gone then
             rounds.stored("disk", per=result.facts["bytes"])
 
 
