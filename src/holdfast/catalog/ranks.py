@@ -6,7 +6,6 @@ with what only others had beside it; only of the random generators rank i takes 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,9 +20,9 @@ from holdfast.format.ranks import (
     MARK,
     RANK_APART,
     OwnValues,
-    file_mark,
     is_ranks,
     own_part,
+    rank_mark,
     rank_of,
 )
 from holdfast.format.values import encode_value, tensor_leaves
@@ -46,14 +45,14 @@ class Own:
 @dataclass(slots=True)
 class View:
     """A checkpoint as one process sees it: the parts of its state; the files of those tensors that are looked for among
-    a rank's own, by name; whether it was put together from what several ranks had, or is `as_saved` by this one of
-    several; and what is not as it was saved."""
+    a rank's own, by name; whether it was put together from what several ranks had; what is not as it was saved; and
+    what the keys of the files have in them that this very rank wrote."""
 
     manifest: Manifest
     own: dict[str, Files] = field(default_factory=dict)
     merged: bool = False
-    as_saved: bool = False
     notes: list[str] = field(default_factory=list)
+    mine: str = ""
 
 
 def read_own(files: Sequence[DataFile]) -> Own:
@@ -101,6 +100,7 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
     parts = {name: part for name, part in manifest.parts.items() if not is_ranks(part)}
     view = View(msgspec.structs.replace(manifest, parts=parts))
     if then == world:
+        view.mine = rank_mark(rank, world)
         if rank:
             _give_own(view, manifest, rank, _own(store, manifest, rank))
         if wide:
@@ -111,9 +111,6 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
             if rank:
                 _merge_first(view, manifest)
         _drop_elsewhere(parts)
-        for name, part in parts.items():
-            parts[name] = msgspec.structs.replace(part, files=_mine_first(part.files, file_mark(rank, world)))
-        view.as_saved = True
         return view
     view.merged = True
     view.notes.append(
@@ -129,16 +126,6 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
         else:
             view.notes.append(f"random generators: there was no rank {rank}; derived from those of rank 0")
     return view
-
-
-def _mine_first(files: Sequence[FileEntry], mark: str) -> list[FileEntry]:
-    """Return files with those of one rank before the others of the same save: they hold what that rank wants, most
-    often all of it, and then the others are not even opened. Between the shares of one save order means nothing, for
-    no two of them hold the same."""
-    found: list[FileEntry] = []
-    for _, of_save in itertools.groupby(files, lambda file: file.key.rpartition("/")[0]):
-        found += sorted(of_save, key=lambda file: mark not in file.key)
-    return found
 
 
 def _own(store: Store, manifest: Manifest, rank: int) -> Own:

@@ -16,12 +16,12 @@ from holdfast.format.manifest import Part
 __all__ = [
     "ELSEWHERE",
     "MARK",
-    "file_mark",
     "RANK",
     "RANK_APART",
     "OwnValues",
     "is_ranks",
     "own_part",
+    "rank_mark",
     "rank_of",
     "values_name",
 ]
@@ -47,15 +47,15 @@ def own_part(rank: int) -> str:
     return f"{MARK}{rank}"
 
 
-def file_mark(rank: int, world: int) -> str:
-    """Return what the names of the data files end with that one of several ranks writes."""
-    return f"-{rank:05d}-of-{world:05d}"
-
-
 def rank_of(part: str) -> int:
     """Return the rank that a part belongs to; 0 for the parts of the state themselves."""
     found = _OWN.fullmatch(part)
     return int(found[1]) if found else 0
+
+
+def rank_mark(rank: int, world: int) -> str:
+    """Return what the names of the data files end with that one of several ranks has written."""
+    return f"-{rank:05d}-of-{world:05d}"
 
 
 def is_ranks(part: Part) -> bool:

@@ -29,7 +29,7 @@ from holdfast.state.tensors import HostTensor
 __all__ = ["Restored", "restore_state"]
 
 Fetch: TypeAlias = Callable[[Reader, Sequence[str], Mapping[str, BoxWanted]], dict[str, HostTensor]]
-Picked: TypeAlias = Callable[[Manifest], None]
+Picked: TypeAlias = Callable[[Manifest], object]
 Mend: TypeAlias = Callable[[str], list[str]]
 
 logger = logging.getLogger("holdfast")
@@ -157,7 +157,7 @@ def _restore_one(
     if manifest.demoted:
         _refuse_demoted(manifest, state, options)
     with collector_held():
-        reader = Reader(history.store, manifest, parts, own=view.own, in_part=view.as_saved)
+        reader = Reader(history.store, manifest, parts, own=view.own, mine=view.mine)
         rng_tree = reader.tree.pop(RNG_PART, None)
         plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
         wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}
