@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -10,7 +11,10 @@ import shutil
 def drop_caches(path: pathlib.Path) -> None:
     """Make the next read of a file, or of the files below a directory, come from the disk."""
     for file in files(path):
-        fd = os.open(file, os.O_RDONLY)
+        try:
+            fd = os.open(file, os.O_RDONLY)
+        except FileNotFoundError:  # replaced meanwhile
+            continue
         try:
             os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -34,8 +38,13 @@ def sync_file(path: pathlib.Path) -> None:
 
 
 def size(path: pathlib.Path) -> int:
-    """Return the bytes of a file, or of all files below a directory."""
-    return sum(file.stat().st_size for file in files(path))
+    """Return the bytes of a file, or of all files below a directory that stay: a lease that is renewed meanwhile is
+    another file then."""
+    found = 0
+    for file in files(path):
+        with contextlib.suppress(FileNotFoundError):
+            found += file.stat().st_size
+    return found
 
 
 def delete(path: pathlib.Path) -> None:

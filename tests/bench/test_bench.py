@@ -95,7 +95,9 @@ def test_ranks_are_measured_as_one(tmp_path: Path) -> None:
         assert figures - {"disk"} <= set(found["medians"]["limit"])
         assert figures <= set(found["medians"]["holdfast"])
         assert found["times the limit"]["holdfast"].keys() >= figures - {"disk"}
-        assert 1 <= found["medians"]["holdfast"]["disk"] < 2  # one checkpoint, and of every share one copy
+        assert (
+            1 <= found["medians"]["holdfast"]["disk"] < 3
+        )  # of every share one copy, and the one before may still be going
     assert cases["i"]["facts"]["bytes"] == 500 * 4 * 256
     page = (tmp_path / "bench.md").read_text()
     assert page.count("| **holdfast** |") == len(RANKS)
