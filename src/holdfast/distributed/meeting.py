@@ -32,6 +32,7 @@ Found = TypeVar("Found")
 
 PREFIX = "ranks"
 OPENING = f"{PREFIX}/opening.json"
+LEFT = "left"
 MAX_WORD_BYTES = 1 << 30  # a record holds a rank's trees
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
 ORPHAN_SECONDS = (
@@ -53,7 +54,7 @@ class Meeting:
         self.alone_since: float | None = (
             None  # since when this rank's trainer is gone, on the monotonic clock
         )
-        self._nonce = secrets.token_hex(8)
+        self._nonce = self.launch = secrets.token_hex(8)
 
     @classmethod
     def of(cls, store: Store, company: Company) -> Meeting:
@@ -94,7 +95,9 @@ class Meeting:
                 published = heard
                 self._put(
                     OPENING,
-                    Opening(run, generation, self.ranks.world, heard, _process(os.getpid()), self._writer()),
+                    Opening(
+                        run, generation, self.ranks.world, heard, _process(os.getpid()), self._writer(), self.launch
+                    ),
                 )
             acks = set(self.store.names(PREFIX))
             return all(_ack(int(rank), nonce) in acks for rank, nonce in heard.items())
@@ -134,7 +137,7 @@ class Meeting:
                 f"{self.store.url}: rank {rank} of {world} waited {self.ranks.seconds:g} s for rank 0 to take the run "
                 "up, and it did not; see what became of rank 0, and whether all are given the same url"
             )
-        self.generation = opening.generation
+        self.generation, self.launch = opening.generation, opening.launch
         self.near = {0: _seen(opening)} if _seen(opening) else {}
         self._put(_ack(rank, self._nonce), Ack(rank))
         return opening
@@ -145,17 +148,23 @@ class Meeting:
         """Publish this rank's word on a topic."""
         self._put(self._key(topic, self.ranks.rank), word)
 
-    def hear(self, topic: str, rank: int, kind: type[Word]) -> Word | None:
-        """Return another rank's word on a topic; None when it does not come in time."""
+    def hear(self, topic: str, rank: int, kind: type[Word], *, unless: str = "") -> Word | None:
+        """Return another rank's word on a topic; None when it does not come in time, or instead of it the rank's word on
+        the topic `unless`."""
         patience = _Patience(self)
         while True:
             word = self.look(topic, rank, kind)
             if word is not None or patience.is_over([rank]):
                 return word
+            if unless and self._is_there(self._key(unless, rank)):
+                return self.look(topic, rank, kind)
             patience.pause()
 
-    def hear_all(self, topic: str, kind: type[Word]) -> dict[int, Word]:
-        """Return what every other rank has to say on a topic, in time; who is silent is missing."""
+    def hear_all(
+        self, topic: str, kind: type[Word], enough: Callable[[Word], bool] = lambda word: False
+    ) -> dict[int, Word]:
+        """Return what every other rank has to say on a topic, in time; who is silent is missing. No more is waited for
+        when a word is `enough`."""
         heard: dict[int, Word] = {}
         silent = set(range(1, self.ranks.world))
         patience = _Patience(self)
@@ -167,7 +176,7 @@ class Meeting:
                     heard[rank] = word
                     patience.renew()
             silent.difference_update(heard)
-            if not silent or patience.is_over(silent):
+            if not silent or any(map(enough, heard.values())) or patience.is_over(silent):
                 return heard
             patience.pause()
 
@@ -184,18 +193,28 @@ class Meeting:
         """Return the names of those who were not heard, and what is known of them."""
         silent = [r for r in range(1, self.ranks.world) if r not in heard]
         gone = [r for r in silent if self.is_gone(r)]
-        known = f" (the process of {_named(gone)} has ended)" if gone else ""
+        known = f" (the process of {_named(gone)} has ended, or gave the run up)" if gone else ""
         return _named(silent) + known
 
     def has_left(self, rank: int) -> bool:
-        """Return True only when the training process of a rank is known to have ended."""
+        """Return True only when the training process of a rank is known to have ended, or to have given the run up."""
         processes = self.near.get(rank, [])
-        return bool(processes) and has_ended(processes[0].pid, processes[0].started)
+        return (bool(processes) and has_ended(processes[0].pid, processes[0].started)) or self._said_goodbye(rank)
 
     def is_gone(self, rank: int) -> bool:
-        """Return True only when a rank is known to have ended, its writer process included."""
+        """Return True only when a rank is known to have ended, its writer process included, or to have given the run
+        up."""
         processes = self.near.get(rank, [])
-        return bool(processes) and all(has_ended(p.pid, p.started) for p in processes)
+        ended = bool(processes) and all(has_ended(p.pid, p.started) for p in processes)
+        return ended or self._said_goodbye(rank)
+
+    def leave(self) -> None:
+        """Say that nothing more will come of this rank, so that nobody waits for it."""
+        with contextlib.suppress(HoldfastError):
+            self.say(LEFT, Ack(self.ranks.rank))
+
+    def _said_goodbye(self, rank: int) -> bool:
+        return self.look(LEFT, rank, Ack) is not None
 
     def _writer(self) -> Process | None:
         return _process(self.writer) if self.writer else None
@@ -205,6 +224,13 @@ class Meeting:
 
     def _put(self, key: str, word: object) -> None:
         self.store.replace(key, seal(msgspec.json.encode(word)))
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            self.store.info(key)
+        except NotFound:
+            return False
+        return True
 
     def _look(self, key: str, kind: type[Word]) -> Word | None:
         try:

@@ -42,7 +42,9 @@ def check_settings(settings: SaveSettings) -> None:
 
 @dataclass(slots=True)
 class Attempts:
-    """The ids of saves, which every rank reckons for itself from the launch, the step, and how often it was saved."""
+    """The ids of saves, which every rank reckons for itself from the launch, the step, and how often it was saved.
+
+    A step that comes again after a restore counts on: what it was saved as before may be in the trash still."""
 
     meeting: Meeting
     made: dict[int, int] = field(default_factory=dict)
@@ -50,8 +52,9 @@ class Attempts:
     def next(self, step: int) -> str:
         """Return the id of the next save of this step."""
         count = self.made.get(step, 0)
-        self.made = {step: count + 1}
-        return blake3(f"{self.meeting.generation}/{step}/{count}".encode()).hexdigest(4)
+        self.made[step] = count + 1
+        launch = f"{self.meeting.launch}/{self.meeting.generation}"
+        return blake3(f"{launch}/{step}/{count}".encode()).hexdigest(4)
 
 
 @dataclass(slots=True)

@@ -102,6 +102,7 @@ class Follower(_Share):
         except BaseException as e:
             self._data.forget()
             refuse(self._meeting, topic, e)
+            self._free(job)
             raise
         self._meeting.say(topic, record)
         outcome = self._meeting.hear(topic, 0, Outcome)
@@ -115,19 +116,25 @@ class Follower(_Share):
             )
         if outcome.error:
             if not outcome.unknown:  # a full store must not keep what came to nothing
-                fresh = data_prefix(job.manifest.step, topic)
-                entries = [file for files in (record.own, *record.files.values()) for file in files]
-                with contextlib.suppress(HoldfastError):  # the next owner of the run frees it
-                    self._store.delete([file.key for file in entries if file.key.startswith(fresh)])
+                self._free(job)
             raise SaveFailed(outcome.error)
         self._data.committed(Base(outcome.key, topic))
         return Committed(outcome.key, outcome.ordinal, {}, record.new_bytes)
 
+    def _free(self, job: Job) -> None:
+        """Free what this rank has written of a save that came to nothing, in all of its waves."""
+        with contextlib.suppress(HoldfastError):  # the next owner of the run frees it
+            there = self._store.names(data_prefix(job.manifest.step, job.manifest.attempt))
+            self._store.delete([key for key in there if self._mark in key])
+
     def _with_values(self, record: Record, job: Job, image: Image) -> Record:
         """Write the values that are not those of rank 0, and return the record with what says where they are."""
         topic, rank = job.manifest.attempt, record.rank
-        seen = self._meeting.hear(_seen_topic(topic), 0, Seen)
+        seen = self._meeting.hear(_seen_topic(topic), 0, Seen, unless=topic)
         if seen is None:
+            outcome = self._meeting.look(topic, 0, Outcome)
+            if outcome is not None:  # it failed there before it came to that
+                raise SaveFailed(outcome.error)
             raise SaveFailed(
                 f"step {job.manifest.step}: rank 0 said nothing of its part; see what became of it"
             )
@@ -157,7 +164,7 @@ class Leader(_Share):
     def __init__(self, store: Store, meeting: Meeting, lease: Lease, key: SigningKey | None = None) -> None:
         super().__init__(store, meeting)
         self._lease, self._key = lease, key
-        self._before = ""  # the topic of the save before
+        self._said: list[str] = []  # the topics of the newest save that was committed, and of later ones
         self._parent: Manifest | None = None
 
     def carry_out(self, job: Job, image: Image) -> Committed:
@@ -190,15 +197,15 @@ class Leader(_Share):
             raise
         self._data.committed(Base(entry.key, topic))
         self._parent = manifest
-        set_tags(self._store, job)
         self._meeting.say(topic, Outcome(entry.key, entry.ordinal))
         self._forget_before(topic)
+        set_tags(self._store, job)
         return Committed(entry.key, entry.ordinal, {}, manifest.new_bytes, manifest)
 
     def _gather(self, manifest: Manifest, mine: Record) -> list[Record]:
         """Return the records of the other ranks. Raises SaveFailed that names who failed, is silent, or differs."""
         meeting, step = self._meeting, manifest.step
-        heard = meeting.hear_all(manifest.attempt, Record)
+        heard = meeting.hear_all(manifest.attempt, Record, enough=lambda record: bool(record.error))
         for rank, record in heard.items():
             if record.error:
                 raise SaveFailed(f"step {step}: rank {rank} could not write its share: {record.error}")
@@ -256,14 +263,14 @@ class Leader(_Share):
     def _give_up(self, topic: str, error: BaseException) -> None:
         self._data.forget()
         refuse(self._meeting, topic, error)
-        self._forget_before(topic)
+        self._said.append(topic)
 
     def _forget_before(self, topic: str) -> None:
-        # Who leaves a record of a save has heard what became of the one before.
-        if self._before and self._before != topic:
-            self._meeting.forget(self._before)
-            self._meeting.forget(_seen_topic(self._before))
-        self._before = topic
+        # Who leaves a record of a save has heard what became of the ones before; but of one that failed not all have.
+        for before in self._said:
+            self._meeting.forget(before)
+            self._meeting.forget(_seen_topic(before))
+        self._said = [topic]
 
 
 def refuse(meeting: Meeting, topic: str, error: BaseException) -> None:

@@ -1,0 +1,120 @@
+"""What a person at three in the morning would find: ranks that come to one step twice, go back, fail early, or leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import holdfast
+from distributed.side_by_side import side_by_side, values
+from holdfast import every
+from holdfast.core.errors import NoCheckpoint, SaveFailed, UnsupportedValue
+
+SECONDS = 25.0  # that a rank waits for others; who hears how things stand needs far less
+
+
+def ranked(run: Path, state: dict[str, Any], rank: int, world: int = 2, **how: Any) -> holdfast.Checkpointer:
+    return holdfast.Checkpointer(
+        str(run),
+        state,
+        **{"ranks": (rank, world, SECONDS), "writer": "thread", "save": every(steps=2), "replicated": ["same/**"]}
+        | how,
+    )
+
+
+def state_of(rank: int, size: int = 4) -> dict[str, Any]:
+    return {"same": {"x": np.zeros(size)}, "own": {"rank": rank, "v": np.zeros(3) + rank}}
+
+
+def sound(run: Path) -> list[int]:
+    """Return the steps of a run, every one of which verifies."""
+    found = holdfast.Run(str(run))
+    for checkpoint in found:
+        assert list(checkpoint.verify()) == []
+    return found.steps
+
+
+def test_an_epoch_that_ends_at_a_step_that_was_a_turn_is_another_turn(tmp_path: Path) -> None:
+    def body(rank: int) -> object:
+        state = state_of(rank)
+        with ranked(tmp_path / "run", state, rank, save=every(steps=5) | every(epochs=1)) as ckpt:
+            for epoch in ckpt.epochs(3):
+                for _ in ckpt.steps(5 * (epoch + 1)):
+                    state["same"]["x"] += 1
+            return ckpt.step, ckpt.clock.epoch
+
+    assert values(side_by_side(2, body)) == [(15, 3)] * 2
+    assert sound(tmp_path / "run") == [5, 10, 15]
+    assert holdfast.Run(str(tmp_path / "run")).latest.clock.epoch == 3
+
+
+def test_steps_that_come_again_after_a_restore_do_not_touch_what_was_set_aside(tmp_path: Path) -> None:
+    def body(rank: int) -> object:
+        state = state_of(rank, 40_000)
+        back = False
+        with ranked(tmp_path / "run", state, rank) as ckpt:
+            for _ in ckpt.steps(10):
+                state["same"]["x"] += 100 if back else 1
+                if ckpt.step == 7 and not back:
+                    back = True
+                    ckpt.wait()
+                    ckpt.restore(2)
+            return state["same"]["x"][0]
+
+    assert values(side_by_side(2, body)) == [2 + 8 * 100] * 2
+    assert sound(tmp_path / "run") == [2, 4, 6, 8, 10]
+    run = holdfast.Run(str(tmp_path / "run"))
+    kept = [json.loads(p.read_bytes()) for p in sorted((tmp_path / "run" / "trash").iterdir())]
+    assert [t["manifest"]["step"] for t in kept] == [4, 6]
+    for document in kept:  # and can be brought back
+        for part in document["manifest"]["parts"].values():
+            for file in part.get("files", []):
+                assert (tmp_path / "run" / file["key"]).stat().st_size == file["size"]
+    assert run[4].values(as_="numpy")["same"]["x"][0] == 202
+
+
+class Unstorable:
+    pass
+
+
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("memory", [None, 70_000])
+def test_a_rank_that_cannot_even_begin_a_save_is_waited_for_by_nobody(
+    tmp_path: Path, who: int, memory: int | None
+) -> None:
+    def body(rank: int) -> None:
+        state = state_of(rank, 40_000)
+        with ranked(tmp_path / "run", state, rank, memory=memory if rank == who else None) as ckpt:
+            for step in ckpt.steps(9):
+                state["same"]["x"] += 1
+                if rank == who and step == 3:
+                    state["own"]["bad"] = Unstorable()
+
+    ends = side_by_side(2, body)
+    assert isinstance(ends[who].error, UnsupportedValue)
+    assert isinstance(ends[1 - who].error, SaveFailed)
+    assert "own/bad" in str(ends[1 - who].error)
+    assert f"rank {who}" in str(ends[1 - who].error)
+    assert all(end.seconds < SECONDS / 2 for end in ends)
+    assert sound(tmp_path / "run") == [2]
+    assert {p.name[:12] for p in (tmp_path / "run/data").iterdir() if any(p.iterdir())} == {"000000000002"}
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_rank_that_leaves_by_an_exception_is_waited_for_by_nobody(tmp_path: Path, who: int) -> None:
+    def body(rank: int) -> None:
+        state = state_of(rank)
+        with ranked(tmp_path / "run", state, rank) as ckpt:
+            for step in ckpt.steps(9):
+                if rank == who and step == 3:
+                    raise ZeroDivisionError
+
+    ends = side_by_side(2, body)
+    assert isinstance(ends[who].error, ZeroDivisionError)
+    assert f"rank {who}" in str(ends[1 - who].error)
+    assert all(end.seconds < SECONDS / 2 for end in ends)
+    assert sound(tmp_path / "run") == [2]
