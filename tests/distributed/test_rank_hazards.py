@@ -12,7 +12,7 @@ import pytest
 import holdfast
 from distributed.side_by_side import side_by_side, values
 from holdfast import every
-from holdfast.core.errors import NoCheckpoint, SaveFailed, UnsupportedValue
+from holdfast.core.errors import SaveFailed, UnsupportedValue
 
 SECONDS = 25.0  # that a rank waits for others; who hears how things stand needs far less
 
@@ -21,7 +21,12 @@ def ranked(run: Path, state: dict[str, Any], rank: int, world: int = 2, **how: A
     return holdfast.Checkpointer(
         str(run),
         state,
-        **{"ranks": (rank, world, SECONDS), "writer": "thread", "save": every(steps=2), "replicated": ["same/**"]}
+        **{
+            "ranks": (rank, world, SECONDS),
+            "writer": "thread",
+            "save": every(steps=2),
+            "replicated": ["same/**"],
+        }
         | how,
     )
 
@@ -118,3 +123,57 @@ def test_a_rank_that_leaves_by_an_exception_is_waited_for_by_nobody(tmp_path: Pa
     assert f"rank {who}" in str(ends[1 - who].error)
     assert all(end.seconds < SECONDS / 2 for end in ends)
     assert sound(tmp_path / "run") == [2]
+
+
+def test_what_a_rank_had_for_itself_and_shares_now_is_not_found_among_its_own(tmp_path: Path) -> None:
+    def launch(step: int, value: float, replicated: list[str], memory: int | None = None) -> list[object]:
+        def body(rank: int) -> object:
+            # `u` never changes, so the file that holds it, and an old `t`, stays.
+            state = {"m": {"t": np.full(20_000, -1.0)}, "o": {"u": np.full(20_000, 7.0 + rank)}}
+            how = {"replicated": replicated, "save": every(steps=1), "memory": memory}
+            with ranked(tmp_path / "run", state, rank, **how) as ckpt:
+                found = state["m"]["t"][0] if step == ckpt.step else None
+                for _ in ckpt.steps(step):
+                    found = state["m"]["t"][0]
+                    state["m"]["t"][:] = value
+                return found if found is not None else state["m"]["t"][0], state["o"]["u"][0]
+
+        return values(side_by_side(2, body))
+
+    launch(1, 1.0, [])
+    launch(2, 2.0, ["m/**"])
+    newest = holdfast.Run(str(tmp_path / "run")).latest.manifest.parts["~1"]
+    assert any("/000000000001-" in file.key for file in newest.files)  # it is still referred to
+    assert launch(2, 0.0, ["m/**"]) == [(2.0, 7.0), (2.0, 8.0)]
+    assert launch(3, 3.0, ["m/**"], memory=170_000) == [(2.0, 7.0), (2.0, 8.0)]  # in waves
+    assert launch(4, 4.0, []) == [(3.0, 7.0), (3.0, 8.0)]
+    assert launch(4, 0.0, []) == [(4.0, 7.0), (4.0, 8.0)]
+    assert sound(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def test_a_tensor_that_goes_to_another_owner_and_back_has_its_newest_value(tmp_path: Path) -> None:
+    """Rank 1 has `t` in step 1, rank 0 in step 2, where `k` becomes what it stays, and rank 1 again in step 3, with the
+    value of step 1."""
+
+    def launch(step: int, value: float) -> list[object]:
+        def body(rank: int) -> object:
+            tensors = {"a": np.full(30_000, 5.0), "b": np.full(29_000, 6.0)}
+            tensors |= {"t": np.full(20_000, value), "k": np.zeros(10_000)}
+            state = {"m": tensors | ({"more": np.full(29_500, 9.0)} if step == 2 else {})}
+            how = {"replicated": ["**"], "save": every(steps=1), "missing": ["**"], "unexpected": ["**"]}
+            with ranked(tmp_path / "run", state, rank, **how) as ckpt:
+                for _ in ckpt.steps(step):
+                    state["m"]["t"][:] = value
+                    state["m"]["k"][:] = 3.0 if step > 1 else 0.0
+                    if step != 2:
+                        state["m"].pop("more", None)
+                return state["m"]["t"][0], ckpt.step
+
+        return values(side_by_side(2, body))
+
+    for step, value in ((1, 1.0), (2, 2.0), (3, 1.0)):
+        assert launch(step, value) == [(value, step)] * 2
+    parts = [c.manifest.parts["m"].files for c in holdfast.Run(str(tmp_path / "run"))]
+    assert any(file in parts[2] for file in parts[1] if "-00000-of" in file.key)  # rank 0 still needs it
+    assert launch(3, 0.0) == [(1.0, 3)] * 2
+    assert sound(tmp_path / "run") == [1, 2, 3]

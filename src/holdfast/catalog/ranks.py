@@ -62,7 +62,8 @@ def read_own(files: Sequence[DataFile]) -> Own:
             except (ValueError, RecursionError) as e:
                 raise InvalidFormat(f"{file.key}: {t.name[:80]!r} does not hold values of a part: {e}") from e
             values.setdefault(t.name[len(MARK) + 1 :], found)
-    return Own(values, frozenset(names))
+    gone = {name for of_part in values.values() for name in of_part.gone}
+    return Own(values, frozenset(names - gone))
 
 
 def _bytes_of(file: DataFile, t: StoredTensor) -> bytes:

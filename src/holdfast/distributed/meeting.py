@@ -96,7 +96,13 @@ class Meeting:
                 self._put(
                     OPENING,
                     Opening(
-                        run, generation, self.ranks.world, heard, _process(os.getpid()), self._writer(), self.launch
+                        run,
+                        generation,
+                        self.ranks.world,
+                        heard,
+                        _process(os.getpid()),
+                        self._writer(),
+                        self.launch,
                     ),
                 )
             acks = set(self.store.names(PREFIX))
@@ -149,8 +155,8 @@ class Meeting:
         self._put(self._key(topic, self.ranks.rank), word)
 
     def hear(self, topic: str, rank: int, kind: type[Word], *, unless: str = "") -> Word | None:
-        """Return another rank's word on a topic; None when it does not come in time, or instead of it the rank's word on
-        the topic `unless`."""
+        """Return another rank's word on a topic; None when it does not come in time, or the rank's word on the topic
+        `unless` comes instead."""
         patience = _Patience(self)
         while True:
             word = self.look(topic, rank, kind)
@@ -199,7 +205,9 @@ class Meeting:
     def has_left(self, rank: int) -> bool:
         """Return True only when the training process of a rank is known to have ended, or to have given the run up."""
         processes = self.near.get(rank, [])
-        return (bool(processes) and has_ended(processes[0].pid, processes[0].started)) or self._said_goodbye(rank)
+        return (bool(processes) and has_ended(processes[0].pid, processes[0].started)) or self._said_goodbye(
+            rank
+        )
 
     def is_gone(self, rank: int) -> bool:
         """Return True only when a rank is known to have ended, its writer process included, or to have given the run

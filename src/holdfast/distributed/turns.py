@@ -89,8 +89,8 @@ class Turns:
             gone = now > looked + 1 and meeting.has_left(0)
             if now > looked + 1 and int(self._lane.look(self._dropped) or b"-1") >= step:
                 raise RanksDisagree(
-                    f"rank {meeting.ranks.rank} is at the end of step {step}, and rank 0 has decided {KEPT_TURNS} times "
-                    "since; let ranks not run so far apart, or log monitored metrics less often"
+                    f"rank {meeting.ranks.rank} is at the end of step {step}, and rank 0 has decided {KEPT_TURNS} "
+                    "times since; let ranks not run so far apart, or log monitored metrics less often"
                 )
             if gone or now > end:
                 why = "its process has ended" if gone else f"it did not for {meeting.ranks.seconds:g} s"

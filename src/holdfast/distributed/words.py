@@ -46,7 +46,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Rank 0 holds the run under this generation of its lease, and has heard of these. `launch` is rank 0's own nonce."""
+    """Rank 0 holds the run under this generation of its lease, and has heard of these. `launch` is its nonce."""
 
     run: Name
     generation: Count

@@ -33,12 +33,15 @@ _OWN = re.compile(r"~([1-9]\d*)")
 
 
 class OwnValues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One part as one rank has it: encoded values, kind and ties. `apart`: other tensors than rank 0's, by name."""
+    """One part as one rank has it: encoded values, kind and ties. `apart`: other tensors than rank 0's, by name.
+
+    `gone` are full names of tensors, of any part, that older files of the rank hold and that are its own no more."""
 
     tree: msgspec.Raw
     kind: str = ""
     aliases: dict[str, str] = {}
     apart: bool = False
+    gone: list[str] = []
 
 
 def own_part(rank: int) -> str:

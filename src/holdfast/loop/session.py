@@ -203,8 +203,8 @@ class Session:
         return self.complete(self.begin(image, order))
 
     def _base(self) -> Base | None:
-        """Return the checkpoint that the next one is built on: by default the newest. After a save that failed ranks may
-        take another one for it, so they build on none."""
+        """Return the checkpoint that the next one is built on: by default the newest. After a save that failed ranks
+        may take another one for it, so they build on none."""
         if self._afresh:
             return None
         for step in reversed(self.history.steps):

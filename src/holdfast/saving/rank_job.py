@@ -6,12 +6,14 @@ No process group is touched: ranks say what there is to say through the run's st
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 
 import msgspec
 from blake3 import blake3
 
 from holdfast.catalog.checkpoints import commit
+from holdfast.catalog.content import open_file
 from holdfast.catalog.keys import data_prefix
 from holdfast.catalog.lease import Lease
 from holdfast.catalog.runlog import write_segment
@@ -26,6 +28,7 @@ from holdfast.format.values import decode_value, tensor_leaves
 from holdfast.saving.image import Image, PartImage
 from holdfast.saving.job import Ahead, Base, Committed, DataWriter, Job, discard, set_tags
 from holdfast.saving.persist import KnownTensors, persist_parts
+from holdfast.saving.rank_checks import check_agreed, check_replicas
 from holdfast.stores import Store
 
 __all__ = ["Follower", "Leader", "refuse"]
@@ -87,6 +90,11 @@ class _Share:
 class Follower(_Share):
     """Every rank but the first: its share becomes durable, and the first says what became of the whole."""
 
+    def __init__(self, store: Store, meeting: Meeting) -> None:
+        super().__init__(store, meeting)
+        self._own: tuple[str, set[str]] = ("", set())  # of which attempt; names of what is the rank's own
+        self._held: dict[str, frozenset[str]] = {}  # names of the tensors in older files of what is, by key
+
     def carry_out(self, job: Job, image: Image) -> Committed:
         """Make this rank's share durable, and return when the whole is committed.
 
@@ -94,8 +102,12 @@ class Follower(_Share):
             SaveFailed: it is not, and why.
         """
         topic, rank = job.manifest.attempt, self._meeting.ranks.rank
+        if self._own[0] != topic:
+            self._own = (topic, set())
         try:
             ahead = self._data.write(job, image)
+            if own_part(rank) in image.parts:
+                self._own[1].update(t.name for t in image.parts[own_part(rank)].tensors)
             if job.more:
                 return Committed("", 0, {}, ahead.written)
             record = self._with_values(self._record(job, image, ahead), job, image)
@@ -141,10 +153,14 @@ class Follower(_Share):
         mine = self._seen(job, image)
         parts = self._parts(image)
         other = {name: part for name, part in parts.items() if mine.values[name] != seen.values.get(name)}
+        gone = self._gone(job, record)
+        if gone and not other:
+            other = dict(itertools.islice(parts.items(), 1))
         apart = [name for name in other if mine.names[name] != seen.names.get(name)]
         if other:
             own = _values_image(own_part(rank), {
-                name: OwnValues(part.tree, part.kind, part.aliases, name in apart) for name, part in other.items()
+                name: OwnValues(part.tree, part.kind, part.aliases, name in apart, gone if not index else [])
+                for index, (name, part) in enumerate(other.items())
             })  # fmt: skip
             written, _, size = persist_parts(
                 self._store, job.manifest.step, topic, own, KnownTensors(), mark=f"{self._mark}-values"
@@ -156,6 +172,16 @@ class Follower(_Share):
         if mine.environment != seen.environment:
             record = msgspec.structs.replace(record, environment=_compared(job.manifest.environment))
         return record
+
+    def _gone(self, job: Job, record: Record) -> list[str]:
+        """Return the names of tensors that are not the rank's own any more, but shared, and that older files still
+        hold: what is looked for among a rank's own first must not be found there."""
+        fresh = data_prefix(job.manifest.step, job.manifest.attempt)
+        older = [entry for entry in record.own if not entry.key.startswith(fresh)]
+        self._held = {
+            e.key: self._held.get(e.key) or frozenset(open_file(self._store, e).by_name) for e in older
+        }
+        return sorted(frozenset().union(*self._held.values()) - self._own[1])
 
 
 class Leader(_Share):
@@ -221,8 +247,8 @@ class Leader(_Share):
                     f"step {step}: rank {record.rank} builds on {record.base or 'nothing'} and rank 0 on "
                     f"{mine.base or 'nothing'}; the next save tries afresh"
                 )
-        _check_agreed(step, records)
-        _check_replicas(step, records)
+        check_agreed(step, records)
+        check_replicas(step, records)
         return records[1:]
 
     def _whole(self, job: Job, image: Image, records: Sequence[Record]) -> Manifest:
@@ -323,46 +349,6 @@ def _newest_first(files: Sequence[FileEntry], fresh: str, order: Mapping[str, in
     new = [file for file in files if file.key.startswith(fresh)]
     old = [file for file in files if not file.key.startswith(fresh)]
     return [*new, *sorted(old, key=lambda file: order.get(file.key, len(order)))]
-
-
-def _check_agreed(step: int, records: Sequence[Record]) -> None:
-    """Refuse a save in which ranks that share tensors do not hold the same ones, or not all of them are there."""
-    found: dict[str, dict[str, list[int]]] = {}
-    for record in records:
-        for group, digest in record.agreement.groups.items():
-            found.setdefault(group, {}).setdefault(digest, []).append(record.rank)
-    for group, digests in found.items():
-        ranks = sorted(rank for held in digests.values() for rank in held)
-        if len(digests) > 1:
-            odd = min(digests.values(), key=lambda held: (len(held), -held[0]))
-            others = next(rank for rank in ranks if rank not in odd)
-            raise SaveFailed(
-                f"step {step}: rank {odd[0]} does not hold the same spread and replicated tensors as rank {others}, by "
-                "name, element type and shape; all ranks that share tensors must hold shares of the same ones"
-            )
-        members = int(group.partition(":")[0])
-        if len(ranks) != members:
-            raise SaveFailed(
-                f"step {step}: tensors are spread over {members} ranks and only {ranks[:8]} hold shares of them; give "
-                "every one of these ranks a Checkpointer with the same state"
-            )
-
-
-def _check_replicas(step: int, records: Sequence[Record]) -> None:
-    """Refuse a save in which what must be equal on several ranks is not. Only asked for: see `check_replicas=`."""
-    first: dict[str, tuple[int, str]] = {}
-    for record in records:
-        other = [
-            name for name, digest in record.agreement.replicas.items()
-            if first.setdefault(name, (record.rank, digest))[1] != digest
-        ]  # fmt: skip
-        if other:
-            name = other[0].partition(" ")[0]
-            more = f", and {len(other) - 1} more" if len(other) > 1 else ""
-            raise SaveFailed(
-                f"step {step}: {name}{more}: rank {record.rank} holds other values than rank {first[other[0]][0]}, and "
-                "both are replicas of one tensor: a rank has diverged, or its memory is corrupt. Nothing was committed"
-            )
 
 
 def _differences(first: Mapping[str, str], others: Sequence[Record]) -> dict[str, str]:
