@@ -12,7 +12,7 @@ import pytest
 import holdfast
 from distributed.side_by_side import side_by_side, values
 from holdfast import every
-from holdfast.core.errors import SaveFailed, UnsupportedValue
+from holdfast.core.errors import NoCheckpoint, SaveFailed, UnsupportedValue
 
 SECONDS = 25.0  # that a rank waits for others; who hears how things stand needs far less
 
@@ -177,3 +177,43 @@ def test_a_tensor_that_goes_to_another_owner_and_back_has_its_newest_value(tmp_p
     assert any(file in parts[2] for file in parts[1] if "-00000-of" in file.key)  # rank 0 still needs it
     assert launch(3, 0.0) == [(1.0, 3)] * 2
     assert sound(tmp_path / "run") == [1, 2, 3]
+
+
+def test_where_there_is_no_checkpoint_all_ranks_hear_the_same_error(tmp_path: Path) -> None:
+    def body(rank: int) -> object:
+        state = state_of(rank)
+        with ranked(tmp_path / "run", state, rank) as ckpt:
+            with pytest.raises(NoCheckpoint):
+                ckpt.restore()
+            for _ in range(3):
+                ckpt.step_end()
+            with pytest.raises(NoCheckpoint):
+                ckpt.restore("nowhere")
+            with pytest.raises(NoCheckpoint):
+                ckpt.restore(7)
+            return ckpt.restore(2) is not None
+
+    assert values(side_by_side(2, body)) == [True] * 2
+
+
+def test_damage_in_what_is_another_ranks_own_is_mended_from_a_mirror(tmp_path: Path) -> None:
+    steps = 4
+
+    def body(rank: int) -> object:
+        state = state_of(rank)
+        state["own"]["v"] += 1
+        with ranked(tmp_path / "run", state, rank, mirrors=[tmp_path / "mirror"]) as ckpt:
+            done = list(ckpt.steps(steps))
+            return done, state["own"]["v"][0], ckpt.restore_report.notes if ckpt.restore_report else []
+
+    assert [v[0] for v in values(side_by_side(2, body))] == [[0, 1, 2, 3]] * 2
+    newest = holdfast.Run(str(tmp_path / "run")).latest
+    path = tmp_path / "run" / newest.manifest.parts["~1"].files[0].key
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    steps = 6
+    found = values(side_by_side(2, body))
+    assert [(v[0], v[1]) for v in found] == [([4, 5], 1.0), ([4, 5], 2.0)]
+    assert any("mirror" in note for note in found[0][2])
+    assert sound(tmp_path / "run") == [2, 4, 6]

@@ -75,11 +75,13 @@ class Company(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What rank 0 has restored and all others are to restore, or why it could not; `attempt` is that checkpoint's."""
+    """What rank 0 has restored and all others are to restore, or why it could not, and the name of that error's class;
+    `attempt` is that checkpoint's."""
 
     step: StepNumber = 0
     attempt: str = ""
     error: str = ""
+    kind: str = ""
 
 
 class Restoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

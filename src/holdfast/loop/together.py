@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from blake3 import blake3
 
 from holdfast.catalog.keyfiles import Signing
+from holdfast.core import errors
 from holdfast.core.clock import TimeSource
-from holdfast.core.errors import IntegrityError, NoCheckpoint, PolicyError, RanksDisagree, StoreError
+from holdfast.core.errors import (
+    HoldfastError,
+    IntegrityError,
+    NoCheckpoint,
+    PolicyError,
+    RanksDisagree,
+    StateError,
+    StoreError,
+    Untrusted,
+)
 from holdfast.distributed.lanes import lane_of
 from holdfast.distributed.meeting import Meeting
 from holdfast.distributed.ranks import Ranks
@@ -28,7 +40,13 @@ from holdfast.stores import Store
 __all__ = ["Together", "check_settings"]
 
 Attempt = Callable[[int | str, Mapping[int, str], Fetch], Restored]
+Mend = Callable[[int], list[str]]
 SHOWN = 5
+
+
+def no_mending(step: int) -> list[str]:
+    """Return nothing: there is nothing to mend a checkpoint from."""
+    return []
 
 
 def check_settings(settings: SaveSettings) -> None:
@@ -70,6 +88,9 @@ class Together:
     turns: Turns = field(init=False)
     planner: RankPlanner | None = None
     _restores: int = 0
+    _mended: dict[int, list[str]] = field(
+        default_factory=dict
+    )  # in the present restore: what was done, by step
 
     def __post_init__(self) -> None:
         if self.broadcast:
@@ -123,33 +144,37 @@ class Together:
 
     # ---- restoring --------------------------------------------------------------------------------------------------
 
-    def restore(self, which: int | str, attempt: Attempt) -> Restored:
+    def restore(self, which: int | str, attempt: Attempt, mend: Mend = no_mending) -> Restored:
         """Restore the same checkpoint on every rank: rank 0 picks it, and all go on when all have it.
 
-        Where "latest" was asked for and some rank finds that it does not verify, all fall back to the one before.
+        Where some rank finds that it does not verify rank 0 mends it, if it can: `mend` returns what was done for a
+        step. Where "latest" was asked for and it cannot, all fall back to the one before.
 
         Raises:
             RanksDisagree: a rank could not restore it, or is silent; the message names it and why.
         """
         left_out: dict[int, str] = {}
+        self._mended = {}
         while True:
             self._restores += 1
             topic = f"restore-{self._restores}"
             leads = self.ranks.leads
-            found = self._decide(which, attempt, topic, left_out) if leads else self._follow(attempt, topic)
+            found = (
+                self._decide(which, attempt, topic, left_out, mend) if leads else self._follow(attempt, topic)
+            )
             if isinstance(found, Restored):
                 self.turns.anew()
                 return found
             left_out |= found
 
     def _decide(
-        self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str]
+        self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str], mend: Mend
     ) -> Restored | dict[int, str]:
         handing = Handing(self.meeting, topic)
         try:
             restored = attempt(which, left_out, handing.fetch if self.broadcast else Reader.read)
         except Exception as e:
-            self.meeting.say(topic, Decision(error=f"{type(e).__name__}: {e}"))
+            self.meeting.say(topic, Decision(error=str(e), kind=type(e).__name__))
             raise
         step = restored.manifest.step
         self.meeting.say(topic, Decision(step, restored.manifest.attempt))
@@ -163,6 +188,13 @@ class Together:
             unused = _taken_by_nobody(restored, heard)
             if unused:
                 failed[unused] = False
+        if failed and all(failed.values()) and step not in self._mended:
+            self._mended[step] = []
+            with contextlib.suppress(HoldfastError):  # then it is as it was, and that is what is said
+                self._mended[step] = mend(step)
+            if self._mended[step]:
+                self.meeting.say(f"{topic}-done", Outcome(error="; ".join(failed), instead=step))
+                return {}
         if failed and which == "latest" and all(failed.values()):
             self.meeting.say(f"{topic}-done", Outcome(error="; ".join(failed), instead=step))
             return {step: "; ".join(failed)}
@@ -170,6 +202,7 @@ class Together:
         self.meeting.say(f"{topic}-done", Outcome(error=error))
         if error:
             raise RanksDisagree(error)
+        restored.report.notes += self._mended.get(step, [])
         return restored
 
     def _follow(self, attempt: Attempt, topic: str) -> Restored | dict[int, str]:
@@ -178,7 +211,7 @@ class Together:
         if decision is None:
             raise RanksDisagree(f"rank {rank} waited {seconds:g} s for rank 0 to say what is restored")
         if decision.error:
-            raise RanksDisagree(f"rank 0 could not restore: {decision.error}")
+            raise _as_on_rank_0(decision)
         handing = Handing(self.meeting, topic)
         restored: Restored | None = None
         failure: Exception | None = None
@@ -207,6 +240,15 @@ class Together:
             raise RanksDisagree(outcome.error)
         assert restored is not None
         return restored
+
+
+def _as_on_rank_0(decision: Decision) -> HoldfastError:
+    """Return what rank 0 raised, so that a program that catches it does so on every rank."""
+    kind = getattr(errors, decision.kind, RanksDisagree) if decision.kind in errors.__all__ else RanksDisagree
+    alike = issubclass(kind, (NoCheckpoint, Untrusted, IntegrityError, StateError, StoreError))
+    if not alike or issubclass(kind, OSError):
+        return RanksDisagree(f"rank 0 could not restore: {decision.kind}: {decision.error}")
+    return cast("HoldfastError", kind(f"rank 0 could not restore: {decision.error}"))
 
 
 def _taken_by_nobody(restored: Restored, heard: Mapping[int, Restoring]) -> str:
