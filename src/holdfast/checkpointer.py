@@ -12,7 +12,7 @@ from typing import TypeVar, get_args, overload
 from holdfast.catalog.keyfiles import KeySource, TrustSource, signing_of
 from holdfast.catalog.trust import Verifying
 from holdfast.core.clock import Clock, SystemTime, TimeSource, check_count
-from holdfast.core.errors import HoldfastError, PolicyError
+from holdfast.core.errors import HoldfastError, PolicyError, SaveFailed
 from holdfast.core.names import check_tag
 from holdfast.core.units import parse_bytes, parse_seconds
 from holdfast.distributed.ranks import RanksLike, ranks_of
@@ -353,7 +353,8 @@ class Checkpointer:
         elif error is None:
             self.close()
         else:
-            self._give_up()
+            with contextlib.suppress(*([SaveFailed] if isinstance(error, SaveFailed) else [])):
+                self._give_up()  # of saves that failed the first says why
 
     @contextlib.contextmanager
     def _looping(self, source: BatchSource | None) -> Iterator[None]:

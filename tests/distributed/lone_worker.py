@@ -67,6 +67,12 @@ def main() -> None:
     order = json.loads(sys.argv[1])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     lanes.StoreLane.meet_seconds = order.get("meet", 0.05)
+    if order.get("broadcast"):
+        import datetime
+
+        import torch.distributed
+
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     rng = np.random.default_rng(5)
     shared = rng.standard_normal((40, 5))
     state = {"same": {"w": shared.copy()}, "own": {"seen": np.zeros(3) + rank, "rank": rank}}
@@ -86,6 +92,7 @@ def main() -> None:
         order["run"], state, save=rules[order.get("save", "steps")], stop=stop,
         ranks=(rank, world, order.get("seconds", 30)), replicated=["same/**"], writer=order.get("writer", "auto"),
         check_replicas=order.get("check", False), keep=holdfast.last(3),
+        broadcast=order.get("broadcast", False), mirrors=order.get("mirrors"),
     )  # fmt: skip
     found.append(ckpt)
     done = []

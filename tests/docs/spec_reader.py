@@ -403,9 +403,9 @@ def _beyond(event: dict[str, Any], step: int) -> bool:
 
 
 class SpecCheckpoint:
-    """A checkpoint: its values with arrays where tensors are."""
+    """A checkpoint: its values with arrays where tensors are; of several ranks as rank 0 had it, or as `rank`."""
 
-    def __init__(self, run: SpecRun, step: int) -> None:
+    def __init__(self, run: SpecRun, step: int, rank: int = 0) -> None:
         self.manifest = run.manifest(step)
         self.parts: dict[str, Any] = self.manifest["parts"]
         self._root = run.root
@@ -414,7 +414,55 @@ class SpecCheckpoint:
         for name, part in self.parts.items():
             check_name(name)
             require(set(part) <= {"tree", "kind", "files", "aliases"}, "members of a part")
+        self._check_ranks()
+        self._own: list[DataFile] = []
+        self._own_names: set[str] = set()
+        if f"~{rank}" in self.parts and self.manifest["world_size"] > 1:
+            self._see_as(self.parts[f"~{rank}"])
+        for part in self.parts.values():
             self.aliases |= part.get("aliases", {})
+        require(not self.aliases.keys() & set(self.aliases.values()), "a tie to a tie")
+
+    def _check_ranks(self) -> None:
+        world = self.manifest["world_size"]
+        require(world > 0, "world_size")
+        for name, part in self.parts.items():
+            rank = re.fullmatch(r"~([1-9][0-9]*)", name)
+            own, kind = part.get("kind") in ("rank", "rank apart"), part.get("kind")
+            require(not own or (rank and int(rank[1]) < world), "the name of a rank's part")
+            require(own or not rank or world == 1, "a rank's part of another kind")
+            if own or kind == "elsewhere":
+                bare = part.get("tree") is None and not part.get("aliases")
+                require(world > 1 and bare, "a rank's part with a tree or ties, or of the only rank")
+
+    def _see_as(self, own: dict[str, Any]) -> None:
+        """Take for each part what a rank had of it."""
+        self._own = [DataFile(self._root, entry) for entry in own.get("files", [])]
+        held = [(file, t) for file in self._own for t in file.tensors]
+        seen: set[str] = set()
+        gone: set[str] = set()
+        for file, t in held:
+            if not t.name.startswith("~/") or t.name in seen:
+                continue
+            seen.add(t.name)
+            require(
+                t.type == "uint8" and len(t.shape) == 1 and t.box is None, "values that are no row of bytes"
+            )
+            found = json.loads(file.read(t.name).tobytes(), object_pairs_hook=members)
+            order = [m for m in ("tree", "kind", "aliases", "apart", "gone") if m in found]
+            require(list(found) == order and "tree" in found, "members of a rank's values")
+            gone |= set(found.pop("gone", []))
+            part = check_name(t.name[2:])
+            require(not part.startswith("~"), "values of a rank's part")
+            self.parts[part] = {"files": self.parts.get(part, {}).get("files", []), **found}
+        self._own_names = {t.name for _, t in held if not t.name.startswith("~/")} - gone
+
+    @property
+    def state(self) -> list[str]:
+        """The parts of the state."""
+        return [
+            name for name, p in self.parts.items() if p.get("kind") not in ("rank", "rank apart", "elsewhere")
+        ]
 
     def tensor(self, name: str) -> np.ndarray[Any, Any]:
         """Put the tensor together from the last listed file to the first, which so has the last word."""
@@ -444,22 +492,28 @@ class SpecCheckpoint:
     def places(self, name: str) -> tuple[list[DataFile], str]:
         """The listed files that hold the tensor or a part of it, up to the first that holds all of it."""
         name = self.aliases.get(name, name)
+        if name in self._own_names:
+            return self._holders(self._own, name), name
         part = name
         while part not in self.parts:
             part, cut_at, _ = part.rpartition("/")
             require(cut_at, f"{name} belongs to no part")
         short = name.removeprefix(f"{part}/")
-        found = []
         for entry in self.parts[part].get("files", []):
             if entry["key"] not in self._files:
                 self._files[entry["key"]] = DataFile(self._root, entry)
-            file = self._files[entry["key"]]
+        return self._holders([self._files[e["key"]] for e in self.parts[part].get("files", [])], short), short
+
+    @staticmethod
+    def _holders(files: list[DataFile], short: str) -> list[DataFile]:
+        found = []
+        for file in files:
             if short in file.by_name:
                 found.append(file)
                 if file.by_name[short].box is None:
                     break
-        require(found, f"no file holds {name}")
-        return found, short
+        require(found, f"no file holds {short}")
+        return found
 
     def value(self, part: str) -> Any:
         return self._value(self.parts[part].get("tree"), part)

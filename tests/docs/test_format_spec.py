@@ -22,7 +22,10 @@ from markdown_pages import DOCS, sections
 from spec_reader import MANIFEST_MEMBERS, TYPES, Refused, SpecCheckpoint, SpecRun, cut, unpack
 
 import holdfast
+from distributed.side_by_side import side_by_side
+from distributed.side_by_side import values as returned
 from holdfast import Checkpointer, EarlyStopping, best, every, last
+from holdfast.catalog.ranks import view_of
 from holdfast.core.dtypes import CARRIERS, DTYPES
 from holdfast.core.errors import HoldfastError
 from holdfast.format import events, values
@@ -31,7 +34,7 @@ from holdfast.format.manifest import FileEntry, Manifest, Part
 from holdfast.format.packed import Pack, declared_tail_bytes, decode_tail
 from holdfast.replication.copying import copy_beside, copy_checkpoint
 from holdfast.state.records import Record
-from holdfast.stores import LocalStore
+from holdfast.stores import LocalStore, open_store
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -472,3 +475,40 @@ def assert_same(ours: Any, theirs: Any, where: str) -> None:
     else:
         assert type(ours) is type(theirs), where
         assert ours == theirs, where
+
+
+def test_a_checkpoint_of_several_ranks_is_what_each_of_them_had(tmp_path: Path) -> None:
+    had: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def launch(step: int, replicated: list[str]) -> None:
+        def body(rank: int) -> None:
+            state: dict[str, Any] = {
+                "m": {"w": np.zeros((300, 40)), "tied": None, "rank": rank},
+                "own": {"u": np.full(20_000, 7.0 + rank), "small": np.arange(3) + rank},
+            }
+            state["m"]["tied"] = state["m"]["w"]
+            if rank == 1:
+                state["only"] = {"z": np.ones(3)}
+            how: dict[str, Any] = {"replicated": replicated, "save": every(steps=1), "writer": "thread"}
+            with Checkpointer(str(tmp_path / "run"), state, ranks=(rank, 2, 30), **how) as ckpt:
+                for n in ckpt.steps(step):
+                    state["m"]["w"][n % 300] = n + 1  # one row, so that only a part of it is written
+            had[step, rank] = state
+
+        returned(side_by_side(2, body))
+
+    launch(1, [])
+    launch(2, ["m/**"])  # what each had for itself is shared now
+    launch(4, ["m/**"])
+    run = SpecRun(tmp_path / "run")
+    store = open_store(str(tmp_path / "run"))
+    for (step, rank), state in had.items():
+        theirs = SpecCheckpoint(run, step, rank)
+        view = view_of(store, holdfast.open(str(tmp_path / "run"), step).manifest, rank, 2)
+        assert sorted(theirs.state) == sorted([*state, "rng"]) == sorted(view.manifest.parts)
+        for part, held in state.items():
+            found = theirs.value(part)
+            assert set(found) == set(held)
+            for name, value in held.items():
+                assert np.array_equal(found[name], value), (step, rank, part, name)
+    assert SpecCheckpoint(run, 4).state == ["m", "own", "rng"]

@@ -14,12 +14,14 @@ import msgspec
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.errors import InvalidFormat
 from holdfast.format.datafile import StoredTensor
-from holdfast.format.manifest import FileEntry, Manifest, Part
+from holdfast.format.manifest import FileEntry, Manifest, Part, check_ties
 from holdfast.format.ranks import (
     ELSEWHERE,
     MARK,
     RANK_APART,
     OwnValues,
+    check_ranks,
+    decode_own,
     is_ranks,
     own_part,
     rank_mark,
@@ -68,12 +70,15 @@ def read_own(files: Sequence[DataFile]) -> Own:
             if not t.name.startswith(f"{MARK}/"):
                 names.add(t.name)
                 continue
+            if (t.dtype, len(t.shape), t.box) != ("uint8", 1, None):
+                raise InvalidFormat(f"{file.key}: {t.name[:80]!r} is not a row of bytes")
             try:
-                found = msgspec.json.decode(_bytes_of(file, t), type=OwnValues)
-            except (ValueError, RecursionError) as e:
-                raise InvalidFormat(f"{file.key}: {t.name[:80]!r} does not hold values of a part: {e}") from e
-            values.setdefault(t.name[len(MARK) + 1 :], found)
-    return Own(values, frozenset(names))
+                part, found = decode_own(_bytes_of(file, t), t.name)
+            except InvalidFormat as e:
+                raise InvalidFormat(f"{file.key}: {e}") from e
+            values.setdefault(part, found)
+    gone = {name for of_part in values.values() for name in of_part.gone}
+    return Own(values, frozenset(names - gone))
 
 
 def _bytes_of(file: DataFile, t: StoredTensor) -> bytes:
@@ -94,6 +99,7 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
     Raises:
         IntegrityError, StoreError: it cannot be.
     """
+    check_ranks(manifest)
     then = manifest.world_size
     if then == 1:
         return View(manifest, merged=world > 1)
@@ -111,6 +117,7 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
             if rank:
                 _merge_first(view, manifest)
         _drop_elsewhere(parts)
+        check_ties(view.manifest)
         return view
     view.merged = True
     view.notes.append(
@@ -125,6 +132,7 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
             _give_own(view, manifest, rank, _own(store, manifest, rank), only=RNG)
         else:
             view.notes.append(f"random generators: there was no rank {rank}; derived from those of rank 0")
+    check_ties(view.manifest)
     return view
 
 

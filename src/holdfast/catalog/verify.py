@@ -15,7 +15,7 @@ from holdfast.core.memory import map_pages
 from holdfast.core.names import name_in_file
 from holdfast.core.workers import Workers
 from holdfast.format.manifest import FileEntry, Manifest, Part
-from holdfast.format.ranks import is_ranks
+from holdfast.format.ranks import check_ranks, is_ranks
 from holdfast.format.values import tensor_leaves
 from holdfast.stores import Store
 
@@ -40,6 +40,11 @@ def verify_manifest(
 
     `progress` is told the number of bytes read since its last call.
     """
+    try:
+        check_ranks(manifest)
+    except HoldfastError as e:
+        yield Problem(f"step {manifest.step}", str(e))
+        return
     held: dict[str, list[DataFile]] = {}
     whole = True
     seen: set[str] = set()
@@ -95,7 +100,11 @@ def _unheld(
     manifest: Manifest, part_name: str, part: Part, held: Mapping[str, Sequence[DataFile]],
     own: Own, own_files: Sequence[DataFile],
 ) -> Iterator[Problem]:  # fmt: skip
-    names = {part.aliases.get(leaf.name, leaf.name) for leaf in tensor_leaves(part.values(part_name))}
+    try:
+        names = {part.aliases.get(leaf.name, leaf.name) for leaf in tensor_leaves(part.values(part_name))}
+    except HoldfastError as e:
+        yield Problem(part_name, str(e))
+        return
     for name in sorted(names):
         try:
             if name in own.names:

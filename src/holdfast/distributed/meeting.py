@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from holdfast.core.errors import HoldfastError, RanksDisagree
+from holdfast.core.errors import HoldfastError, NotFound, RanksDisagree
 from holdfast.core.processes import has_ended, namespace, process_start
 from holdfast.distributed.ranks import Ranks
 from holdfast.distributed.rollcall import PREFIX, RollCall, ack_key, hello_key, opening_key
@@ -27,6 +27,7 @@ __all__ = ["Meeting"]
 Word = TypeVar("Word")
 Found = TypeVar("Found")
 
+LEFT = "left"
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
 LONGER = 1.25  # one hears a word that took a while at most so much later
 LOOKS_A_SECOND = 2_000  # of all ranks together; S3 answers 5 500 requests a second
@@ -50,7 +51,7 @@ class Meeting:
         self.alone_since: float | None = (
             None  # since when this rank's trainer is gone, on the monotonic clock
         )
-        self._nonce = secrets.token_hex(8)
+        self._nonce = self.launch = secrets.token_hex(8)
 
     @classmethod
     def of(cls, store: Store, company: Company) -> Meeting:
@@ -88,7 +89,9 @@ class Meeting:
 
     def _opening(self, run: str, nonces: dict[str, str]) -> Opening:
         world = self.ranks.world
-        return Opening(run, self.generation, world, nonces, _process(os.getpid()), self._writer())
+        return Opening(
+            run, self.generation, world, nonces, _process(os.getpid()), self._writer(), self.launch
+        )
 
     def join(self) -> Opening:
         """As another rank: return what rank 0 opens this launch with.
@@ -111,7 +114,7 @@ class Meeting:
                 f"{self.store.url}: rank {rank} of {world} waited {self.ranks.seconds:g} s for rank 0 to take the run "
                 "up, and it did not; see what became of rank 0, and whether all are given the same url"
             )
-        self.generation = opening.generation
+        self.generation, self.launch = opening.generation, opening.launch
         near = _seen(opening, namespace())
         self.near = {0: near} if near else {}
         put_word(self.store, ack_key(rank, self._nonce), Ack(rank))
@@ -123,17 +126,23 @@ class Meeting:
         """Publish this rank's word on a topic."""
         put_word(self.store, self._key(topic, self.ranks.rank), word)
 
-    def hear(self, topic: str, rank: int, kind: type[Word]) -> Word | None:
-        """Return another rank's word on a topic; None when it does not come in time."""
+    def hear(self, topic: str, rank: int, kind: type[Word], *, unless: str = "") -> Word | None:
+        """Return another rank's word on a topic; None when it does not come in time, or the rank's word on the topic
+        `unless` comes instead."""
         patience = _Patience(self)
         while True:
             word = self.look(topic, rank, kind)
             if word is not None or patience.is_over([rank]):
                 return word
+            if unless and self._is_there(self._key(unless, rank)):
+                return self.look(topic, rank, kind)
             patience.pause()
 
-    def hear_all(self, topic: str, kind: type[Word]) -> dict[int, Word]:
-        """Return what every other rank has to say on a topic, in time; who is silent is missing."""
+    def hear_all(
+        self, topic: str, kind: type[Word], enough: Callable[[Word], bool] = lambda word: False
+    ) -> dict[int, Word]:
+        """Return what every other rank has to say on a topic, in time; who is silent is missing. No more is waited for
+        when a word is `enough`."""
         heard: dict[int, Word] = {}
         silent = set(range(1, self.ranks.world))
         patience = _Patience(self)
@@ -148,7 +157,7 @@ class Meeting:
             silent.difference_update(found)
             if found:
                 patience.renew()
-            if silent and patience.is_over(silent):
+            if any(map(enough, found.values())) or (silent and patience.is_over(silent)):
                 break
             if silent:
                 patience.pause()
@@ -166,19 +175,40 @@ class Meeting:
     def missing(self, heard: Sequence[int]) -> str:
         """Return the names of those who were not heard, and what is known of them."""
         silent = [r for r in range(1, self.ranks.world) if r not in heard]
-        gone = [r for r in silent if self.is_gone(r)]
-        known = f" (the process of {_named(gone)} has ended)" if gone else ""
+        gone = sorted(self.gone_among(silent))
+        known = f" (the process of {_named(gone)} has ended, or gave the run up)" if gone else ""
         return _named(silent) + known
 
     def has_left(self, rank: int) -> bool:
-        """Return True only when the training process of a rank is known to have ended."""
+        """Return True only when the training process of a rank is known to have ended, or to have given the run up."""
         processes = self.near.get(rank, [])
-        return bool(processes) and has_ended(processes[0].pid, processes[0].started)
+        ended = bool(processes) and has_ended(processes[0].pid, processes[0].started)
+        return ended or bool(self._goodbyes([rank]))
 
     def is_gone(self, rank: int) -> bool:
-        """Return True only when a rank is known to have ended, its writer process included."""
-        processes = self.near.get(rank, [])
-        return bool(processes) and all(has_ended(p.pid, p.started) for p in processes)
+        """Return True only when a rank is known to have ended, its writer process included, or to have given the run
+        up."""
+        return bool(self.gone_among([rank]))
+
+    def gone_among(self, ranks: Iterable[int]) -> set[int]:
+        """Return which of some ranks are known to be gone; see `is_gone`."""
+        asked = list(ranks)
+        ended = {
+            r for r in asked if r in self.near and all(has_ended(p.pid, p.started) for p in self.near[r])
+        }
+        return ended | self._goodbyes([r for r in asked if r not in ended])
+
+    def leave(self) -> None:
+        """Say that nothing more will come of this rank, so that nobody waits for it."""
+        with contextlib.suppress(HoldfastError):
+            self.say(LEFT, Ack(self.ranks.rank))
+
+    def _goodbyes(self, ranks: Sequence[int]) -> set[int]:
+        """Return which of some ranks gave the run up: by one request, however many they are."""
+        if len(ranks) == 1:
+            return {ranks[0]} if self._is_there(self._key(LEFT, ranks[0])) else set()
+        there = set(self.store.names(self._place(LEFT))) if ranks else set()
+        return {r for r in ranks if self._key(LEFT, r) in there}
 
     def _writer(self) -> Process | None:
         return _process(self.writer) if self.writer else None
@@ -188,6 +218,13 @@ class Meeting:
 
     def _key(self, topic: str, rank: int) -> str:
         return f"{self._place(topic)}/{rank:05d}.json"
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            self.store.info(key)
+        except NotFound:
+            return False
+        return True
 
     def _until(self, found: Callable[[], Found | None]) -> Found | None:
         """Return what is found, as soon as it is something true; None at the deadline."""
@@ -226,14 +263,15 @@ class _Patience:
             return True
         since = self._meeting.alone_since
         alone = since is not None and now >= max(since, self._news) + ORPHAN_SECONDS
-        if alone and not any(r in self._meeting.near and not self._meeting.is_gone(r) for r in silent):
+        waiting = list(silent)
+        near = [r for r in waiting if r in self._meeting.near]
+        if alone and not set(near) - self._meeting.gone_among(near):
             return True
         if now >= self._looked + LOOK_SECONDS:
             self._looked = now
-            for rank in silent:
-                if rank not in self._gone and self._meeting.is_gone(rank):
-                    self._gone[rank] = now
-        return any(now >= self._gone[rank] + GONE_SECONDS for rank in silent if rank in self._gone)
+            for rank in self._meeting.gone_among([r for r in waiting if r not in self._gone]):
+                self._gone[rank] = now
+        return any(now >= self._gone[rank] + GONE_SECONDS for rank in waiting if rank in self._gone)
 
 
 def _process(pid: int) -> Process:

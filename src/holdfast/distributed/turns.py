@@ -30,8 +30,9 @@ class Turns:
         self._meeting = meeting
         self._lane = lane
         self.next = 0  # the step from which on there is a turn in any case
-        self._taken: list[int] = []  # as rank 0: the steps of the newest ones
+        self._taken: list[tuple[int, str]] = []  # as rank 0: step and key of the newest ones
         self._last = -1
+        self._again = 0  # how many turns there were at that step: the end of an epoch is one more
         self._since = time.monotonic()
         self._round = 0
         self._saved = b""  # the newest wish for a save that was granted
@@ -39,6 +40,7 @@ class Turns:
     def anew(self) -> None:
         """Begin afresh, for all ranks have restored: steps that were taken come again."""
         self.next, self._last, self._round = 0, -1, self._round + 1
+        self._taken.clear()
 
     def wish(self, *, stop_signal: int | None, save: bool) -> None:
         """Let rank 0 know, for its next turn, that a signal came to this rank."""
@@ -62,11 +64,15 @@ class Turns:
         ahead = steps * self._lane.meet_seconds / max(now - self._since, 1e-9)
         # Growing slowly: the first steps of a program say little of the others.
         ahead = min(ahead, 2.0 * max(1, turn.step - self._last)) if self._last >= 0 else 1
-        turn = msgspec.structs.replace(turn, next=turn.step + max(1, int(ahead)), before=max(self._last, 0))
-        self._lane.put(self._key(turn.step), msgspec.json.encode(turn))
-        self._taken.append(turn.step)
+        following = max(turn.step + max(1, int(ahead)), self.next if turn.step == self._last else 0)
+        turn = msgspec.structs.replace(turn, next=following, before=max(self._last, 0))
+        key = self._key(turn.step)
+        self._lane.put(key, msgspec.json.encode(turn))
+        self._taken.append((turn.step, key))
         if len(self._taken) > KEPT_TURNS:
-            self._lane.drop(self._key(self._taken.pop(0)))
+            dropped, key = self._taken.pop(0)
+            self._lane.put(self._dropped, str(dropped).encode())
+            self._lane.drop(key)
         self._note(turn, now)
         return turn
 
@@ -81,6 +87,11 @@ class Turns:
         while (word := self._look(step)) is None:
             now = time.monotonic()
             gone = now > looked + 1 and meeting.has_left(0)
+            if now > looked + 1 and int(self._lane.look(self._dropped) or b"-1") >= step:
+                raise RanksDisagree(
+                    f"rank {meeting.ranks.rank} is at the end of step {step}, and rank 0 has decided {KEPT_TURNS} "
+                    "times since; let ranks not run so far apart, or log monitored metrics less often"
+                )
             if gone or now > end:
                 why = "its process has ended" if gone else f"it did not for {meeting.ranks.seconds:g} s"
                 raise RanksDisagree(
@@ -115,7 +126,14 @@ class Turns:
             raise RanksDisagree(f"step {step}: the process of rank 0 has ended; see what became of it") from e
 
     def _note(self, turn: Turn, now: float) -> None:
+        self._again = self._again + 1 if turn.step == self._last else 0
         self.next, self._last, self._since = turn.next, turn.step, now
 
     def _key(self, step: int) -> str:
-        return f"turn-{self._round}-{step}"
+        """Return the key of the next turn, which is at this step."""
+        again = self._again + 1 if step == self._last else 0
+        return f"turn-{self._round}-{step}" + (f"-{again}" if again else "")
+
+    @property
+    def _dropped(self) -> str:
+        return f"dropped-{self._round}"

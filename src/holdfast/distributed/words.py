@@ -46,7 +46,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Rank 0 holds the run under this generation of its lease, and has heard of these."""
+    """Rank 0 holds the run under this generation of its lease, and has heard of these. `launch` is its nonce."""
 
     run: Name
     generation: Count
@@ -54,6 +54,7 @@ class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nonces: dict[str, Nonce]
     process: Process
     writer: Process | None = None
+    launch: Nonce = ""
 
 
 class Ack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,11 +75,13 @@ class Company(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What rank 0 has restored and all others are to restore, or why it could not; `attempt` is that checkpoint's."""
+    """What rank 0 has restored and all others are to restore, or why it could not, and the name of that error's class;
+    `attempt` is that checkpoint's."""
 
     step: StepNumber = 0
     attempt: str = ""
     error: str = ""
+    kind: str = ""
 
 
 class Restoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

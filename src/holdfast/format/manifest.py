@@ -26,6 +26,7 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "Part",
+    "check_ties",
     "clock_from_doc",
     "clock_to_doc",
     "decode_manifest",
@@ -179,7 +180,7 @@ def decode_manifest(raw: bytes, name: str) -> Manifest:
             check_path(part_name)
             for file in part.files:
                 _check_file(file, name)
-        _check_ties(manifest)
+        check_ties(manifest)
     except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: is not a manifest: {e}") from e
     return manifest
@@ -207,13 +208,13 @@ def check_version(body: bytes, name: str) -> None:
         )
 
 
-def _check_ties(manifest: Manifest) -> None:
-    """Refuse a tie that leads to another tie, or to itself: each must lead to a stored tensor."""
+def check_ties(manifest: Manifest) -> None:
+    """Raise InvalidFormat for a tie that leads to another tie, or to itself: each must lead to a stored tensor."""
     tied = {alias for part in manifest.parts.values() for alias in part.aliases}
     for part in manifest.parts.values():
         for alias, target in part.aliases.items():
             if target in tied:
-                raise ValueError(f"{alias[:80]!r} is tied to {target[:80]!r}, which is tied itself")
+                raise InvalidFormat(f"{alias[:80]!r} is tied to {target[:80]!r}, which is tied itself")
 
 
 def _check_file(file: FileEntry, name: str) -> None:

@@ -176,7 +176,7 @@ class Engine:
         restored = (
             attempt(which, {}, Reader.read)
             if self._together is None
-            else self._together.restore(which, attempt)
+            else self._together.restore(which, attempt, self._mend)
         )
         came_from = self.replicas.brought.get(restored.manifest.step)
         if came_from is not None:
@@ -194,6 +194,10 @@ class Engine:
             self._saved_clock = clock
             self._moved = True
         return restored
+
+    def _mend(self, step: int) -> list[str]:
+        key = self.session.history.key_of(step)
+        return self.replicas.mend(key) if key is not None else []
 
     def resumed_batch(self) -> int:
         """Return how many batches of the present pass over the data were taken before the resume, else 0."""

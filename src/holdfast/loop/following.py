@@ -47,10 +47,10 @@ class Following(Session):
         self.store = store
         self.time = time
         self.parent = None
-        self._closed = False
+        self._closed = self._afresh = False
         self._host = host
         self._vouched = ""
-        self.meeting = meeting
+        self.meeting: Meeting = meeting
         self._newest: Base | None = None  # what the next checkpoint is built on
         meeting.writer = host.pid
         opening = meeting.join()
@@ -80,14 +80,19 @@ class Following(Session):
         self._host.finish(job, image)
 
     def complete(self, begun: Begun) -> Manifest:
-        done = self._host.finish(begun.job, begun.image)
+        try:
+            done = self._host.finish(begun.job, begun.image)
+        except BaseException:
+            self._afresh = True
+            raise
+        self._afresh = False
         manifest = msgspec.structs.replace(begun.job.manifest, new_bytes=done.new_bytes)
         self.parent = manifest.attempt
         self._newest = Base(done.key, manifest.attempt)
         return manifest
 
     def _base(self) -> Base | None:
-        if self._newest is not None and self.parent in (None, self._newest.attempt):
+        if not self._afresh and self._newest is not None and self.parent in (None, self._newest.attempt):
             return self._newest
         return super()._base()
 
@@ -109,4 +114,5 @@ class Following(Session):
             return
         self._closed = True
         self._host.close()
+        self.meeting.leave()
         self.lease.forget()

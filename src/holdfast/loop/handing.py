@@ -70,10 +70,10 @@ class Handing:
             self._kept = {name: found[name] for name in names}
             return found
         shared = [name for name in names if not reader.is_own(name)]
+        # First what may fail: who has said that it takes part must come to the collective.
+        found = reader.read([name for name in names if reader.is_own(name)], parts)
         if self._said or not self._agree(shared):
-            return reader.read(names, parts)
-        mine = set(shared)
-        found = reader.read([name for name in names if name not in mine], parts)
+            return found | reader.read(shared)
         for piece, memory in _pieces([reader.spec(name).nbytes for name in shared]):
             torch_broadcast(memory)
             for index, place in piece:

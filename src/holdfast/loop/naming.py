@@ -48,11 +48,11 @@ class Naming:
 
     def give_up(self, error: Exception) -> None:
         """Let them know that rank 0 restores nothing."""
-        text = f"{type(error).__name__}: {error}"
+        kind = type(error).__name__
         if self._told is None:
-            self._meeting.say(self._topic, Decision(error=text))
+            self._meeting.say(self._topic, Decision(error=str(error), kind=kind))
         else:
-            self._end(Outcome(error=f"rank 0 could not restore: {text}"))
+            self._end(Outcome(error=f"rank 0 could not restore: {kind}: {error}"))
 
     def _end(self, outcome: Outcome) -> None:
         self._go_on(outcome.error)

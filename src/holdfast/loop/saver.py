@@ -115,7 +115,13 @@ class Saver:
         Raises:
             OutOfSpace: there is no room, and that is to end training.
         """
-        arena = self._room()
+        # Taken here, in the order of the saves: all ranks reckon the same ids, also of one that fails on some of them.
+        attempt = self._session.next_attempt(order.clock.step)
+        try:
+            arena = self._room()
+        except BaseException as e:
+            self._session.give_up(attempt, e)
+            raise
         try:
             plan = self._snapshotter.plan(gradients=how.gradients)
             allowed = self._space.allows(
@@ -125,12 +131,16 @@ class Saver:
                 self._arenas.give_back(arena)
                 return None
             whole = self._arenas.allow(plan.nbytes)
-            part = Part(self._snapshotter.prepare(plan, arena)) if whole else self._ahead(plan, order, arena)
+            part = (
+                Part(self._snapshotter.prepare(plan, arena), attempt)
+                if whole
+                else self._ahead(plan, order, arena, attempt)
+            )
             # What the host has been told of becomes a checkpoint even if this process is killed.
             begun = None if self._writer.busy else self._begin(part, order)
         except BaseException as e:
             self._arenas.give_back(arena)
-            self._session.give_up(order, e)
+            self._session.give_up(attempt, e)
             raise
         try:
             self._copy(part.snapshot, overlap=how.overlap and self._unguard is not None)
@@ -139,7 +149,7 @@ class Saver:
             self._hand_over(part, order, arena, begun, by_rule=how.by_rule)
         return plan.report
 
-    def _ahead(self, plan: Plan, order: SaveOrder, arena: Arena) -> Part:
+    def _ahead(self, plan: Plan, order: SaveOrder, arena: Arena, attempt: str) -> Part:
         """Write a state that is larger than the memory for it piece by piece; return the last piece, not yet copied."""
         self.wait()
         budget = self._arenas.budget_bytes or 0
@@ -149,7 +159,6 @@ class Saver:
                 "the state takes %s and snapshots may take %s of memory: it is written piece by piece while training "
                 "waits; give more with memory=", format_bytes(plan.nbytes), format_bytes(budget),
             )  # fmt: skip
-        attempt = self._session.next_attempt(order.clock.step)
         for number, (snapshot, last) in enumerate(in_waves(plan, arena, budget)):
             if last:
                 return Part(snapshot, attempt, number)

@@ -83,6 +83,7 @@ class Session:
         self.next_attempt: Callable[[int], str] = lambda step: new_attempt()
         self.meeting: Meeting | None = None  # of several ranks
         self._closed = False
+        self._afresh = False
         self._host = host or Here()
         try:
             self._vouched = prove_create(store)
@@ -171,10 +172,11 @@ class Session:
         )
         return Job(manifest, "", b"", [], self._base(), order.self_contained, wave)
 
-    def give_up(self, order: SaveOrder, error: BaseException) -> None:
+    def give_up(self, attempt: str, error: BaseException) -> None:
         """Let the other ranks know, if there are any, that a save came to nothing before it was begun here."""
         if self.meeting is not None:
-            refuse(self.meeting, self.next_attempt(order.clock.step), error)
+            self._afresh = True
+            refuse(self.meeting, attempt, error)
 
     def complete(self, begun: Begun) -> Manifest:
         """Return the manifest of a save that was begun, once it is committed. Raises what it failed with."""
@@ -182,10 +184,12 @@ class Session:
         try:
             done = self._host.finish(job, image)
         except BaseException as e:
+            self._afresh = self.meeting is not None
             self.log.give_back(job.log_key, job.log_lines)
             if isinstance(e, CommitUnknown):
                 self.history.refresh()  # it may be there, and then what it needs must stay
             raise
+        self._afresh = False
         self.log.wrote(job.log_key, job.log_lines)
         manifest = done.manifest or with_files(job, image, done.files, done.new_bytes)
         self.parent = manifest.attempt
@@ -199,7 +203,10 @@ class Session:
         return self.complete(self.begin(image, order))
 
     def _base(self) -> Base | None:
-        """Return the checkpoint that the next one is built on: by default the newest."""
+        """Return the checkpoint that the next one is built on: by default the newest. After a save that failed ranks
+        may take another one for it, so they build on none."""
+        if self._afresh:
+            return None
         for step in reversed(self.history.steps):
             attempt = self.history.summary(step).attempt
             if self.parent in (None, attempt):
@@ -229,6 +236,8 @@ class Session:
         self._closed = True
         try:
             self._host.close()
+            if self.meeting is not None:
+                self.meeting.leave()
             self.upkeep.settle()
             self.log.flush()
             self.history.index(self.lease, closing=True)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from blake3 import blake3
 
 from holdfast.catalog.keyfiles import Signing
+from holdfast.core import errors
 from holdfast.core.clock import TimeSource
-from holdfast.core.errors import IntegrityError, NoCheckpoint, PolicyError, RanksDisagree, StoreError
+from holdfast.core.errors import (
+    HoldfastError,
+    IntegrityError,
+    NoCheckpoint,
+    PolicyError,
+    RanksDisagree,
+    StateError,
+    StoreError,
+    Untrusted,
+)
 from holdfast.distributed.lanes import lane_of
 from holdfast.distributed.meeting import Meeting
 from holdfast.distributed.ranks import Ranks
@@ -28,7 +40,13 @@ from holdfast.stores import Store
 __all__ = ["Together", "check_settings"]
 
 Attempt = Callable[[int | str, Mapping[int, str], Fetch, Picked], Restored]
+Mend = Callable[[int], list[str]]
 SHOWN = 5
+
+
+def no_mending(step: int) -> list[str]:
+    """Return nothing: there is nothing to mend a checkpoint from."""
+    return []
 
 
 def check_settings(settings: SaveSettings) -> None:
@@ -42,7 +60,9 @@ def check_settings(settings: SaveSettings) -> None:
 
 @dataclass(slots=True)
 class Attempts:
-    """The ids of saves, which every rank reckons for itself from the launch, the step, and how often it was saved."""
+    """The ids of saves, which every rank reckons for itself from the launch, the step, and how often it was saved.
+
+    A step that comes again after a restore counts on: what it was saved as before may be in the trash still."""
 
     meeting: Meeting
     made: dict[int, int] = field(default_factory=dict)
@@ -50,8 +70,9 @@ class Attempts:
     def next(self, step: int) -> str:
         """Return the id of the next save of this step."""
         count = self.made.get(step, 0)
-        self.made = {step: count + 1}
-        return blake3(f"{self.meeting.generation}/{step}/{count}".encode()).hexdigest(4)
+        self.made[step] = count + 1
+        launch = f"{self.meeting.launch}/{self.meeting.generation}"
+        return blake3(f"{launch}/{step}/{count}".encode()).hexdigest(4)
 
 
 @dataclass(slots=True)
@@ -67,6 +88,9 @@ class Together:
     turns: Turns = field(init=False)
     planner: RankPlanner | None = None
     _restores: int = 0
+    _mended: dict[int, list[str]] = field(
+        default_factory=dict
+    )  # in the present restore: what was done, by step
 
     def __post_init__(self) -> None:
         if self.broadcast:
@@ -120,19 +144,23 @@ class Together:
 
     # ---- restoring --------------------------------------------------------------------------------------------------
 
-    def restore(self, which: int | str, attempt: Attempt) -> Restored:
+    def restore(self, which: int | str, attempt: Attempt, mend: Mend = no_mending) -> Restored:
         """Restore the same checkpoint on every rank: rank 0 picks it, all read at once, and go on when all have it.
 
-        Where "latest" was asked for and some rank finds that it does not verify, all fall back to the one before.
+        Where some rank finds that it does not verify rank 0 mends it, if it can: `mend` returns what was done for a
+        step. Where "latest" was asked for and it cannot, all fall back to the one before.
 
         Raises:
             RanksDisagree: a rank could not restore it, or is silent; the message names it and why.
         """
         left_out: dict[int, str] = {}
+        self._mended = {}
         while True:
             topic = self.next_restore()
             leads = self.ranks.leads
-            found = self._decide(which, attempt, topic, left_out) if leads else self._follow(attempt, topic)
+            found = (
+                self._decide(which, attempt, topic, left_out, mend) if leads else self._follow(attempt, topic)
+            )
             if isinstance(found, Restored):
                 self.turns.anew()
                 return found
@@ -144,7 +172,7 @@ class Together:
         return f"restore-{self._restores}"
 
     def _decide(
-        self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str]
+        self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str], mend: Mend
     ) -> Restored | dict[int, str]:
         handing = Handing(self.meeting, topic)
         naming = Naming(self.meeting, self.next_restore, topic)
@@ -168,6 +196,13 @@ class Together:
             unused = _taken_by_nobody(restored, heard)
             if unused:
                 failed[unused] = False
+        if failed and all(failed.values()) and step not in self._mended:
+            self._mended[step] = []
+            with contextlib.suppress(HoldfastError):  # then it is as it was, and that is what is said
+                self._mended[step] = mend(step)
+            if self._mended[step]:
+                self.meeting.say(f"{topic}-done", Outcome(error="; ".join(failed), instead=step))
+                return {}
         if failed and which == "latest" and all(failed.values()):
             self.meeting.say(f"{topic}-done", Outcome(error="; ".join(failed), instead=step))
             return {step: "; ".join(failed)}
@@ -175,6 +210,7 @@ class Together:
         self.meeting.say(f"{topic}-done", Outcome(error=error))
         if error:
             raise RanksDisagree(error)
+        restored.report.notes += self._mended.get(step, [])
         return restored
 
     def _follow(self, attempt: Attempt, topic: str) -> Restored | dict[int, str]:
@@ -183,7 +219,7 @@ class Together:
         if decision is None:
             raise RanksDisagree(f"rank {rank} waited {seconds:g} s for rank 0 to say what is restored")
         if decision.error:
-            raise RanksDisagree(f"rank 0 could not restore: {decision.error}")
+            raise _as_on_rank_0(decision)
         handing = Handing(self.meeting, topic)
         restored: Restored | None = None
         failure: Exception | None = None
@@ -213,6 +249,15 @@ class Together:
             raise RanksDisagree(outcome.error)
         assert restored is not None
         return restored
+
+
+def _as_on_rank_0(decision: Decision) -> HoldfastError:
+    """Return what rank 0 raised, so that a program that catches it does so on every rank."""
+    kind = getattr(errors, decision.kind, RanksDisagree) if decision.kind in errors.__all__ else RanksDisagree
+    alike = issubclass(kind, (NoCheckpoint, Untrusted, IntegrityError, StateError, StoreError))
+    if not alike or issubclass(kind, OSError):
+        return RanksDisagree(f"rank 0 could not restore: {decision.kind}: {decision.error}")
+    return cast("HoldfastError", kind(f"rank 0 could not restore: {decision.error}"))
 
 
 def _taken_by_nobody(restored: Restored, heard: Mapping[int, Restoring]) -> str:

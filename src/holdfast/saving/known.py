@@ -54,16 +54,25 @@ class KnownTensors:
     @classmethod
     def of(cls, store: Store, manifest: Manifest, mark: str = "") -> KnownTensors:
         """Return what a committed checkpoint holds, from its files' headers; of several ranks' files of those with this
-        `mark` in their names."""
+        `mark` in their names. What another rank's file, listed before, holds too is not known: it has the last word,
+        for the tensor had another owner then."""
         known = cls()
         for name, part in manifest.parts.items():
             known.files[name] = [entry for entry in part.files if mark in entry.key]
             holders: dict[str, list[tuple[DataFile, StoredTensor]]] = {}  # in listed order
-            for entry in known.files[name]:
+            before: dict[str, list[StoredTensor]] = {}  # what other ranks hold
+            hidden: set[str] = set()
+            last = max((i for i, entry in enumerate(part.files) if mark in entry.key), default=-1)
+            for entry in part.files[: last + 1]:
                 file = open_file(store, entry)
                 for t in file.header.tensors:
+                    if mark not in entry.key:
+                        before.setdefault(t.name, []).append(t)
+                        continue
                     holders.setdefault(t.name, []).append((file, t))
-            found = ((t, _known(holding)) for t, holding in holders.items())
+                    if any(_overlap(t, other) for other in before.get(t.name, ())):
+                        hidden.add(t.name)
+            found = ((t, _known(holding)) for t, holding in holders.items() if t not in hidden)
             known.parts[name] = {t: of_it for t, of_it in found if of_it is not None}
         return known
 
@@ -108,6 +117,20 @@ def _known_box(file: DataFile, t: StoredTensor) -> KnownTensor | None:
         return None
     digests = tuple(file.header.digests[index] for index in blocks)
     return KnownTensor(t.dtype, t.shape, t.stride, digests, (file.entry,) * len(digests), box=t.box)
+
+
+def _overlap(one: StoredTensor, other: StoredTensor) -> bool:
+    """Return whether two parts of a tensor have elements in common, or may have."""
+    if one.box is None or other.box is None or one.whole_shape != other.whole_shape:
+        return True
+    return all(a < d and c < b for (a, b), (c, d) in zip(_extent(one), _extent(other), strict=True))
+
+
+def _extent(t: StoredTensor) -> list[tuple[int, int]]:
+    """Return from where to where a part reaches in each dimension of its whole."""
+    assert t.box is not None
+    reach = [(offset, offset + size) for offset, size in zip(t.box[0], t.shape, strict=True)]
+    return [(reach[0][0], t.rows[-1][1]), *reach[1:]] if t.rows is not None else reach
 
 
 def whole_blocks(nbytes: int, shape: tuple[int, ...]) -> list[Block]:

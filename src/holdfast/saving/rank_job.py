@@ -6,12 +6,14 @@ No process group is touched: ranks say what there is to say through the run's st
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 
 import msgspec
 from blake3 import blake3
 
 from holdfast.catalog.checkpoints import commit
+from holdfast.catalog.content import open_file
 from holdfast.catalog.keys import data_prefix
 from holdfast.catalog.lease import Lease
 from holdfast.catalog.runlog import write_segment
@@ -26,6 +28,7 @@ from holdfast.format.values import decode_value, tensor_leaves
 from holdfast.saving.image import Image, PartImage
 from holdfast.saving.job import Ahead, Base, Committed, DataWriter, Job, discard, set_tags
 from holdfast.saving.persist import KnownTensors, persist_parts
+from holdfast.saving.rank_checks import check_agreed, check_replicas
 from holdfast.stores import Store
 
 __all__ = ["Follower", "Leader", "refuse"]
@@ -87,6 +90,11 @@ class _Share:
 class Follower(_Share):
     """Every rank but the first: its share becomes durable, and the first says what became of the whole."""
 
+    def __init__(self, store: Store, meeting: Meeting) -> None:
+        super().__init__(store, meeting)
+        self._own: tuple[str, set[str]] = ("", set())  # of which attempt; names of what is the rank's own
+        self._held: dict[str, frozenset[str]] = {}  # names of the tensors in older files of what is, by key
+
     def carry_out(self, job: Job, image: Image) -> Committed:
         """Make this rank's share durable, and return when the whole is committed.
 
@@ -94,14 +102,22 @@ class Follower(_Share):
             SaveFailed: it is not, and why.
         """
         topic, rank = job.manifest.attempt, self._meeting.ranks.rank
+        if self._own[0] != topic:
+            self._own = (topic, set())
         try:
             ahead = self._data.write(job, image)
+            if own_part(rank) in image.parts:
+                self._own[1].update(t.name for t in image.parts[own_part(rank)].tensors)
             if job.more:
                 return Committed("", 0, {}, ahead.written)
             record = self._with_values(self._record(job, image, ahead), job, image)
         except BaseException as e:
             self._data.forget()
             refuse(self._meeting, topic, e)
+            self._free(job)
+            outcome = self._meeting.look(topic, 0, Outcome)
+            if outcome is not None and outcome.error:  # rank 0 gave up first, and freed what was being written here
+                raise SaveFailed(outcome.error) from e
             raise
         self._meeting.say(topic, record)
         outcome = self._meeting.hear(topic, 0, Outcome)
@@ -115,29 +131,39 @@ class Follower(_Share):
             )
         if outcome.error:
             if not outcome.unknown:  # a full store must not keep what came to nothing
-                fresh = data_prefix(job.manifest.step, topic)
-                entries = [file for files in (record.own, *record.files.values()) for file in files]
-                with contextlib.suppress(HoldfastError):  # the next owner of the run frees it
-                    self._store.delete([file.key for file in entries if file.key.startswith(fresh)])
+                self._free(job)
             raise SaveFailed(outcome.error)
         self._data.committed(Base(outcome.key, topic))
         return Committed(outcome.key, outcome.ordinal, {}, record.new_bytes)
 
+    def _free(self, job: Job) -> None:
+        """Free what this rank has written of a save that came to nothing, in all of its waves."""
+        with contextlib.suppress(HoldfastError):  # the next owner of the run frees it
+            there = self._store.names(data_prefix(job.manifest.step, job.manifest.attempt))
+            self._store.delete([key for key in there if self._mark in key])
+
     def _with_values(self, record: Record, job: Job, image: Image) -> Record:
         """Write the values that are not those of rank 0, and return the record with what says where they are."""
         topic, rank = job.manifest.attempt, record.rank
-        seen = self._meeting.hear(_seen_topic(topic), 0, Seen)
+        seen = self._meeting.hear(_seen_topic(topic), 0, Seen, unless=topic)
         if seen is None:
+            outcome = self._meeting.look(topic, 0, Outcome)
+            if outcome is not None:  # it failed there before it came to that
+                raise SaveFailed(outcome.error)
             raise SaveFailed(
                 f"step {job.manifest.step}: rank 0 said nothing of its part; see what became of it"
             )
         mine = self._seen(job, image)
         parts = self._parts(image)
         other = {name: part for name, part in parts.items() if mine.values[name] != seen.values.get(name)}
+        gone = self._gone(job, record)
+        if gone and not other:
+            other = dict(itertools.islice(parts.items(), 1))
         apart = [name for name in other if mine.names[name] != seen.names.get(name)]
         if other:
             own = _values_image(own_part(rank), {
-                name: OwnValues(part.tree, part.kind, part.aliases, name in apart) for name, part in other.items()
+                name: OwnValues(part.tree, part.kind, part.aliases, name in apart, gone if not index else [])
+                for index, (name, part) in enumerate(other.items())
             })  # fmt: skip
             written, _, size = persist_parts(
                 self._store, job.manifest.step, topic, own, KnownTensors(), mark=f"{self._mark}-values"
@@ -150,6 +176,16 @@ class Follower(_Share):
             record = msgspec.structs.replace(record, environment=_compared(job.manifest.environment))
         return record
 
+    def _gone(self, job: Job, record: Record) -> list[str]:
+        """Return the names of tensors that are not the rank's own any more, but shared, and that older files still
+        hold: what is looked for among a rank's own first must not be found there."""
+        fresh = data_prefix(job.manifest.step, job.manifest.attempt)
+        older = [entry for entry in record.own if not entry.key.startswith(fresh)]
+        self._held = {
+            e.key: self._held.get(e.key) or frozenset(open_file(self._store, e).by_name) for e in older
+        }
+        return sorted(frozenset().union(*self._held.values()) - self._own[1])
+
 
 class Leader(_Share):
     """Rank 0, which commits."""
@@ -157,7 +193,7 @@ class Leader(_Share):
     def __init__(self, store: Store, meeting: Meeting, lease: Lease, key: SigningKey | None = None) -> None:
         super().__init__(store, meeting)
         self._lease, self._key = lease, key
-        self._before = ""  # the topic of the save before
+        self._said: list[str] = []  # the topics of the newest save that was committed, and of later ones
         self._parent: Manifest | None = None
 
     def carry_out(self, job: Job, image: Image) -> Committed:
@@ -190,15 +226,15 @@ class Leader(_Share):
             raise
         self._data.committed(Base(entry.key, topic))
         self._parent = manifest
-        set_tags(self._store, job)
         self._meeting.say(topic, Outcome(entry.key, entry.ordinal))
         self._forget_before(topic)
+        set_tags(self._store, job)
         return Committed(entry.key, entry.ordinal, {}, manifest.new_bytes, manifest)
 
     def _gather(self, manifest: Manifest, mine: Record) -> list[Record]:
         """Return the records of the other ranks. Raises SaveFailed that names who failed, is silent, or differs."""
         meeting, step = self._meeting, manifest.step
-        heard = meeting.hear_all(manifest.attempt, Record)
+        heard = meeting.hear_all(manifest.attempt, Record, enough=lambda record: bool(record.error))
         for rank, record in heard.items():
             if record.error:
                 raise SaveFailed(f"step {step}: rank {rank} could not write its share: {record.error}")
@@ -214,8 +250,8 @@ class Leader(_Share):
                     f"step {step}: rank {record.rank} builds on {record.base or 'nothing'} and rank 0 on "
                     f"{mine.base or 'nothing'}; the next save tries afresh"
                 )
-        _check_agreed(step, records)
-        _check_replicas(step, records)
+        check_agreed(step, records)
+        check_replicas(step, records)
         return records[1:]
 
     def _whole(self, job: Job, image: Image, records: Sequence[Record]) -> Manifest:
@@ -256,14 +292,14 @@ class Leader(_Share):
     def _give_up(self, topic: str, error: BaseException) -> None:
         self._data.forget()
         refuse(self._meeting, topic, error)
-        self._forget_before(topic)
+        self._said.append(topic)
 
     def _forget_before(self, topic: str) -> None:
-        # Who leaves a record of a save has heard what became of the one before.
-        if self._before and self._before != topic:
-            self._meeting.forget(self._before)
-            self._meeting.forget(_seen_topic(self._before))
-        self._before = topic
+        # Who leaves a record of a save has heard what became of the ones before; but of one that failed not all have.
+        for before in self._said:
+            self._meeting.forget(before)
+            self._meeting.forget(_seen_topic(before))
+        self._said = [topic]
 
 
 def refuse(meeting: Meeting, topic: str, error: BaseException) -> None:
@@ -316,46 +352,6 @@ def _newest_first(files: Sequence[FileEntry], fresh: str, order: Mapping[str, in
     new = [file for file in files if file.key.startswith(fresh)]
     old = [file for file in files if not file.key.startswith(fresh)]
     return [*new, *sorted(old, key=lambda file: order.get(file.key, len(order)))]
-
-
-def _check_agreed(step: int, records: Sequence[Record]) -> None:
-    """Refuse a save in which ranks that share tensors do not hold the same ones, or not all of them are there."""
-    found: dict[str, dict[str, list[int]]] = {}
-    for record in records:
-        for group, digest in record.agreement.groups.items():
-            found.setdefault(group, {}).setdefault(digest, []).append(record.rank)
-    for group, digests in found.items():
-        ranks = sorted(rank for held in digests.values() for rank in held)
-        if len(digests) > 1:
-            odd = min(digests.values(), key=lambda held: (len(held), -held[0]))
-            others = next(rank for rank in ranks if rank not in odd)
-            raise SaveFailed(
-                f"step {step}: rank {odd[0]} does not hold the same spread and replicated tensors as rank {others}, by "
-                "name, element type and shape; all ranks that share tensors must hold shares of the same ones"
-            )
-        members = int(group.partition(":")[0])
-        if len(ranks) != members:
-            raise SaveFailed(
-                f"step {step}: tensors are spread over {members} ranks and only {ranks[:8]} hold shares of them; give "
-                "every one of these ranks a Checkpointer with the same state"
-            )
-
-
-def _check_replicas(step: int, records: Sequence[Record]) -> None:
-    """Refuse a save in which what must be equal on several ranks is not. Only asked for: see `check_replicas=`."""
-    first: dict[str, tuple[int, str]] = {}
-    for record in records:
-        other = [
-            name for name, digest in record.agreement.replicas.items()
-            if first.setdefault(name, (record.rank, digest))[1] != digest
-        ]  # fmt: skip
-        if other:
-            name = other[0].partition(" ")[0]
-            more = f", and {len(other) - 1} more" if len(other) > 1 else ""
-            raise SaveFailed(
-                f"step {step}: {name}{more}: rank {record.rank} holds other values than rank {first[other[0]][0]}, and "
-                "both are replicas of one tensor: a rank has diverged, or its memory is corrupt. Nothing was committed"
-            )
 
 
 def _differences(first: Mapping[str, str], others: Sequence[Record]) -> dict[str, str]:

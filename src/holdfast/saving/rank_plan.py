@@ -102,20 +102,21 @@ class RankPlanner(Planner):
         self, state: Mapping[str, object], specs: Sequence[TensorSpec]
     ) -> dict[str, tuple[str, Sequence[int]]]:
         """Return group and ranks of each tensor that several ranks hold the same of: parameters that are kept the same,
-        their gradients, an optimizer's state for them, and what the globs name."""
+        their gradients, an optimizer's state for them, and what the globs name.
+
+        Only what all ranks keep the same: of two groups of some ranks each nobody knows whether parameters of the same
+        name are one (a replicated norm, say) or two (of two stages, or two slices); so they are each rank's own."""
         names, _ = parameters(state)
-        kept_same = {names[i]: ranks for i, ranks in replicated(state).items() if i in names}
-        groups = {ranks: group_of(ranks) for ranks in set(kept_same.values())}
+        # By number: the process group may count them otherwise than ranks= does.
+        all_here = {i for i, ranks in replicated(state).items() if len(ranks) == self._ranks.world}
+        kept_same = {names[i] for i in all_here if i in names}
         everybody = range(self._ranks.world)
         all_of_them = group_of(everybody)
         optimizers = [f"{key}/state/" for key, value in state.items() if family(value) == "optimizer"]
         found: dict[str, tuple[str, Sequence[int]]] = {}
         for name in (spec.name for spec in specs if spec.shard is None):
             paths = chain([name, name.removesuffix(".grad")], _parameters_of(name, optimizers))
-            ranks = next((kept_same[path] for path in paths if path in kept_same), None)
-            if ranks is not None:
-                found[name] = (groups[ranks], ranks)
-            elif self._same and matches(name, self._same):
+            if any(path in kept_same for path in paths) or (self._same and matches(name, self._same)):
                 found[name] = (all_of_them, everybody)
         return found
 
