@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -10,7 +11,10 @@ import shutil
 def drop_caches(path: pathlib.Path) -> None:
     """Make the next read of a file, or of the files below a directory, come from the disk."""
     for file in files(path):
-        fd = os.open(file, os.O_RDONLY)
+        try:
+            fd = os.open(file, os.O_RDONLY)
+        except FileNotFoundError:  # replaced meanwhile
+            continue
         try:
             os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -21,16 +25,26 @@ def drop_caches(path: pathlib.Path) -> None:
 def sync_tree(path: pathlib.Path) -> None:
     """Make a file, or everything below a directory, durable, its name included: what its writer left out."""
     for each in (*([path] if path.is_file() else [*path.rglob("*"), path]), path.parent):
-        fd = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_file(each)
+
+
+def sync_file(path: pathlib.Path) -> None:
+    """Make a file, or the names in a directory, durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def size(path: pathlib.Path) -> int:
-    """Return the bytes of a file, or of all files below a directory."""
-    return sum(file.stat().st_size for file in files(path))
+    """Return the bytes of a file, or of all files below a directory that stay: a lease that is renewed meanwhile is
+    another file then."""
+    found = 0
+    for file in files(path):
+        with contextlib.suppress(FileNotFoundError):
+            found += file.stat().st_size
+    return found
 
 
 def delete(path: pathlib.Path) -> None:

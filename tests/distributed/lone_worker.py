@@ -51,14 +51,14 @@ def kill_at(point: str, step: int, ckpt: list[holdfast.Checkpointer]) -> None:
     ) else threading.settrace(trace)
 
 
-def fill(step: int) -> None:
-    """Have the disk be full for the save of a step."""
+def fill(full_at: int) -> None:
+    """Have the disk be full when this step is saved."""
     real = job.persist_parts
 
-    def full(store, saved, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if saved == step:
+    def full(store, step, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if step == full_at:
             raise OutOfSpace("no space left on device")
-        return real(store, saved, *args, **kwargs)
+        return real(store, step, *args, **kwargs)
 
     job.persist_parts = full  # type: ignore[assignment]
 

@@ -125,22 +125,28 @@ def test_a_full_disk_of_one_rank_fails_the_save_on_all_and_leaves_nothing(tmp_pa
     run = tmp_path / "run"
     ended = each(2, order(run, "x", full=full, at=4, writer="thread"), LONE)
     assert all(code > 0 for code, _ in ended)
+    assert all("no space left on device" in words for _, words in ended)
     assert f"rank {full}" in ended[1 - full][1]
-    for _, words in ended:
-        assert "no space left on device" in words
     assert holdfast.Run(str(run)).steps == [2]
     assert {path.name[:12] for path in (run / "data").iterdir() if any(path.iterdir())} == {"000000000002"}
     assert [code for code, _ in each(2, order(run, "again"), LONE)] == [0, 0]
 
 
-@pytest.mark.parametrize("broadcast", [False, True])
-def test_all_fall_back_together_when_one_rank_finds_damage(tmp_path: Path, broadcast: bool) -> None:
-    if broadcast:  # where a rank that fails must not leave the others in a collective
+@pytest.mark.parametrize(
+    ("part", "finds", "broadcast"),
+    [("~1", "rank 1: ", False), ("rng", "data/", False), ("~1", "rank 1: ", True)],
+)
+def test_all_fall_back_together_when_one_rank_finds_damage(
+    tmp_path: Path, part: str, finds: str, broadcast: bool
+) -> None:
+    """Of rank 1, or of rank 0, which has told the others by then what to restore. With `broadcast` a rank that fails must
+    not leave the others in a collective."""
+    if broadcast:
         pytest.importorskip("torch.distributed")
     run = tmp_path / "run"
     assert [code for code, _ in each(2, order(run, "first", steps=6), LONE)] == [0, 0]
     newest = holdfast.Run(str(run)).latest
-    own = newest.manifest.parts["~1"].files  # first values, then tensors
+    own = newest.manifest.parts[part].files  # of a rank first values, then tensors
     path = run / own[-1 if broadcast else 0].key
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
@@ -149,7 +155,7 @@ def test_all_fall_back_together_when_one_rank_finds_damage(tmp_path: Path, broad
     assert [code for code, _ in ended] == [0, 0], ended
     there = results(tmp_path, "then", 2)
     assert [r["done"][0] for r in there] == [4, 4]
-    assert any("passed over step 6: rank 1: " in note for note in there[0]["notes"])
+    assert any(f"passed over step 6: {finds}" in note for note in there[0]["notes"])
 
 
 def test_another_number_of_ranks_takes_it_up(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class _Front(msgspec.Struct, rename={"metadata": METADATA}):
 class _Extra(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     dtype: str | None = None
     stride: list[int] | None = None
-    box: tuple[list[int], list[int]] | None = None
+    box: Box | None = None
     rows: list[tuple[int, int]] | None = None
 
 
@@ -204,7 +204,7 @@ def _extra(t: StoredTensor) -> _Extra:
     return _Extra(
         dtype=None if t.dtype in _NATIVE else t.dtype,
         stride=None if t.stride is None else list(t.stride),
-        box=None if t.box is None else (list(t.box[0]), list(t.box[1])),
+        box=t.box,
         rows=None if t.rows is None else list(t.rows),
     )
 
@@ -311,22 +311,28 @@ def _cut(raw: bytes) -> tuple[bytes, bytes]:
 def _tensors(
     body: Mapping[str, _Member], extras: Mapping[str, _Extra], file: str
 ) -> tuple[StoredTensor, ...]:
-    """Return the tensors of a header. Those without a layout that are alike are checked once."""
+    """Return the tensors of a header. Those that are alike are checked once."""
     out: list[StoredTensor] = []
-    alike: dict[tuple[str, tuple[int, ...]], StoredTensor] = {}
+    alike: dict[tuple[str, tuple[int, ...], Box | None], StoredTensor] = {}
     for name, m in body.items():
         dtype, shape = m.dtype, m.shape
         start, end = m.data_offsets
         extra = extras.get(name)
-        first = alike.get((dtype, shape)) if extra is None else None
+        simple = extra is None or _only_box(extra)
+        kind = (dtype, shape, None if extra is None else extra.box)
+        first = alike.get(kind) if simple else None
         if first is None or first.end - first.start != end - start:
             t = _stored(name, (dtype, shape, start, end), extra, file)
-            if extra is None:
-                alike[dtype, shape] = t
+            if simple:
+                alike[kind] = t
         else:
-            t = StoredTensor(check_path(name), first.dtype, first.shape, None, start, end)
+            t = StoredTensor(check_path(name), first.dtype, first.shape, None, start, end, first.box)
         out.append(t)
     return tuple(out)
+
+
+def _only_box(extra: _Extra) -> bool:
+    return extra.dtype is None and extra.stride is None and extra.rows is None
 
 
 def _stored(
@@ -374,7 +380,7 @@ def _place(
     """Return which part of a tensor this is."""
     if extra is None or (extra.box is None and extra.rows is None):
         return None, None
-    box = (tuple(extra.box[0]), tuple(extra.box[1])) if extra.box is not None else ((), ())
+    box = extra.box if extra.box is not None else ((), ())
     rows = tuple(extra.rows) if extra.rows is not None else None
     if extra.box is None or not fits(shape, box, rows, MAX_EXTENT):
         raise InvalidFormat(

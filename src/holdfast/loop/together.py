@@ -29,17 +29,17 @@ from holdfast.distributed.turns import Turns
 from holdfast.distributed.words import Decision, Outcome, Restoring
 from holdfast.loop.following import Following
 from holdfast.loop.handing import Handing, check_broadcast
-from holdfast.loop.resume import Fetch, Restored
+from holdfast.loop.naming import Naming, after_rank_0
+from holdfast.loop.resume import Fetch, Picked, Restored, nobody_to_tell
 from holdfast.loop.saver import SaveSettings
 from holdfast.loop.session import Session
-from holdfast.restoring.reader import Reader
 from holdfast.saving.job import Host
 from holdfast.saving.rank_plan import RankPlanner
 from holdfast.stores import Store
 
 __all__ = ["Together", "check_settings"]
 
-Attempt = Callable[[int | str, Mapping[int, str], Fetch], Restored]
+Attempt = Callable[[int | str, Mapping[int, str], Fetch, Picked], Restored]
 Mend = Callable[[int], list[str]]
 SHOWN = 5
 
@@ -145,7 +145,7 @@ class Together:
     # ---- restoring --------------------------------------------------------------------------------------------------
 
     def restore(self, which: int | str, attempt: Attempt, mend: Mend = no_mending) -> Restored:
-        """Restore the same checkpoint on every rank: rank 0 picks it, and all go on when all have it.
+        """Restore the same checkpoint on every rank: rank 0 picks it, all read at once, and go on when all have it.
 
         Where some rank finds that it does not verify rank 0 mends it, if it can: `mend` returns what was done for a
         step. Where "latest" was asked for and it cannot, all fall back to the one before.
@@ -156,8 +156,7 @@ class Together:
         left_out: dict[int, str] = {}
         self._mended = {}
         while True:
-            self._restores += 1
-            topic = f"restore-{self._restores}"
+            topic = self.next_restore()
             leads = self.ranks.leads
             found = (
                 self._decide(which, attempt, topic, left_out, mend) if leads else self._follow(attempt, topic)
@@ -167,17 +166,26 @@ class Together:
                 return found
             left_out |= found
 
+    def next_restore(self) -> str:
+        """Return the topic of the next checkpoint that is tried."""
+        self._restores += 1
+        return f"restore-{self._restores}"
+
     def _decide(
         self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str], mend: Mend
     ) -> Restored | dict[int, str]:
         handing = Handing(self.meeting, topic)
+        naming = Naming(self.meeting, self.next_restore, topic)
         try:
-            restored = attempt(which, left_out, handing.fetch if self.broadcast else Reader.read)
+            if self.broadcast:
+                restored = attempt(which, left_out, handing.fetch, nobody_to_tell)
+            else:
+                restored = attempt(which, left_out, naming.fetch, naming.named)
         except Exception as e:
-            self.meeting.say(topic, Decision(error=str(e), kind=type(e).__name__))
+            naming.give_up(e)
             raise
         step = restored.manifest.step
-        self.meeting.say(topic, Decision(step, restored.manifest.attempt))
+        topic = naming.named(restored.manifest)
         if self.broadcast:
             handing.hand_out()
         heard = self.meeting.hear_all(topic, Restoring)
@@ -216,7 +224,8 @@ class Together:
         restored: Restored | None = None
         failure: Exception | None = None
         try:
-            restored = attempt(decision.step, {}, handing.fetch if self.broadcast else Reader.read)
+            fetch = handing.fetch if self.broadcast else after_rank_0(self.meeting, topic)
+            restored = attempt(decision.step, {}, fetch, nobody_to_tell)
             if restored.manifest.attempt != decision.attempt:
                 raise RanksDisagree(
                     f"rank {rank} found attempt {restored.manifest.attempt} of step {decision.step}; rank 0 has "
