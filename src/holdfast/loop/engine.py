@@ -22,7 +22,7 @@ from holdfast.format.manifest import clock_from_doc
 from holdfast.loop.batches import BatchSource
 from holdfast.loop.interrupts import Interrupts
 from holdfast.loop.pending import PendingGradients
-from holdfast.loop.resume import ALONE, Fetch, Picked, Restored, nobody_to_tell, restore_state
+from holdfast.loop.resume import ALONE, Fetch, Picked, Restored, mender, nobody_to_tell, restore_state
 from holdfast.loop.room import Room
 from holdfast.loop.saver import SaveHow, Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
@@ -176,7 +176,7 @@ class Engine:
         restored = (
             attempt(which, {}, Reader.read)
             if self._together is None
-            else self._together.restore(which, attempt, self._mend)
+            else self._together.restore(which, attempt, mender(self.session.history, self.replicas.mend))
         )
         came_from = self.replicas.brought.get(restored.manifest.step)
         if came_from is not None:
@@ -194,10 +194,6 @@ class Engine:
             self._saved_clock = clock
             self._moved = True
         return restored
-
-    def _mend(self, step: int) -> list[str]:
-        key = self.session.history.key_of(step)
-        return self.replicas.mend(key) if key is not None else []
 
     def resumed_batch(self) -> int:
         """Return how many batches of the present pass over the data were taken before the resume, else 0."""

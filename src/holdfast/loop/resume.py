@@ -26,7 +26,7 @@ from holdfast.state.restoring import BoxWanted
 from holdfast.state.rng import fold_into_rng, restore_rng
 from holdfast.state.tensors import HostTensor
 
-__all__ = ["Restored", "restore_state"]
+__all__ = ["Restored", "mender", "restore_state"]
 
 Fetch: TypeAlias = Callable[[Reader, Sequence[str], Mapping[str, BoxWanted]], dict[str, HostTensor]]
 Picked: TypeAlias = Callable[[Manifest], object]
@@ -122,6 +122,16 @@ def restore_state(
             logger.warning("step %d does not verify, falling back to an older checkpoint: %s", step, e)
     what = "; ".join(f"step {s}: {why}" for s, why in passed_over.items())
     raise NoCheckpoint(f"{history.store.url} has no checkpoint to resume from{': ' + what if what else ''}")
+
+
+def mender(history: History, mend: Mend) -> Callable[[int], list[str]]:
+    """Return what mends the checkpoint of a step, and says what was done."""
+
+    def mend_step(step: int) -> list[str]:
+        key = history.key_of(step)
+        return mend(key) if key is not None else []
+
+    return mend_step
 
 
 def _mended(
