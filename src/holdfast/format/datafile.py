@@ -28,6 +28,7 @@ __all__ = [
     "decode_header",
     "encode_header",
     "header_size",
+    "is_bounded",
     "lay_out",
     "open_header",
 ]
@@ -160,7 +161,7 @@ def open_header(tensors: Sequence[StoredTensor]) -> OpenHeader:
     for t in tensors:
         kind = (t.dtype, t.shape)
         if t.stride is not None or kind not in bounded:
-            if not _is_bounded(t.shape, t.stride, _ITEM_BYTES[t.dtype]):
+            if not is_bounded(t.shape, t.stride, _ITEM_BYTES[t.dtype]):
                 raise InvalidFormat(
                     f"tensor {t.name!r} of shape {t.shape} and stride {t.stride} spans more than the format holds"
                 )
@@ -345,7 +346,7 @@ def _stored(
             raise InvalidFormat(f"{file}: tensor {name!r} of {dtype} has the carrier shape {shape!s:.80}")
         shape = shape[:-1]
     stride = tuple(extra.stride) if extra is not None and extra.stride is not None else None
-    if not _is_bounded(shape, stride, d.itemsize):
+    if not is_bounded(shape, stride, d.itemsize):
         raise InvalidFormat(
             f"{file}: tensor {name!r} has the impossible shape {shape!s:.80} or stride {stride!s:.80}"
         )
@@ -357,7 +358,7 @@ def _stored(
     return StoredTensor(name, dtype, shape, stride, start, end, box, rows)
 
 
-def _is_bounded(shape: tuple[int, ...], stride: tuple[int, ...] | None, itemsize: int) -> bool:
+def is_bounded(shape: tuple[int, ...], stride: tuple[int, ...] | None, itemsize: int) -> bool:
     """Return whether no reader's arithmetic overflows; empty dimensions count as 1, as they do in numpy."""
     if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
         return False

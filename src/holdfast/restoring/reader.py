@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from holdfast.catalog.content import DataFile, open_file
+from holdfast.catalog.derived import DerivedTensor
 from holdfast.catalog.pieces import Piece, find
 from holdfast.core.dtypes import DTYPES
 from holdfast.core.names import name_in_file
 from holdfast.format.boxes import Run, runs
 from holdfast.format.digest import OWN_BLOCK_BYTES
-from holdfast.format.manifest import FileEntry, Manifest
+from holdfast.format.manifest import DERIVED_DTYPE, FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
 from holdfast.restoring.assembling import assemble, assemble_runs
 from holdfast.restoring.staging import Slab, read_slabs, slabs_of
@@ -23,6 +24,7 @@ __all__ = ["Reader"]
 
 NOTHING_OWN: Mapping[str, Sequence[FileEntry]] = MappingProxyType({})
 NO_PARTS: Mapping[str, BoxWanted] = MappingProxyType({})
+NOTHING_READ: Mapping[str, HostTensor] = MappingProxyType({})
 
 
 class Reader:
@@ -47,6 +49,7 @@ class Reader:
         self._store = store
         self._places: dict[str, tuple[DataFile, int]] = {}  # of what lies in one file: nearly all
         self._pieces: dict[str, tuple[Piece, ...]] = {}  # of what was saved in parts
+        self._derived: dict[str, DerivedTensor] = {}  # of what follows from other tensors
         self._opened: dict[str, DataFile] = {}
         self.tree: dict[str, object] = {}
         self.aliases: dict[str, str] = {}
@@ -61,8 +64,14 @@ class Reader:
         """Find what holds each tensor: the first file its part lists that has the name, and where that has a part of it
         only, the next ones for the rest."""
         owners: dict[str, str] = {}  # of what lies in one place, most often many tensors
+        derived = self.manifest.derived
         for name in names:
             if name in self.specs:
+                continue
+            if name in derived:
+                d = derived[name]
+                self._derived[name] = DerivedTensor.of(self.manifest, name, d, self._open)
+                self.specs[name] = TensorSpec(name, DERIVED_DTYPE, d.shape, d.stride)
                 continue
             if name in self._own:
                 self._find(name, name, self._own[name])
@@ -104,9 +113,16 @@ class Reader:
         """Return what a tensor is; a tied name stands for the tensor it is tied to."""
         return self.specs[self.aliases.get(name, name)]
 
+    def derived(self, name: str) -> DerivedTensor | None:
+        """Return how a tensor follows from another one, or None for one that is stored; a tied name is its tensor's."""
+        return self._derived.get(self.aliases.get(name, name))
+
     def pieces(self, name: str) -> tuple[Piece, ...]:
-        """Return where the bytes of a tensor lie, in their order; a tied name is its tensor's."""
+        """Return where the bytes of a tensor lie, in their order; a tied name is its tensor's. Of one that follows from
+        another one it is the other's."""
         name = self.aliases.get(name, name)
+        if name in self._derived:
+            return self._derived[name].pieces
         if name in self._pieces:
             return self._pieces[name]
         file, index = self._places[name]
@@ -131,7 +147,11 @@ class Reader:
         """
         wanted: dict[str, list[tuple[int, str]]] = {key: [] for key in sorted(self._opened)}
         split: list[str] = []
+        following: list[str] = []
         for name in names:
+            if name in self._derived:
+                following.append(name)
+                continue
             if name in self._pieces:
                 split.append(name)
                 continue
@@ -151,8 +171,19 @@ class Reader:
         for name in split:
             spec = self.specs[name]
             out[name] = HostTensor(spec, assemble(self._pieces[name], 0, spec.nbytes), owned=True)
+        for name in following:
+            out[name] = self._follow(self._derived[name], out)
         self._read_parts(parts, out)
         return out
+
+    def _follow(self, tensor: DerivedTensor, there: Mapping[str, HostTensor] = NOTHING_READ) -> HostTensor:
+        """Return a tensor that follows from another one, which may be there already."""
+        source = there.get(tensor.entry.source)
+        if source is not None:
+            data = tensor.make(source.data)
+        else:
+            data = tensor.make(assemble(tensor.pieces, 0, tensor.source_bytes))
+        return HostTensor(self.specs[tensor.name], data, owned=True)
 
     def _read_parts(self, parts: Mapping[str, BoxWanted], out: dict[str, HostTensor]) -> None:
         keys: list[tuple[str, TensorSpec]] = []
@@ -161,6 +192,14 @@ class Reader:
             spec = TensorSpec(name, self.spec(name).dtype, shape)
             if not spec.nbytes:
                 out[key] = HostTensor(spec, memoryview(b""))
+                continue
+            derived = self.derived(name)
+            if derived is not None:
+                whole = self._follow(derived, out).data
+                part = memoryview(bytearray(spec.nbytes))
+                for run in runs(shape, box, None, DTYPES[spec.dtype].itemsize):
+                    part[run.source : run.source + run.size] = whole[run.at : run.at + run.size]
+                out[key] = HostTensor(spec, part)
                 continue
             keys.append((key, spec))
             wanted.append(
@@ -195,6 +234,9 @@ class Reader:
         if not spec.nbytes:
             return HostTensor(spec, memoryview(b""))
         first, end = start * row, stop * row
+        derived = self.derived(name)
+        if derived is not None:
+            return HostTensor(spec, self._follow(derived).data[first:end])
         pieces = self.pieces(name)
         if len(pieces) != 1:
             return HostTensor(spec, assemble(pieces, first, end))
