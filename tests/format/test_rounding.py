@@ -32,3 +32,8 @@ def test_one_other_bit_is_seen(at: int) -> None:
     data = np.frombuffer(rounded(bits.tobytes()), np.uint16).copy()
     data[at] ^= 1
     assert not is_rounded(bits.tobytes(), data.tobytes())
+
+
+def test_nothing_rounds_to_nothing() -> None:
+    assert rounded(b"") == b""
+    assert is_rounded(b"", b"")

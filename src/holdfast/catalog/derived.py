@@ -14,6 +14,7 @@ from holdfast.core.errors import DigestMismatch, InvalidFormat
 from holdfast.core.names import name_in_file
 from holdfast.format.digest import digest
 from holdfast.format.manifest import DERIVED_FROM, Derived, FileEntry, Manifest
+from holdfast.format.rounding import rounded
 
 __all__ = ["DerivedTensor"]
 
@@ -58,8 +59,6 @@ class DerivedTensor:
     def make(self, source: Buffer) -> memoryview:
         """Return the tensor's bytes, given those of its source. Raises DigestMismatch when they are not those that were
         saved."""
-        from holdfast.format.rounding import rounded  # numpy takes as long to load as the rest of us
-
         made = rounded(source)
         if digest(made).hex() != self.entry.digest:
             raise DigestMismatch(

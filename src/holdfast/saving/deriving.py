@@ -13,6 +13,7 @@ from typing import Literal
 from holdfast.format.datafile import StoredTensor
 from holdfast.format.digest import digest
 from holdfast.format.manifest import DERIVED_DTYPE, DERIVED_FROM, Derived
+from holdfast.format.rounding import is_rounded, rounded
 from holdfast.saving.image import Image, PartImage
 from holdfast.saving.known import is_large
 
@@ -37,10 +38,6 @@ class Derivation:
 
     def find(self, part: str) -> dict[str, Derived]:
         """Return what of a part follows from something, by the name in its file. All of the image must be there."""
-        from holdfast.format.rounding import (
-            is_rounded,
-        )  # numpy: a writer that derives nothing does not load it
-
         found: dict[str, Derived] = {}
         for t in self.candidates.get(part, ()):
             data = _data(self._image.parts[part], t)
@@ -55,8 +52,6 @@ class Derivation:
     @functools.cached_property
     def _sources(self) -> dict[Sample, list[tuple[str, StoredTensor]]]:
         """The tensors that something may follow from, by their shape and what some of their elements round to."""
-        from holdfast.format.rounding import rounded
-
         shapes = {t.shape for tensors in self.candidates.values() for t in tensors}
         found: dict[Sample, list[tuple[str, StoredTensor]]] = {}
         for part, t in self._large(DERIVED_FROM):
