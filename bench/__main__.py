@@ -16,7 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from bench import machine, report
 from bench.cases import CASES
 from bench.chart import draw
-from bench.contestants import entries
+from bench.contestants import entries, ranks_entries
 from bench.figures import CaseResult
 from bench.rounds import Plan
 
@@ -41,7 +41,8 @@ def options() -> argparse.Namespace:
     if found.rounds < 1:
         parser.error("--rounds must be 1 or more")
     try:
-        found.entries = tuple(entries(found.contestants.split(";") if found.contestants else None))
+        names = found.contestants.split(";") if found.contestants else None
+        found.entries, found.ranks = tuple(entries(names)), tuple(ranks_entries(names))
     except ValueError as e:
         parser.error(str(e))
     return found
@@ -61,6 +62,7 @@ def main() -> None:
             chosen.quick,
             chosen.out,
             chosen.entries,
+            chosen.ranks,
             lambda text: progress.update(task, description=text),
         )
         if not chosen.quick:

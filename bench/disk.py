@@ -21,11 +21,16 @@ def drop_caches(path: pathlib.Path) -> None:
 def sync_tree(path: pathlib.Path) -> None:
     """Make a file, or everything below a directory, durable, its name included: what its writer left out."""
     for each in (*([path] if path.is_file() else [*path.rglob("*"), path]), path.parent):
-        fd = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_file(each)
+
+
+def sync_file(path: pathlib.Path) -> None:
+    """Make a file, or the names in a directory, durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def size(path: pathlib.Path) -> int:

@@ -34,6 +34,7 @@ class CaseResult:
     facts: dict[str, float] = field(default_factory=dict)  # sizes and counts
     rounds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    limits_before: dict[str, dict[str, int]] = field(default_factory=dict)  # rounds that went without someone
 
     def add(self, who: str, figures: Mapping[str, float]) -> None:
         """Take the figures of one turn."""
@@ -51,6 +52,8 @@ class CaseResult:
         limits = self.rounds.get(LIMIT, {}).get(column.against) if column.against else None
         if not values or not limits:
             return None
+        assert column.against is not None
+        limits = limits[self.limits_before.get(who, {}).get(column.against, 0) :]
         pairs = zip(values, limits, strict=False)  # who is slow has only the first of the rounds
         return statistics.median(value / limit for value, limit in pairs)
 
@@ -69,5 +72,6 @@ class CaseResult:
             "medians": figures,
             "times the limit": ratios,
             "rounds": self.rounds,
+            "rounds of the limit before": {who: n for who, n in self.limits_before.items() if n},
             "missing": self.missing,
         }

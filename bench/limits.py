@@ -18,28 +18,68 @@ PAGE = 4096
 Figures = dict[str, float]
 
 
-class LimitDesk:
-    """Copies, writes and reads of a state's bytes through warm, page-aligned memory."""
+class Limit:
+    """Copies, writes and reads of tensors' bytes through warm, page-aligned memory."""
 
-    def __init__(self, state: str, quick: bool, scratch: pathlib.Path) -> None:
-        self.subject = STATES[state](quick)
-        tensors = [t for part in self.subject.tensors().values() for t in part.values()]
-        size = -(-self.subject.nbytes() // PAGE) * PAGE
+    def __init__(self, tensors: list[torch.Tensor], path: pathlib.Path) -> None:
+        size = -(-sum(t.nbytes for t in tensors) // PAGE) * PAGE
         self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._view = memoryview(self._memory)
-        self._path = scratch / "limit"
+        self.view = memoryview(self._memory)
+        self.path = path
         self._sources = tensors
         self._targets: list[torch.Tensor] = []
         offset = 0
         for t in tensors:
-            flat = torch.frombuffer(self._view, dtype=t.dtype, count=t.numel(), offset=offset)
+            flat = torch.frombuffer(self.view, dtype=t.dtype, count=t.numel(), offset=offset)
             self._targets.append(flat.view(t.shape))
             offset += t.nbytes
 
+    def copy(self) -> float:
+        """Copy every tensor, in one call; return the seconds, as all these do."""
+        started = time.perf_counter()
+        with torch.no_grad():
+            torch._foreach_copy_(self._targets, self._sources)
+        return time.perf_counter() - started
+
+    def write(self) -> float:
+        """Write what was copied past the page cache, and sync it."""
+        started = time.perf_counter()
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
+        try:
+            for offset in range(0, len(self.view), CHUNK):
+                os.write(fd, self.view[offset : offset + CHUNK])
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        return time.perf_counter() - started
+
+    def read(self, nbytes: int, flags: int, *, cold: bool = True) -> float:
+        """Read so many bytes of it in place."""
+        if cold:
+            drop_caches(self.path)
+        started = time.perf_counter()
+        fd = os.open(self.path, os.O_RDONLY | flags)
+        try:
+            for offset in range(0, nbytes, CHUNK):
+                os.preadv(fd, [self.view[offset : min(offset + CHUNK, -(-nbytes // PAGE) * PAGE)]], offset)
+        finally:
+            os.close(fd)
+        return time.perf_counter() - started
+
+
+class LimitDesk(Limit):
+    """The limit in a contestant's place."""
+
+    def __init__(self, state: str, quick: bool, scratch: pathlib.Path) -> None:
+        self.subject = STATES[state](quick)
+        super().__init__(
+            [t for part in self.subject.tensors().values() for t in part.values()], scratch / "limit"
+        )
+
     def open(self) -> None:
         """Warm the memory up."""
-        self._copy()
+        self.copy()
 
     def rest(self) -> None:
         """Nothing goes on before a save."""
@@ -47,56 +87,28 @@ class LimitDesk:
     def save(self) -> Figures:
         """Copy every tensor into warm memory, in one call; write that memory past the page cache, and fsync."""
         os.sync()
-        return {"held": self._copy(), "durable": self._write()}
+        return {"held": self.copy(), "durable": self.write()}
 
     def turn(self) -> Figures:
         """What a loop has to wait for, at the least, when a save is a copy."""
         torch.set_num_threads(1)
-        return {"held": self._copy()}
+        return {"held": self.copy()}
 
     def load(self) -> Figures:
         """Read what was written into warm memory, in place: through the page cache, and past it."""
         return {
-            "load": self._read(len(self._view), 0),
-            "load, O_DIRECT": self._read(len(self._view), os.O_DIRECT),
+            "load": self.read(len(self.view), 0),
+            "load, O_DIRECT": self.read(len(self.view), os.O_DIRECT),
         }
 
     def load_one(self) -> Figures:
         """Read the bytes of one tensor."""
         part, name = ONE_TENSOR
         nbytes = self.subject.tensors()[part][name].nbytes
-        return {"load one": self._read(nbytes, 0), "load one, O_DIRECT": self._read(nbytes, os.O_DIRECT)}
+        return {"load one": self.read(nbytes, 0), "load one, O_DIRECT": self.read(nbytes, os.O_DIRECT)}
 
     def stored_bytes(self) -> int:
         return self.subject.nbytes()
 
     def close(self) -> None:
-        delete(self._path)
-
-    def _copy(self) -> float:
-        started = time.perf_counter()
-        with torch.no_grad():
-            torch._foreach_copy_(self._targets, self._sources)
-        return time.perf_counter() - started
-
-    def _write(self) -> float:
-        started = time.perf_counter()
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
-        try:
-            for offset in range(0, len(self._view), CHUNK):
-                os.write(fd, self._view[offset : offset + CHUNK])
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        return time.perf_counter() - started
-
-    def _read(self, nbytes: int, flags: int) -> float:
-        drop_caches(self._path)
-        started = time.perf_counter()
-        fd = os.open(self._path, os.O_RDONLY | flags)
-        try:
-            for offset in range(0, nbytes, CHUNK):
-                os.preadv(fd, [self._view[offset : min(offset + CHUNK, -(-nbytes // PAGE) * PAGE)]], offset)
-        finally:
-            os.close(fd)
-        return time.perf_counter() - started
+        delete(self.path)

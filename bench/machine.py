@@ -8,7 +8,7 @@ import os
 import pathlib
 import platform
 
-from bench.contestants import CONTESTANTS
+from bench.contestants import CONTESTANTS, RANKS
 
 
 def describe(out: pathlib.Path) -> dict[str, object]:
@@ -29,15 +29,21 @@ def describe(out: pathlib.Path) -> dict[str, object]:
 def touch_memory(share: float = 0.7) -> None:
     """Use most of the free memory once. A virtual machine may be slow where memory is used for the first time, and
     whoever came first would pay for it."""
-    free = 1024 * int(_first("/proc/meminfo", "MemAvailable").split()[0])
-    with mmap.mmap(-1, int(free * share), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+    with mmap.mmap(-1, int(free_bytes() * share), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         for offset in range(0, len(memory), mmap.PAGESIZE):
             memory[offset] = 1
 
 
+def free_bytes() -> int:
+    """Return the memory that can be had now."""
+    return 1024 * int(_first("/proc/meminfo", "MemAvailable").split()[0])
+
+
 def contestants() -> dict[str, dict[str, str | None]]:
     """Return version and settings of everyone, installed or not."""
-    return {e.name: {"version": e.version(), "settings": e.settings} for e in CONTESTANTS}
+    found = {e.name: {"version": e.version(), "settings": e.settings} for e in CONTESTANTS}
+    ranks = {f"{e.name} (ranks)": {"version": e.version(), "settings": e.settings} for e in RANKS}
+    return found | ranks
 
 
 def in_a_line(machine: dict[str, object]) -> str:

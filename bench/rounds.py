@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.contestants import LIMIT, NO_OVERLAP, Entry
 from bench.figures import CaseResult
@@ -25,6 +25,7 @@ class Plan:
     quick: bool
     out: pathlib.Path
     entries: tuple[Entry, ...]
+    ranks: tuple[Entry, ...]  # as one of several ranks
     say: Callable[[str], None]  # shows what is being done
 
 
@@ -34,8 +35,9 @@ SLOW_SECONDS = 30.0  # whoever has used so much in a case is not measured again 
 class Rounds:
     """The workers of a case. One that fails is taken out, with its reason in the result, and the others go on."""
 
-    def __init__(self, plan: Plan, result: CaseResult) -> None:
+    def __init__(self, plan: Plan, result: CaseResult, limit: Callable[..., object] = LimitDesk) -> None:
         self.plan = plan
+        self._limit = limit
         self.result = result
         self.workers: dict[str, Worker] = {}
         self.baseline: dict[str, int] = {}
@@ -49,7 +51,9 @@ class Rounds:
         """Start a worker for the limit and for each contestant that is there, and let them prepare."""
         log = self.plan.out / "workers.log"
         quick = self.plan.quick
-        self.workers[LIMIT] = Worker(log, LimitDesk, state, quick, _folder(scratch, LIMIT))
+        before = {key: len(values) for key, values in self.result.rounds.get(LIMIT, {}).items()}
+        self.result.limits_before |= {entry.name: before for entry in self.plan.entries}
+        self.workers[LIMIT] = Worker(log, self._limit, state, quick, _folder(scratch, LIMIT))
         for entry in self.plan.entries:
             if (why := entry.missing()) is not None:
                 self.result.missing[entry.name] = why
@@ -129,11 +133,16 @@ class Rounds:
 
 @contextmanager
 def workers(
-    plan: Plan, result: CaseResult, state: str, desk: Callable[..., object], *args: object
+    plan: Plan,
+    result: CaseResult,
+    state: str,
+    desk: Callable[..., object],
+    *args: object,
+    limit: Callable[..., object] = LimitDesk,
 ) -> Iterator[Rounds]:
     """The workers of a case, ready, each with an empty directory; all gone afterwards."""
     with tempfile.TemporaryDirectory(dir=plan.out, prefix="scratch-", ignore_cleanup_errors=True) as scratch:
-        rounds = Rounds(plan, result)
+        rounds = Rounds(plan, result, limit)
         try:
             rounds.start(state, pathlib.Path(scratch), desk, *args)
             yield rounds
@@ -144,7 +153,7 @@ def workers(
 def without_loop(plan: Plan) -> Plan:
     """The plan for states that rest: there, a mode that differs only inside a training loop would be measured twice."""
     entries = tuple(e for e in plan.entries if e.name != NO_OVERLAP)
-    return Plan(plan.rounds, plan.quick, plan.out, entries, plan.say)
+    return replace(plan, entries=entries)
 
 
 def _folder(scratch: pathlib.Path, name: str) -> pathlib.Path:

@@ -52,7 +52,7 @@ class Worker:
 
     def memory(self) -> int:
         """Proportional set size of the process and all its descendants, in bytes."""
-        return sum(_pss(pid) for pid in _tree(self._pid))
+        return sum(_pss(pid) for pid in descendants(self._pid))
 
     def close(self) -> None:
         """End it; whoever does not end by himself is killed, with his children."""
@@ -62,7 +62,7 @@ class Worker:
         except WorkerFailed:
             pass
         self._process.join(10)
-        for pid in reversed(_tree(self._pid)):
+        for pid in reversed(descendants(self._pid)):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -129,7 +129,7 @@ def _serve(
             return
 
 
-def _tree(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
     """Return a process and its living descendants, parents first."""
     children: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):

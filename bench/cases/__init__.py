@@ -7,6 +7,7 @@ from collections.abc import Callable
 from bench.cases.loading import load_case
 from bench.cases.lora import lora_case
 from bench.cases.packing import packing_case
+from bench.cases.ranks import many_ranks_case, ranks_case
 from bench.cases.saving import tiny_case, transformer_case
 from bench.cases.scale import scale_case
 from bench.cases.training import training_case
@@ -21,4 +22,6 @@ CASES: dict[str, Callable[[Plan], CaseResult]] = {
     "e": load_case,
     "f": scale_case,
     "g": packing_case,
+    "h": ranks_case,
+    "i": many_ranks_case,
 }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 
 import torch
 
@@ -44,7 +45,7 @@ def scale_case(plan: Plan) -> CaseResult:
     )
     result = CaseResult("f", "Scale", about, COLUMNS, {"tensors": tensors, "checkpoints": checkpoints})
     entries = tuple(e for e in plan.entries if e.name == HOLDFAST)
-    alone = Plan(plan.rounds, plan.quick, plan.out, entries, plan.say)
+    alone = replace(plan, entries=entries)
     with workers(alone, result, "many", SaveDesk) as rounds:
         count_state(rounds)
         rounds.turn("save", "saves for the first time", figures=first_figures)

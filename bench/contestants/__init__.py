@@ -70,14 +70,38 @@ CONTESTANTS = (
     ),
 )
 
+# As one of several ranks; the settings are those of CONTESTANTS where nothing is said.
+RANKS = (
+    Entry(HOLDFAST, "ranks:Holdfast", ("holdfast", "torch"), "a writer process for each rank"),
+    Entry("DCP", "ranks_dcp:Dcp", ("torch",), "dcp.save, two writer threads, remembered plans"),
+    Entry("DCP, as it comes", "ranks_dcp:DcpAsItComes", ("torch",), "dcp.save, nothing set"),
+    Entry(
+        "DCP async",
+        "ranks_dcp:DcpAsync",
+        ("torch",),
+        "as for one process, two writer threads, remembered plans",
+    ),
+    Entry(
+        "torch_checkpointing",
+        "ranks_torch_checkpointing:TorchCheckpointing",
+        ("torch_checkpointing", "torch"),
+        "as for one process, no resharder: each rank's file is that rank's alone",
+    ),
+)
+
 
 def entries(names: list[str] | None = None) -> list[Entry]:
     """Return those of the given names, all by default. Raises ValueError for an unknown one."""
-    known = [e.name for e in CONTESTANTS]
+    known = list(dict.fromkeys(e.name for e in (*CONTESTANTS, *RANKS)))
     for name in names or ():
         if name not in known:
             raise ValueError(f"no contestant {name!r}; there are: {', '.join(known)}")
     return [e for e in CONTESTANTS if names is None or e.name in names]
+
+
+def ranks_entries(names: list[str] | None = None) -> list[Entry]:
+    """Return those of the given names that can be one of several ranks, all by default."""
+    return [e for e in RANKS if names is None or e.name in names]
 
 
 def _version(distribution: str) -> str | None:

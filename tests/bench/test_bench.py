@@ -23,6 +23,11 @@ FIGURES = {
     "f": {"held", "durable", "latest", "ls"},
     "g": {"weights", "first", "second", "bf16", "ratio", "pack", "unpack"},
 }
+# A launch of four ranks for each contestant takes its time: these are measured with holdfast alone.
+RANKS = {
+    "h": {"held", "held in a loop", "durable", "load", "load, warm", "processor", "disk"},
+    "i": {"held", "durable", "load", "load, warm", "processor", "disk"},
+}
 LIMITS = {
     "a": {"held", "durable"},
     "b": {"held", "durable", "load"},
@@ -51,7 +56,7 @@ def run_bench(out: Path, *arguments: str, **environment: str) -> subprocess.Comp
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases once, at their smallest, with holdfast and one other."""
     found = tmp_path_factory.mktemp("bench")
-    done = run_bench(found, "--contestants", "holdfast;torch.save")
+    done = run_bench(found, "--contestants", "holdfast;torch.save", "--cases", ",".join(FIGURES))
     assert done.returncode == 0, done.stdout + done.stderr
     return found
 
@@ -74,6 +79,46 @@ def test_every_figure_of_every_case_is_there(results: dict[str, Any], case: str)
     for who in {"holdfast"} | others:
         assert set(medians[who]) >= FIGURES[case]
     assert case == "g" or found["times the limit"]["holdfast"].keys() >= LIMITS[case]
+
+
+@pytest.mark.slow
+def test_ranks_are_measured_as_one(tmp_path: Path) -> None:
+    """Four real ranks under torchrun: what comes back is looked at by the bench itself, and bytes are no matter of
+    speed. Whoever is no way to save for several ranks is left out."""
+    done = run_bench(tmp_path, "--contestants", "holdfast;torch.save", "--cases", ",".join(RANKS))
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = json.loads((tmp_path / "bench.json").read_text())["cases"]
+    for case, figures in RANKS.items():
+        found = cases[case]
+        assert found["missing"] == {}
+        assert set(found["medians"]) == {"limit", "holdfast"}
+        assert figures - {"disk"} <= set(found["medians"]["limit"])
+        assert figures <= set(found["medians"]["holdfast"])
+        assert found["times the limit"]["holdfast"].keys() >= figures - {"disk"}
+        assert 1 <= found["medians"]["holdfast"]["disk"] < 2  # one checkpoint, and of every share one copy
+    assert cases["i"]["facts"]["bytes"] == 500 * 4 * 256
+    page = (tmp_path / "bench.md").read_text()
+    assert page.count("| **holdfast** |") == len(RANKS)
+    assert {p.name for p in tmp_path.iterdir()} == {"bench.json", "bench.md", "bench.png", "workers.log"}
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_is_named(tmp_path: Path) -> None:
+    """The others wait for it, and are not waited for."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '2':\n"
+        "    import holdfast\n"
+        "    def refuse(*_: object, **__: object) -> None: raise OSError('rank 2 is out of order')\n"
+        "    holdfast.Checkpointer = refuse\n"
+    )
+    path = os.pathsep.join([str(broken), str(ROOT / "src")])
+    done = run_bench(tmp_path / "out", "--contestants", "holdfast", "--cases", "i", PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    missing = json.loads((tmp_path / "out" / "bench.json").read_text())["cases"]["i"]["missing"]
+    assert "rank 2: OSError: rank 2 is out of order" in missing["holdfast"]
 
 
 @pytest.mark.slow

@@ -51,14 +51,14 @@ def kill_at(point: str, step: int, ckpt: list[holdfast.Checkpointer]) -> None:
     ) else threading.settrace(trace)
 
 
-def fill(step: int, ckpt: list[holdfast.Checkpointer]) -> None:
-    """Have the disk be full when training has come to a step."""
+def fill(full_at: int) -> None:
+    """Have the disk be full when this step is saved."""
     real = job.persist_parts
 
-    def full(*args, **kwargs):  # type: ignore[no-untyped-def]
-        if ckpt[0].step == step:
+    def full(store, step, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if step == full_at:
             raise OutOfSpace("no space left on device")
-        return real(*args, **kwargs)
+        return real(store, step, *args, **kwargs)
 
     job.persist_parts = full  # type: ignore[assignment]
 
@@ -80,7 +80,7 @@ def main() -> None:
     if order.get("kill") and rank in order["kill"]:
         kill_at(order["point"], order["at"], found)
     if order.get("full") == rank:
-        fill(order["at"], found)
+        fill(order["at"])
     stop = EarlyStopping("loss", mode="min", patience=3) if order.get("stop") else None
     ckpt = holdfast.Checkpointer(
         order["run"], state, save=rules[order.get("save", "steps")], stop=stop,

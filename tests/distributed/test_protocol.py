@@ -125,19 +125,20 @@ def test_a_full_disk_of_one_rank_fails_the_save_on_all_and_leaves_nothing(tmp_pa
     run = tmp_path / "run"
     ended = each(2, order(run, "x", full=full, at=4, writer="thread"), LONE)
     assert all(code > 0 for code, _ in ended)
-    for _, words in ended:
-        assert f"rank {full}" in words
-        assert "no space left on device" in words
+    assert all("no space left on device" in words for _, words in ended)
+    assert f"rank {full}" in ended[1 - full][1]
     assert holdfast.Run(str(run)).steps == [2]
     assert {path.name[:12] for path in (run / "data").iterdir() if any(path.iterdir())} == {"000000000002"}
     assert [code for code, _ in each(2, order(run, "again"), LONE)] == [0, 0]
 
 
-def test_all_fall_back_together_when_one_rank_finds_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "finds"), [("~1", "rank 1: "), ("rng", "data/")])
+def test_all_fall_back_together_when_one_rank_finds_damage(tmp_path: Path, part: str, finds: str) -> None:
+    """Of rank 1, or of rank 0, which has told the others by then what to restore."""
     run = tmp_path / "run"
     assert [code for code, _ in each(2, order(run, "first", steps=6), LONE)] == [0, 0]
     newest = holdfast.Run(str(run)).latest
-    own = next(f for f in newest.manifest.parts["~1"].files)
+    own = next(f for f in newest.manifest.parts[part].files)
     path = run / own.key
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
@@ -146,7 +147,7 @@ def test_all_fall_back_together_when_one_rank_finds_damage(tmp_path: Path) -> No
     assert [code for code, _ in ended] == [0, 0]
     there = results(tmp_path, "then", 2)
     assert [r["done"][0] for r in there] == [4, 4]
-    assert any("passed over step 6: rank 1: " in note for note in there[0]["notes"])
+    assert any(f"passed over step 6: {finds}" in note for note in there[0]["notes"])
 
 
 def test_another_number_of_ranks_takes_it_up(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ number of them can take it up."""
 
 from __future__ import annotations
 
-import shutil
 import signal
 from pathlib import Path
 
@@ -40,22 +39,6 @@ def test_all_ranks_are_killed_and_resume_exactly(undisturbed: tuple[str, Path]) 
         assert cut["digest"] == whole["digest"]  # parameters, buffers, moments, own values, generators
         assert cut["drawn"] == whole["drawn"]
         assert cut["notes"] == []
-
-
-@pytest.mark.parametrize(("to", "world"), [("fsdp", 4), ("fsdp", 1), ("ddp", 2), ("fsdp", 2), ("plain", 1)])
-def test_any_other_layout_has_the_same_tensors(undisturbed: tuple[str, Path], to: str, world: int) -> None:
-    _, out = undisturbed
-    name = f"{to}-{world}"
-    shutil.copytree(out / "whole", out / name)
-    assert torchrun(world, order(to, out / name, name)) == 0
-    whole, there = results(out, "whole", 2), results(out, name, world)
-    assert all(r["params"] == whole[0]["params"] for r in there)
-    assert all(r["losses"] == [] for r in there)
-    drawn = [tuple(r["drawn"]) for r in there]
-    assert drawn[:2] == [tuple(r["drawn"]) for r in whole][:world]
-    assert len(set(drawn)) == world  # a rank that is new draws what no other draws
-    if world != 2:
-        assert any("saved by 2 ranks" in note for note in there[0]["notes"])
 
 
 def test_it_is_read_without_torch_and_verifies(undisturbed: tuple[str, Path]) -> None:

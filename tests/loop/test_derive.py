@@ -18,10 +18,12 @@ from holdfast import Checkpointer, Run, demote, every, last
 from holdfast.analysis.diff import compare
 from holdfast.analysis.statistics import describe
 from holdfast.checkpoint import Checkpoint
-from holdfast.errors import DigestMismatch, HoldfastError, UnsupportedVersion
+from holdfast.errors import DigestMismatch, HoldfastError, PolicyError, UnsupportedVersion
 from holdfast.export import export_part
 from holdfast.format.manifest import check_version, decode_manifest
 from holdfast.format.sealed import unseal
+from holdfast.loop.saver import SaveSettings
+from holdfast.loop.together import check_settings
 from holdfast.replication.scrub import scrub
 from holdfast.stores import LocalStore
 
@@ -106,6 +108,9 @@ def test_every_way_to_read_sees_an_ordinary_tensor(tmp_path: Path) -> None:
     assert np.array_equal(checkpoint[name].read().view(np.int16), bits)
     assert np.array_equal(checkpoint[name][3:7].view(np.int16), bits[3:7])
     assert np.array_equal(checkpoint[name][-1].view(np.int16), bits[-1])
+    box = ((2, 16), (WIDTH, WIDTH))
+    part = checkpoint.reader.read([], {SOURCES[name]: (name, box, (3, 40))})[SOURCES[name]]
+    assert part.data == np.ascontiguousarray(bits[2:5, 16:56]).tobytes()
     alone = holdfast.load(tmp_path / "run", only="model/**", as_="torch")["model"]
     assert torch.equal(alone["1.weight"], want)
     export_part(checkpoint, tmp_path / "model.safetensors")
@@ -245,6 +250,11 @@ def test_a_mirror_and_the_trash_hold_it_too(tmp_path: Path) -> None:
     assert run.steps == [3]
     run.undelete(2)
     assert Run(tmp_path / "run")[2].verify() == []
+
+
+def test_several_ranks_refuse_it() -> None:
+    with pytest.raises(PolicyError, match="with several ranks every tensor is written"):
+        check_settings(SaveSettings(derive=True))
 
 
 def test_a_tied_weight_may_follow(tmp_path: Path) -> None:

@@ -400,9 +400,11 @@ def test_changes_upon_changes_are_noticed(rounds: list[list[str]]) -> None:
 @pytest.fixture
 def full_captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
-    recapture, plan = planning.Recapture, planning.plan_from_start
+    recapture, plan = planning.Recapture, planning.Planner._from_start
     monkeypatch.setattr(planning, "Recapture", lambda *a, **k: made.append("traced") or recapture(*a, **k))
-    monkeypatch.setattr(planning, "plan_from_start", lambda *a, **k: made.append("plain") or plan(*a, **k))
+    monkeypatch.setattr(
+        planning.Planner, "_from_start", lambda *a, **k: made.append("plain") or plan(*a, **k)
+    )
     return made
 
 

@@ -15,7 +15,16 @@ from holdfast.catalog.content import DataFile, open_file
 from holdfast.core.errors import InvalidFormat
 from holdfast.format.datafile import StoredTensor
 from holdfast.format.manifest import FileEntry, Manifest, Part
-from holdfast.format.ranks import ELSEWHERE, MARK, RANK_APART, OwnValues, is_ranks, own_part, rank_of
+from holdfast.format.ranks import (
+    ELSEWHERE,
+    MARK,
+    RANK_APART,
+    OwnValues,
+    is_ranks,
+    own_part,
+    rank_mark,
+    rank_of,
+)
 from holdfast.format.values import encode_value, tensor_leaves
 from holdfast.stores import Store
 
@@ -36,12 +45,14 @@ class Own:
 @dataclass(slots=True)
 class View:
     """A checkpoint as one process sees it: the parts of its state; the files of those tensors that are looked for among
-    a rank's own, by name; whether it was put together from what several ranks had; and what is not as it was saved."""
+    a rank's own, by name; whether it was put together from what several ranks had; what is not as it was saved; and
+    what the keys of the files have in them that this very rank wrote."""
 
     manifest: Manifest
     own: dict[str, Files] = field(default_factory=dict)
     merged: bool = False
     notes: list[str] = field(default_factory=list)
+    mine: str = ""
 
 
 def read_own(files: Sequence[DataFile]) -> Own:
@@ -89,6 +100,7 @@ def view_of(store: Store, manifest: Manifest, rank: int = 0, world: int = 1, *, 
     parts = {name: part for name, part in manifest.parts.items() if not is_ranks(part)}
     view = View(msgspec.structs.replace(manifest, parts=parts))
     if then == world:
+        view.mine = rank_mark(rank, world)
         if rank:
             _give_own(view, manifest, rank, _own(store, manifest, rank))
         if wide:

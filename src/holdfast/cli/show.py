@@ -95,6 +95,7 @@ def _print_head(run: Run, checkpoint: Checkpoint, record: CheckpointRecord) -> N
             "attempt",
             text(f"{manifest.attempt}", ("  after " + manifest.parent if manifest.parent else "", "dim")),
         ),
+        ("ranks", manifest.world_size if manifest.world_size > 1 else ""),
         ("signed", _signers(run, checkpoint.step)),
         *_environment(checkpoint.environment),
     ]

@@ -14,15 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-import msgspec
-
-from holdfast.catalog.bounded import read_document
-from holdfast.core.errors import HoldfastError, NotFound, RanksDisagree
+from holdfast.core.errors import HoldfastError, RanksDisagree
 from holdfast.core.processes import has_ended, namespace, process_start
 from holdfast.distributed.ranks import Ranks
+from holdfast.distributed.rollcall import PREFIX, RollCall, ack_key, hello_key, opening_key
+from holdfast.distributed.speech import drop_all, look_for, look_for_all, put_word
 from holdfast.distributed.words import Ack, Company, Hello, Opening, Process
-from holdfast.format.documents import decode_document
-from holdfast.format.sealed import seal, unseal
 from holdfast.stores import Store
 
 __all__ = ["Meeting"]
@@ -30,10 +27,10 @@ __all__ = ["Meeting"]
 Word = TypeVar("Word")
 Found = TypeVar("Found")
 
-PREFIX = "ranks"
-OPENING = f"{PREFIX}/opening.json"
-MAX_WORD_BYTES = 1 << 30  # a record holds a rank's trees
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
+LONGER = 1.25  # one hears a word that took a while at most so much later
+LOOKS_A_SECOND = 2_000  # of all ranks together; S3 answers 5 500 requests a second
+GOLDEN = 0.618  # multiples of it lie evenly between whole numbers
 ORPHAN_SECONDS = (
     20.0  # after which a writer whose trainer is gone, and which hears nothing new, waits no more
 )
@@ -77,42 +74,21 @@ class Meeting:
             RanksDisagree: one is not there in time, or counts the ranks otherwise.
         """
         self.generation = generation
-        others = range(1, self.ranks.world)
-        published: dict[str, str] = {}
-        told: dict[int, Hello] = {}
-
-        def all_there() -> bool:
-            nonlocal published
-            for rank in others:
-                hello = self._look(_hello(rank), Hello)
-                if hello is not None:
-                    told[rank] = hello
-            heard = {str(r): h.nonce for r, h in told.items() if h.world == self.ranks.world}
-            if len(heard) < len(others):
-                return False
-            if heard != published:
-                published = heard
-                self._put(
-                    OPENING,
-                    Opening(run, generation, self.ranks.world, heard, _process(os.getpid()), self._writer()),
-                )
-            acks = set(self.store.names(PREFIX))
-            return all(_ack(int(rank), nonce) in acks for rank, nonce in heard.items())
-
-        if self._until(all_there) is None:
-            acks = set(self.store.names(PREFIX))
-            silent = [r for r in others if str(r) not in published or _ack(r, published[str(r)]) not in acks]
-            odd = [f"rank {r} counts {told[r].world} ranks" for r in others if r in told]
-            odd = [words for words in odd if not words.endswith(f" {self.ranks.world} ranks")]
+        roll = RollCall(self.store, self.ranks, lambda hellos: self._opening(run, hellos))
+        if self._until(roll.all_are_there) is None:
             raise RanksDisagree(
                 f"{self.store.url}: rank 0 waited {self.ranks.seconds:g} s for {self.ranks.world - 1} others; "
-                f"{_named(silent)} did not come{': ' + ', '.join(odd) if odd else ''}. See what became of it, and "
-                "start all ranks anew"
+                f"{_named(roll.silent())} did not come{roll.odd()}. See what became of it, and start all ranks anew"
             )
-        self.near = {r: _seen(hello) for r, hello in told.items() if _seen(hello)}
+        here = namespace()
+        self.near = {r: near for r, hello in roll.told.items() if (near := _seen(hello, here))}
         # Not before: a rank that is slow to leave the launch before may still be hearing how its last save ended.
-        mine = (f"{PREFIX}/{generation:012d}/", OPENING)
-        self.store.delete([key for key in self.store.names(PREFIX) if not key.startswith(mine)])
+        mine = (f"{PREFIX}/{generation:012d}/", f"{PREFIX}/opening-")
+        drop_all(self.store, [key for key in self.store.names(PREFIX) if not key.startswith(mine)])
+
+    def _opening(self, run: str, nonces: dict[str, str]) -> Opening:
+        world = self.ranks.world
+        return Opening(run, self.generation, world, nonces, _process(os.getpid()), self._writer())
 
     def join(self) -> Opening:
         """As another rank: return what rank 0 opens this launch with.
@@ -121,10 +97,11 @@ class Meeting:
             RanksDisagree: it does not in time.
         """
         rank, world = self.ranks.rank, self.ranks.world
-        self._put(_hello(rank), Hello(rank, world, self._nonce, _process(os.getpid()), self._writer()))
+        hello = Hello(rank, world, self._nonce, _process(os.getpid()), self._writer())
+        put_word(self.store, hello_key(rank), hello)
 
         def opened() -> Opening | None:
-            found = self._look(OPENING, Opening)
+            found = look_for(self.store, opening_key(rank), Opening)
             ours = found is not None and found.nonces.get(str(rank)) == self._nonce and found.world == world
             return found if ours else None
 
@@ -135,15 +112,16 @@ class Meeting:
                 "up, and it did not; see what became of rank 0, and whether all are given the same url"
             )
         self.generation = opening.generation
-        self.near = {0: _seen(opening)} if _seen(opening) else {}
-        self._put(_ack(rank, self._nonce), Ack(rank))
+        near = _seen(opening, namespace())
+        self.near = {0: near} if near else {}
+        put_word(self.store, ack_key(rank, self._nonce), Ack(rank))
         return opening
 
     # ---- later ----------------------------------------------------------------------------------------------------
 
     def say(self, topic: str, word: object) -> None:
         """Publish this rank's word on a topic."""
-        self._put(self._key(topic, self.ranks.rank), word)
+        put_word(self.store, self._key(topic, self.ranks.rank), word)
 
     def hear(self, topic: str, rank: int, kind: type[Word]) -> Word | None:
         """Return another rank's word on a topic; None when it does not come in time."""
@@ -159,26 +137,31 @@ class Meeting:
         heard: dict[int, Word] = {}
         silent = set(range(1, self.ranks.world))
         patience = _Patience(self)
-        while True:
-            there = set(self.store.names(f"{PREFIX}/{self.generation:012d}/{topic}"))
-            for rank in sorted(silent):
-                word = self.look(topic, rank, kind) if self._key(topic, rank) in there else None
-                if word is not None:
-                    heard[rank] = word
-                    patience.renew()
-            silent.difference_update(heard)
-            if not silent or patience.is_over(silent):
-                return heard
-            patience.pause()
+        while silent:
+            # Behind those who were heard: while one is waited for, what is listed is what is new.
+            after = self._key(topic, min(silent) - 1)
+            there = set(self.store.names(self._place(topic), after))
+            new = [rank for rank in sorted(silent) if self._key(topic, rank) in there]
+            words = look_for_all(self.store, [self._key(topic, rank) for rank in new], kind)
+            found = {rank: word for rank, word in zip(new, words, strict=True) if word is not None}
+            heard |= found
+            silent.difference_update(found)
+            if found:
+                patience.renew()
+            if silent and patience.is_over(silent):
+                break
+            if silent:
+                patience.pause()
+        return heard
 
     def look(self, topic: str, rank: int, kind: type[Word]) -> Word | None:
         """Return another rank's word on a topic if it is there."""
-        return self._look(self._key(topic, rank), kind)
+        return look_for(self.store, self._key(topic, rank), kind)
 
     def forget(self, topic: str) -> None:
         """Free what was said on a topic that everybody has heard."""
         with contextlib.suppress(HoldfastError):  # the next launch frees it
-            self.store.delete(self.store.names(f"{PREFIX}/{self.generation:012d}/{topic}"))
+            drop_all(self.store, self.store.names(self._place(topic)))
 
     def missing(self, heard: Sequence[int]) -> str:
         """Return the names of those who were not heard, and what is known of them."""
@@ -200,26 +183,21 @@ class Meeting:
     def _writer(self) -> Process | None:
         return _process(self.writer) if self.writer else None
 
+    def _place(self, topic: str) -> str:
+        return f"{PREFIX}/{self.generation:012d}/{topic}"
+
     def _key(self, topic: str, rank: int) -> str:
-        return f"{PREFIX}/{self.generation:012d}/{topic}/{rank:05d}.json"
-
-    def _put(self, key: str, word: object) -> None:
-        self.store.replace(key, seal(msgspec.json.encode(word)))
-
-    def _look(self, key: str, kind: type[Word]) -> Word | None:
-        try:
-            raw = read_document(self.store, key, MAX_WORD_BYTES)
-        except NotFound:
-            return None
-        return decode_document(unseal(raw, key), kind, key, "a word of a rank")
+        return f"{self._place(topic)}/{rank:05d}.json"
 
     def _until(self, found: Callable[[], Found | None]) -> Found | None:
         """Return what is found, as soon as it is something true; None at the deadline."""
-        for _ in _pauses(self.ranks.seconds):
+        end, pauses = time.monotonic() + self.ranks.seconds, _pauses(self.ranks)
+        while True:
             it = found()
-            if it:
-                return it
-        return None
+            left = end - time.monotonic()
+            if it or left <= 0:
+                return it or None
+            time.sleep(min(next(pauses), left))
 
 
 class _Patience:
@@ -228,19 +206,18 @@ class _Patience:
     def __init__(self, meeting: Meeting) -> None:
         self._meeting = meeting
         self._end = time.monotonic() + meeting.ranks.seconds
-        self._pause = FIRST_PAUSE
+        self._pauses = _pauses(meeting.ranks)
         self._looked = self._news = time.monotonic()
         self._gone: dict[int, float] = {}  # since when
 
     def renew(self) -> None:
         """Note that something was heard."""
         self._news = time.monotonic()
-        self._pause = FIRST_PAUSE
+        self._pauses = _pauses(self._meeting.ranks)
 
     def pause(self) -> None:
         """Wait a little, longer each time."""
-        time.sleep(self._pause)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        time.sleep(next(self._pauses))
 
     def is_over(self, silent: Iterable[int]) -> bool:
         """Return whether to wait for these no more."""
@@ -263,29 +240,21 @@ def _process(pid: int) -> Process:
     return Process(pid, process_start(pid), namespace())
 
 
-def _seen(word: Hello | Opening) -> list[Process]:
+def _seen(word: Hello | Opening, here: str) -> list[Process]:
     """Return the processes of a rank, if they are of this machine and can be looked at."""
     found = [p for p in (word.process, word.writer) if p is not None]
-    near = [p.namespace == namespace() and process_start(p.pid) == p.started != "" for p in found]
+    near = [p.namespace == here and process_start(p.pid) == p.started != "" for p in found]
     return found if all(near) else []
 
 
-def _pauses(seconds: float) -> Iterator[None]:
-    """Yield now and again until so many seconds are over, and once more then."""
-    end, pause = time.monotonic() + seconds, FIRST_PAUSE
-    while time.monotonic() < end:
-        yield
-        time.sleep(min(pause, max(0.0, end - time.monotonic())))
-        pause = min(2 * pause, LONGEST_PAUSE)
-    yield
-
-
-def _hello(rank: int) -> str:
-    return f"{PREFIX}/hello-{rank:05d}.json"
-
-
-def _ack(rank: int, nonce: str) -> str:
-    return f"{PREFIX}/ack-{rank:05d}-{nonce}.json"
+def _pauses(ranks: Ranks) -> Iterator[float]:
+    """Yield how long to wait before each further look, in seconds. Those who wait for rank 0 look at one word each, and
+    are many: together they look no more often than a store answers, and not all in the same moment."""
+    least = 0.0 if ranks.leads else ranks.world / LOOKS_A_SECOND * (0.75 + ranks.rank * GOLDEN % 1 / 2)
+    pause = FIRST_PAUSE
+    while True:
+        yield max(pause, least)
+        pause = min(LONGER * pause, LONGEST_PAUSE)
 
 
 def _named(ranks: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,10 @@ from holdfast.state.tensors import TensorSpec
 __all__ = ["Division", "Taken", "divide"]
 
 CUT_BYTES = 32 << 20  # a tensor that is the same everywhere is dealt out in pieces from this size on
+PIECE_BYTES = 8 << 20  # of which each has at least so much
+# Every rank that restores reads from all who wrote, so that no more write than is worth it: one for each so many bytes.
+SHARE_BYTES = 64 << 20
+FEW_WRITERS = 16
 Rows = tuple[int, int]
 
 
@@ -39,13 +44,20 @@ class Division:
     """What one rank writes.
 
     `sheets` are the files, by name, and their tensors in order: a part's own name; with a number behind it for further
-    boxes of the same tensors; and the rank's own part. `taken` says where each tensor comes from, in the same order.
+    boxes of the same tensors; and the rank's own part. `taken` says where each tensor comes from, in the same order;
+    the same once more: `numbers` of the captured tensors, and for those `cut` their places and rows.
     `agreed` holds for each group of ranks a digest of what all in it must hold.
     """
 
     sheets: dict[str, list[StoredTensor]] = field(default_factory=dict)
     taken: list[Taken] = field(default_factory=list)
     agreed: dict[str, str] = field(default_factory=dict)
+    numbers: list[int] = field(init=False)
+    cut: list[tuple[int, Rows]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = [taken.source for taken in self.taken]
+        self.cut = [(place, t.rows) for place, t in enumerate(self.taken) if t.rows is not None]
 
 
 def divide(
@@ -124,17 +136,28 @@ def _owners(
     specs: Sequence[TensorSpec], same: Mapping[str, tuple[str, Sequence[int]]]
 ) -> dict[str, list[tuple[int, Rows | None]]]:
     """Return who writes which rows of each tensor: the largest first, each to the rank that has the least to write."""
+    total: Counter[str] = Counter()
+    for spec in specs:
+        total[same[spec.name][0]] += spec.nbytes
     loads: dict[str, list[tuple[int, int]]] = {}  # of each group, a heap
     owners: dict[str, list[tuple[int, Rows | None]]] = {}
     for spec in sorted(specs, key=lambda s: (-s.nbytes, s.name)):
         group, ranks = same[spec.name]
-        load = loads.setdefault(group, [(0, rank) for rank in ranks])
+        if group not in loads:
+            loads[group] = [(0, rank) for rank in _writers(ranks, total[group])]
+        load = loads[group]
         owners[spec.name] = []
-        for nbytes, rows in _cut(spec, len(ranks)):
+        for nbytes, rows in _cut(spec, len(load)):
             least, rank = load[0]
             owners[spec.name].append((rank, rows))
             heapq.heapreplace(load, (least + nbytes, rank))
     return owners
+
+
+def _writers(ranks: Sequence[int], nbytes: int) -> list[int]:
+    """Return which of some ranks write so many bytes: all if they are few, else some that stand far from each other."""
+    count = min(len(ranks), max(FEW_WRITERS, nbytes // SHARE_BYTES))
+    return [ranks[number * len(ranks) // count] for number in range(count)]
 
 
 def _cut(spec: TensorSpec, ranks: int) -> Iterator[tuple[int, Rows | None]]:
@@ -143,7 +166,7 @@ def _cut(spec: TensorSpec, ranks: int) -> Iterator[tuple[int, Rows | None]]:
     if spec.nbytes < CUT_BYTES or spec.stride is not None or rows < 2 or ranks < 2:
         yield spec.nbytes, None
         return
-    step = -(-rows // ranks)
+    step = -(-rows // min(ranks, spec.nbytes // PIECE_BYTES))
     for first in range(0, rows, step):
         end = min(first + step, rows)
         yield spec.nbytes // rows * (end - first), (first, end)

@@ -18,7 +18,7 @@ import msgspec
 from holdfast.core.dtypes import CARRIERS, DTYPES
 from holdfast.core.errors import InvalidFormat, Truncated, UnsupportedVersion
 from holdfast.core.names import check_path
-from holdfast.format.boxes import Box, Rows, Run, fits, runs
+from holdfast.format.boxes import MAX_EXTENT, Box, Rows, Run, fits, is_bounded, runs
 from holdfast.format.digest import BLOCK_BYTES, DIGEST_BYTES, Block, cut_blocks
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "decode_header",
     "encode_header",
     "header_size",
-    "is_bounded",
     "lay_out",
     "open_header",
 ]
@@ -36,8 +35,6 @@ __all__ = [
 ALIGNMENT = 4096
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 1 << 30
-MAX_DIMENSIONS = 64  # of torch and of numpy
-MAX_EXTENT = 2**62  # in bytes, of what a shape or a stride spans, so that no reader overflows
 METADATA = "__metadata__"
 _METADATA_END = b'"},"'  # the end of its last string, its own, and the beginning of a tensor's name
 MAGICS = {"holdfast/1": 1, "holdfast/2": 2}
@@ -109,7 +106,7 @@ class _Front(msgspec.Struct, rename={"metadata": METADATA}):
 class _Extra(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     dtype: str | None = None
     stride: list[int] | None = None
-    box: tuple[list[int], list[int]] | None = None
+    box: Box | None = None
     rows: list[tuple[int, int]] | None = None
 
 
@@ -205,7 +202,7 @@ def _extra(t: StoredTensor) -> _Extra:
     return _Extra(
         dtype=None if t.dtype in _NATIVE else t.dtype,
         stride=None if t.stride is None else list(t.stride),
-        box=None if t.box is None else (list(t.box[0]), list(t.box[1])),
+        box=t.box,
         rows=None if t.rows is None else list(t.rows),
     )
 
@@ -312,22 +309,28 @@ def _cut(raw: bytes) -> tuple[bytes, bytes]:
 def _tensors(
     body: Mapping[str, _Member], extras: Mapping[str, _Extra], file: str
 ) -> tuple[StoredTensor, ...]:
-    """Return the tensors of a header. Those without a layout that are alike are checked once."""
+    """Return the tensors of a header. Those that are alike are checked once."""
     out: list[StoredTensor] = []
-    alike: dict[tuple[str, tuple[int, ...]], StoredTensor] = {}
+    alike: dict[tuple[str, tuple[int, ...], Box | None], StoredTensor] = {}
     for name, m in body.items():
         dtype, shape = m.dtype, m.shape
         start, end = m.data_offsets
         extra = extras.get(name)
-        first = alike.get((dtype, shape)) if extra is None else None
+        simple = extra is None or _only_box(extra)
+        kind = (dtype, shape, None if extra is None else extra.box)
+        first = alike.get(kind) if simple else None
         if first is None or first.end - first.start != end - start:
             t = _stored(name, (dtype, shape, start, end), extra, file)
-            if extra is None:
-                alike[dtype, shape] = t
+            if simple:
+                alike[kind] = t
         else:
-            t = StoredTensor(check_path(name), first.dtype, first.shape, None, start, end)
+            t = StoredTensor(check_path(name), first.dtype, first.shape, None, start, end, first.box)
         out.append(t)
     return tuple(out)
+
+
+def _only_box(extra: _Extra) -> bool:
+    return extra.dtype is None and extra.stride is None and extra.rows is None
 
 
 def _stored(
@@ -358,24 +361,13 @@ def _stored(
     return StoredTensor(name, dtype, shape, stride, start, end, box, rows)
 
 
-def is_bounded(shape: tuple[int, ...], stride: tuple[int, ...] | None, itemsize: int) -> bool:
-    """Return whether no reader's arithmetic overflows; empty dimensions count as 1, as they do in numpy."""
-    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
-        return False
-    if math.prod(max(n, 1) for n in shape) * itemsize > MAX_EXTENT:
-        return False
-    return stride is None or (
-        len(stride) == len(shape) and all(0 <= s * itemsize <= MAX_EXTENT for s in stride)
-    )
-
-
 def _place(
     name: str, shape: tuple[int, ...], extra: _Extra | None, file: str
 ) -> tuple[Box | None, Rows | None]:
     """Return which part of a tensor this is."""
     if extra is None or (extra.box is None and extra.rows is None):
         return None, None
-    box = (tuple(extra.box[0]), tuple(extra.box[1])) if extra.box is not None else ((), ())
+    box = extra.box if extra.box is not None else ((), ())
     rows = tuple(extra.rows) if extra.rows is not None else None
     if extra.box is None or not fits(shape, box, rows, MAX_EXTENT):
         raise InvalidFormat(

@@ -19,7 +19,8 @@ from holdfast.core.clock import Clock
 from holdfast.core.dtypes import DTYPES
 from holdfast.core.errors import InvalidFormat, UnsupportedVersion
 from holdfast.core.names import check_key, check_path
-from holdfast.format.datafile import MAX_HEADER_BYTES, is_bounded
+from holdfast.format.boxes import is_bounded
+from holdfast.format.datafile import MAX_HEADER_BYTES
 from holdfast.format.documents import Attempt, Count, Moment, Name, StepNumber, refuse_twins
 from holdfast.format.sealed import seal, unseal
 from holdfast.format.values import decode_value

@@ -21,6 +21,7 @@ __all__ = [
     "OwnValues",
     "is_ranks",
     "own_part",
+    "rank_mark",
     "rank_of",
     "values_name",
 ]
@@ -50,6 +51,11 @@ def rank_of(part: str) -> int:
     """Return the rank that a part belongs to; 0 for the parts of the state themselves."""
     found = _OWN.fullmatch(part)
     return int(found[1]) if found else 0
+
+
+def rank_mark(rank: int, world: int) -> str:
+    """Return what the names of the data files end with that one of several ranks has written."""
+    return f"-{rank:05d}-of-{world:05d}"
 
 
 def is_ranks(part: Part) -> bool:

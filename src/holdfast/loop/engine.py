@@ -22,7 +22,7 @@ from holdfast.format.manifest import clock_from_doc
 from holdfast.loop.batches import BatchSource
 from holdfast.loop.interrupts import Interrupts
 from holdfast.loop.pending import PendingGradients
-from holdfast.loop.resume import ALONE, Fetch, Restored, restore_state
+from holdfast.loop.resume import ALONE, Fetch, Picked, Restored, nobody_to_tell, restore_state
 from holdfast.loop.room import Room
 from holdfast.loop.saver import SaveHow, Saver, SaveSettings
 from holdfast.loop.session import SaveOrder, Session
@@ -156,7 +156,9 @@ class Engine:
         options = replace(self._options, only=tuple(only))
         ranks = self._together.ranks if self._together is not None else ALONE
 
-        def attempt(one: int | str, left_out: Mapping[int, str], fetch: Fetch) -> Restored:
+        def attempt(
+            one: int | str, left_out: Mapping[int, str], fetch: Fetch, picked: Picked = nobody_to_tell
+        ) -> Restored:
             history, trust, mend = self.session.history, self._trust, self.replicas.mend
             return restore_state(
                 history,
@@ -168,6 +170,7 @@ class Engine:
                 ranks=ranks,
                 left_out=left_out,
                 fetch=fetch,
+                picked=picked,
             )
 
         restored = (

@@ -29,6 +29,7 @@ from holdfast.state.tensors import HostTensor
 __all__ = ["Restored", "restore_state"]
 
 Fetch: TypeAlias = Callable[[Reader, Sequence[str], Mapping[str, BoxWanted]], dict[str, HostTensor]]
+Picked: TypeAlias = Callable[[Manifest], object]
 Mend: TypeAlias = Callable[[str], list[str]]
 
 logger = logging.getLogger("holdfast")
@@ -47,6 +48,10 @@ class Restored:
     whole: bool
 
 
+def nobody_to_tell(manifest: Manifest) -> None:
+    """Tell no one that a checkpoint is tried."""
+
+
 def restore_state(
     history: History,
     state: Mapping[str, object],
@@ -59,13 +64,15 @@ def restore_state(
     ranks: Ranks = ALONE,
     left_out: Mapping[int, str] = NONE_LEFT_OUT,
     fetch: Fetch = Reader.read,
+    picked: Picked = nobody_to_tell,
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
     "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it left. One
     that is not trusted is not passed over: whether to go back behind it is for a person to say. Where one does not
     verify `mend`, if given, is told the key of its manifest and may mend it, and returns what it did, in words. Steps
-    that are `left_out` are not taken, for the reasons given. `fetch` reads in the place of `Reader.read`.
+    that are `left_out` are not taken, for the reasons given. `fetch` reads in the place of `Reader.read`, once it is
+    known that all fits; `picked` is told of each checkpoint that is tried, before anything of it is read.
 
     Raises:
         NoCheckpoint: there is none.
@@ -80,6 +87,7 @@ def restore_state(
         restored: Restored | None
         entry, manifest = history.resolve(one)
         trust.check(history.store, entry.key, manifest, history.run)
+        picked(manifest)
         view = view_of(history.store, manifest, ranks.rank, ranks.world)
         try:
             wanted = replace(options, shared=True) if view.merged and ranks.several else options
@@ -149,7 +157,7 @@ def _restore_one(
     if manifest.demoted:
         _refuse_demoted(manifest, state, options)
     with collector_held():
-        reader = Reader(history.store, manifest, parts, own=view.own)
+        reader = Reader(history.store, manifest, parts, own=view.own, mine=view.mine)
         rng_tree = reader.tree.pop(RNG_PART, None)
         plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
         wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}

@@ -17,17 +17,17 @@ from holdfast.distributed.turns import Turns
 from holdfast.distributed.words import Decision, Outcome, Restoring
 from holdfast.loop.following import Following
 from holdfast.loop.handing import Handing, check_broadcast
-from holdfast.loop.resume import Fetch, Restored
+from holdfast.loop.naming import Naming, after_rank_0
+from holdfast.loop.resume import Fetch, Picked, Restored, nobody_to_tell
 from holdfast.loop.saver import SaveSettings
 from holdfast.loop.session import Session
-from holdfast.restoring.reader import Reader
 from holdfast.saving.job import Host
 from holdfast.saving.rank_plan import RankPlanner
 from holdfast.stores import Store
 
 __all__ = ["Together", "check_settings"]
 
-Attempt = Callable[[int | str, Mapping[int, str], Fetch], Restored]
+Attempt = Callable[[int | str, Mapping[int, str], Fetch, Picked], Restored]
 SHOWN = 5
 
 
@@ -123,7 +123,7 @@ class Together:
     # ---- restoring --------------------------------------------------------------------------------------------------
 
     def restore(self, which: int | str, attempt: Attempt) -> Restored:
-        """Restore the same checkpoint on every rank: rank 0 picks it, and all go on when all have it.
+        """Restore the same checkpoint on every rank: rank 0 picks it, all read at once, and go on when all have it.
 
         Where "latest" was asked for and some rank finds that it does not verify, all fall back to the one before.
 
@@ -132,8 +132,7 @@ class Together:
         """
         left_out: dict[int, str] = {}
         while True:
-            self._restores += 1
-            topic = f"restore-{self._restores}"
+            topic = self.next_restore()
             leads = self.ranks.leads
             found = self._decide(which, attempt, topic, left_out) if leads else self._follow(attempt, topic)
             if isinstance(found, Restored):
@@ -141,17 +140,26 @@ class Together:
                 return found
             left_out |= found
 
+    def next_restore(self) -> str:
+        """Return the topic of the next checkpoint that is tried."""
+        self._restores += 1
+        return f"restore-{self._restores}"
+
     def _decide(
         self, which: int | str, attempt: Attempt, topic: str, left_out: Mapping[int, str]
     ) -> Restored | dict[int, str]:
         handing = Handing(self.meeting, topic)
+        naming = Naming(self.meeting, self.next_restore, topic)
         try:
-            restored = attempt(which, left_out, handing.fetch if self.broadcast else Reader.read)
+            if self.broadcast:
+                restored = attempt(which, left_out, handing.fetch, nobody_to_tell)
+            else:
+                restored = attempt(which, left_out, naming.fetch, naming.named)
         except Exception as e:
-            self.meeting.say(topic, Decision(error=f"{type(e).__name__}: {e}"))
+            naming.give_up(e)
             raise
         step = restored.manifest.step
-        self.meeting.say(topic, Decision(step, restored.manifest.attempt))
+        topic = naming.named(restored.manifest)
         if self.broadcast:
             handing.hand_out()
         heard = self.meeting.hear_all(topic, Restoring)
@@ -182,7 +190,8 @@ class Together:
         restored: Restored | None = None
         failure: Exception | None = None
         try:
-            restored = attempt(decision.step, {}, handing.fetch if self.broadcast else Reader.read)
+            fetch = handing.fetch if self.broadcast else after_rank_0(self.meeting, topic)
+            restored = attempt(decision.step, {}, fetch, nobody_to_tell)
             if restored.manifest.attempt != decision.attempt:
                 raise RanksDisagree(
                     f"rank {rank} found attempt {restored.manifest.attempt} of step {decision.step}; rank 0 has "

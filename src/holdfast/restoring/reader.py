@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
 from types import MappingProxyType
+from typing import NamedTuple
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.catalog.derived import DerivedTensor
 from holdfast.catalog.pieces import Piece, find
 from holdfast.core.dtypes import DTYPES
 from holdfast.core.names import name_in_file
-from holdfast.format.boxes import Run, runs
+from holdfast.format.boxes import Run, fill, runs
 from holdfast.format.digest import OWN_BLOCK_BYTES
 from holdfast.format.manifest import DERIVED_DTYPE, FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
@@ -23,16 +25,36 @@ from holdfast.stores import Store
 __all__ = ["Reader"]
 
 NOTHING_OWN: Mapping[str, Sequence[FileEntry]] = MappingProxyType({})
+_Wanted = tuple[int, str, TensorSpec]  # place in a file, name in what is returned, what it is
 NO_PARTS: Mapping[str, BoxWanted] = MappingProxyType({})
 NOTHING_READ: Mapping[str, HostTensor] = MappingProxyType({})
 
 
+class _Parted(NamedTuple):
+    """A tensor that was saved in parts: its name in the files, those that may hold some of it, and of the first one
+    that does, its place there."""
+
+    inside: str
+    entries: Sequence[FileEntry]
+    file: DataFile
+    place: int
+
+
+class _Group(NamedTuple):
+    """Files of a part that were written in one save: this rank's own, and all, in the order of ranks."""
+
+    own: list[FileEntry]
+    files: list[FileEntry]
+
+
 class Reader:
     """The values and tensors of one checkpoint, or of some of its parts; `trees` gives decoded (and cut) value trees,
-    `own` the files of tensors that one of several ranks has for itself.
+    `own` the files of tensors that one of several ranks has for itself, and `mine` is in the keys of those files that
+    this very rank wrote, where there are as many ranks as then.
 
-    Opening it reads headers only, and only of the files that hold a wanted tensor. `specs` has every stored tensor by
-    its full name.
+    Opening it reads headers only, and only of the files that hold a wanted tensor; of what several ranks have saved
+    just one file that holds some of it, and when it is read those that hold what is wanted. `specs` has every stored
+    tensor by its full name.
     """
 
     def __init__(
@@ -42,14 +64,17 @@ class Reader:
         parts: Iterable[str] | None = None,
         trees: Mapping[str, object] | None = None,
         own: Mapping[str, Sequence[FileEntry]] = NOTHING_OWN,
+        mine: str = "",
     ) -> None:
-        self._own = own
+        self._own, self._mine = own, mine
         self.manifest = manifest
         self.specs: dict[str, TensorSpec] = {}
         self._store = store
         self._places: dict[str, tuple[DataFile, int]] = {}  # of what lies in one file: nearly all
-        self._pieces: dict[str, tuple[Piece, ...]] = {}  # of what was saved in parts
-        self._derived: dict[str, DerivedTensor] = {}  # of what follows from other tensors
+        self._parted: dict[str, _Parted] = {}  # what was saved in parts
+        self._pieces: dict[str, tuple[Piece, ...]] = {}  # of these, where all of them were looked for
+        self._derived: dict[str, DerivedTensor] = {}  # what follows from other tensors
+        self._groups: dict[int, list[_Group]] = {}  # by the identity of a list of files
         self._opened: dict[str, DataFile] = {}
         self.tree: dict[str, object] = {}
         self.aliases: dict[str, str] = {}
@@ -84,20 +109,33 @@ class Reader:
             self._find(name, inside, self.manifest.parts[part].files)
 
     def _find(self, name: str, inside: str, entries: Sequence[FileEntry]) -> None:
-        for entry in entries:
+        groups = self._grouped(entries)
+        for entry in chain.from_iterable(chain(group.own, group.files) for group in groups):
             file = self._open(entry)
             index = file.by_name.get(inside)
             if index is None:
                 continue
             t = file.header.tensors[index]
-            if t.box is not None and 0 not in t.whole_shape:
-                break
-            self._places[name] = (file, index)
             self.specs[name] = TensorSpec(name, t.dtype, t.whole_shape, t.stride)
+            if t.box is None or 0 in t.whole_shape:
+                self._places[name] = (file, index)
+                return
+            self._parted[name] = _Parted(inside, entries, file, index)
+            if self.manifest.world_size == 1:
+                self.pieces(name)  # at once: what is missing is missed by who opens it
             return
-        found = find(map(self._open, entries), inside, name)
-        self._pieces[name] = found.pieces
-        self.specs[name] = TensorSpec(name, found.tensor.dtype, found.tensor.whole_shape, found.tensor.stride)
+        find((), inside, name)  # which says that it is in no file
+
+    def _grouped(self, entries: Sequence[FileEntry]) -> list[_Group]:
+        """Return the files of a part, as listed, by the save that wrote them. What several ranks have written in one
+        save does not contradict itself, so that the files of a group may be asked in any order."""
+        found = self._groups.get(id(entries))
+        if found is None:
+            found = self._groups[id(entries)] = []
+            for _, group in groupby(entries, lambda entry: entry.key.rpartition("/")[0]):
+                files = list(group)
+                found.append(_Group([f for f in files if self._mine and self._mine in f.key], files))
+        return found
 
     def _open(self, entry: FileEntry) -> DataFile:
         file = self._opened.get(entry.key)
@@ -123,11 +161,41 @@ class Reader:
         name = self.aliases.get(name, name)
         if name in self._derived:
             return self._derived[name].pieces
-        if name in self._pieces:
+        if name in self._parted:
+            if name not in self._pieces:
+                parted = self._parted[name]
+                self._pieces[name] = find(map(self._open, parted.entries), parted.inside, name).pieces
             return self._pieces[name]
         file, index = self._places[name]
         t = file.header.tensors[index]
         return (Piece(file, 0, t.start, t.nbytes),) if t.nbytes else ()
+
+    def _pieces_of(self, name: str, wanted: Sequence[Run]) -> tuple[Piece, ...]:
+        """Return pieces of a tensor in which some runs of it lie, from as few files as possible: this rank's own, then
+        those of ranks that stand where the runs do, as spread tensors mostly are."""
+        name = self.aliases.get(name, name)
+        if name not in self._parted or name in self._pieces:
+            return self.pieces(name)
+        inside, entries, _, _ = self._parted[name]
+        spec = self.specs[name]
+        gaps = [(run.at, run.at + run.size) for run in wanted]
+        pieces: list[Piece] = []
+        place = wanted[0].at / spec.nbytes
+        groups = (chain(group.own, _outwards(group.files, place)) for group in self._grouped(entries))
+        asked = chain.from_iterable(groups)
+        while gaps and (entry := next(asked, None)) is not None:
+            file = self._open(entry)
+            index = file.by_name.get(inside)
+            if index is None:
+                continue
+            t = file.header.tensors[index]
+            if (t.dtype, t.whole_shape) != (spec.dtype, spec.shape):
+                break
+            used, gaps = fill(gaps, t.runs())
+            pieces += [Piece(file, run.at, t.start + run.source, run.size) for run in used]
+        if gaps:
+            return self.pieces(name)  # which says what is wrong
+        return tuple(sorted(pieces, key=lambda piece: piece.at))
 
     def places(self, name: str) -> list[tuple[str, int, int]]:
         """Return (file key, first byte, end byte) of each stretch of files that a tensor's bytes lie in, in order."""
@@ -145,47 +213,61 @@ class Reader:
         Raises:
             IntegrityError: bytes are not what was committed; names the file and the tensors.
         """
-        wanted: dict[str, list[tuple[int, str]]] = {key: [] for key in sorted(self._opened)}
+        wanted: dict[str, list[_Wanted]] = {key: [] for key in sorted(self._opened)}
         split: list[str] = []
         following: list[str] = []
         for name in names:
             if name in self._derived:
                 following.append(name)
                 continue
-            if name in self._pieces:
+            if name in self._parted:
                 split.append(name)
                 continue
             file, index = self._places[name]
-            wanted[file.entry.key].append((index, name))
+            wanted[file.entry.key].append((index, name, self.specs[name]))
+        others = self._find_parts(parts, wanted)
         slabs: dict[str, list[Slab]] = {}
         for key, found in wanted.items():
             found.sort()
             file = self._opened[key]
             tensors = file.header.tensors
-            filled = [index for index, _ in found if tensors[index].start < tensors[index].end]
+            filled = [index for index, _, _ in found if tensors[index].start < tensors[index].end]
             slabs[key] = slabs_of(file, file.blocks_that_hold(filled))
         read_slabs([slab for of_file in slabs.values() for slab in of_file])
         out: dict[str, HostTensor] = {}
         for key, found in wanted.items():
-            self._cut(self._opened[key], found, slabs[key], out)
+            _cut(self._opened[key], found, slabs[key], out)
         for name in split:
             spec = self.specs[name]
-            out[name] = HostTensor(spec, assemble(self._pieces[name], 0, spec.nbytes), owned=True)
+            out[name] = HostTensor(spec, assemble(self.pieces(name), 0, spec.nbytes), owned=True)
         for name in following:
             out[name] = self._follow(self._derived[name], out)
-        self._read_parts(parts, out)
-        return out
+        return out | self._assembled(others)
 
     def _follow(self, tensor: DerivedTensor, there: Mapping[str, HostTensor] = NOTHING_READ) -> HostTensor:
         """Return a tensor that follows from another one, which may be there already."""
         source = there.get(tensor.entry.source)
-        if source is not None:
-            data = tensor.make(source.data)
-        else:
-            data = tensor.make(assemble(tensor.pieces, 0, tensor.source_bytes))
-        return HostTensor(self.specs[tensor.name], data, owned=True)
+        data = source.data if source is not None else assemble(tensor.pieces, 0, tensor.source_bytes)
+        return HostTensor(self.specs[tensor.name], tensor.make(data), owned=True)
 
-    def _read_parts(self, parts: Mapping[str, BoxWanted], out: dict[str, HostTensor]) -> None:
+    def _find_parts(
+        self, parts: Mapping[str, BoxWanted], wanted: dict[str, list[_Wanted]]
+    ) -> dict[str, BoxWanted]:
+        """Note which wanted parts lie in a file just as they are wanted, as those of a rank do that resumes as it was;
+        return the others."""
+        others: dict[str, BoxWanted] = {}
+        for key, part in parts.items():
+            name, box, shape = part
+            parted = self._parted.get(name)
+            t = parted.file.header.tensors[parted.place] if parted is not None else None
+            if parted is not None and t is not None and t.rows is None and (t.box, t.shape) == (box, shape):
+                wanted[parted.file.entry.key].append((parted.place, key, TensorSpec(name, t.dtype, shape)))
+            else:
+                others[key] = part
+        return others
+
+    def _assembled(self, parts: Mapping[str, BoxWanted]) -> dict[str, HostTensor]:
+        out: dict[str, HostTensor] = {}
         keys: list[tuple[str, TensorSpec]] = []
         wanted: list[tuple[tuple[Piece, ...], Iterable[Run], int]] = []
         for key, (name, box, shape) in parts.items():
@@ -195,36 +277,18 @@ class Reader:
                 continue
             derived = self.derived(name)
             if derived is not None:
-                whole = self._follow(derived, out).data
+                whole = self._follow(derived).data
                 part = memoryview(bytearray(spec.nbytes))
                 for run in runs(shape, box, None, DTYPES[spec.dtype].itemsize):
                     part[run.source : run.source + run.size] = whole[run.at : run.at + run.size]
                 out[key] = HostTensor(spec, part)
                 continue
             keys.append((key, spec))
-            wanted.append(
-                (self.pieces(name), runs(shape, box, None, DTYPES[spec.dtype].itemsize), spec.nbytes)
-            )
+            there = list(runs(shape, box, None, DTYPES[spec.dtype].itemsize))
+            wanted.append((self._pieces_of(name, there), there, spec.nbytes))
         for (key, spec), data in zip(keys, assemble_runs(wanted), strict=True):
             out[key] = HostTensor(spec, data)
-
-    def _cut(
-        self, file: DataFile, found: list[tuple[int, str]], slabs: list[Slab], out: dict[str, HostTensor]
-    ) -> None:
-        """Put some tensors of a file, in data order, into `out`, from the slabs that hold them."""
-        tensors, blocks, specs = file.header.tensors, file.header.blocks, self.specs
-        rest = iter(slabs)
-        end, memory, shift = 0, memoryview(b""), 0
-        for index, name in found:
-            t = tensors[index]
-            if t.start == t.end:
-                out[name] = HostTensor(specs[name], memoryview(b""))
-                continue
-            while t.end > end:
-                slab = next(rest)
-                end, memory, shift = blocks[slab.blocks[-1]].end, slab.memory, slab.place_of(0)
-            owned = t.end - t.start >= OWN_BLOCK_BYTES
-            out[name] = HostTensor(specs[name], memory, owned, t.start + shift)
+        return out
 
     def read_rows(self, name: str, start: int, stop: int) -> HostTensor:
         """Return rows `start` to `stop` of a tensor, reading and verifying only the blocks they lie in."""
@@ -244,3 +308,29 @@ class Reader:
         slabs = slabs_of(piece.file, piece.file.blocks_of(piece.start + first, piece.start + end))
         read_slabs(slabs)
         return HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(piece.start + first))
+
+
+def _cut(file: DataFile, found: list[_Wanted], slabs: list[Slab], out: dict[str, HostTensor]) -> None:
+    """Put some tensors of a file, in data order, into `out`, from the slabs that hold them."""
+    tensors, blocks = file.header.tensors, file.header.blocks
+    rest = iter(slabs)
+    end, memory, shift = 0, memoryview(b""), 0
+    for index, name, spec in found:
+        t = tensors[index]
+        if t.start == t.end:
+            out[name] = HostTensor(spec, memoryview(b""))
+            continue
+        while t.end > end:
+            slab = next(rest)
+            end, memory, shift = blocks[slab.blocks[-1]].end, slab.memory, slab.place_of(0)
+        out[name] = HostTensor(spec, memory, t.end - t.start >= OWN_BLOCK_BYTES, t.start + shift)
+
+
+def _outwards(files: Sequence[FileEntry], place: float) -> Iterator[FileEntry]:
+    """Yield files, from the one on that stands at a place between 0 and 1."""
+    middle = min(int(place * len(files)), len(files) - 1)
+    for far in range(len(files)):
+        if middle + far < len(files):
+            yield files[middle + far]
+        if 0 < far <= middle:
+            yield files[middle - far]

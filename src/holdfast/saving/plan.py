@@ -90,12 +90,21 @@ class Planner:
             StateError: a key of the state is reserved.
         """
         with collector_held():
-            state = with_generators(self._state) if self._rng else dict(self._state)
-            return plan_from_start(state, gradients=True) if gradients else self._renewed(state)
+            state = self._whole()
+            return self._from_start(state, gradients=True) if gradients else self._renewed(state)
+
+    def once(self, *, gradients: bool = False) -> Plan:
+        """As `plan`, for a state that is planned once only."""
+        with collector_held():
+            return self._from_start(self._whole(), gradients=gradients)
 
     def lasts(self, plan: Plan) -> bool:
         """Return whether the layout of a plan may be that of the next one."""
         return plan.layout is self._layout
+
+    def _whole(self) -> dict[str, object]:
+        """Return the state with all that is captured unasked."""
+        return with_generators(self._state) if self._rng else dict(self._state)
 
     def _renewed(self, state: dict[str, object]) -> Plan:
         known, layout = self._known, self._layout
@@ -105,17 +114,41 @@ class Planner:
             try:
                 known = Recapture(state, anew=(RNG_PART,) if self._rng else ())
             except UnsupportedValue:
-                return plan_from_start(state)  # which says what is wrong, if anything is
+                return self._from_start(state)  # which says what is wrong, if anything is
             sources = known.first()
-            layout = _laid_out(state, sources, known.aliases, known.lasting)
+            layout = self._lay_out(state, sources, known.aliases, known.lasting)
             self._known, self._layout = known, layout
-        return Plan(layout, kinds_of(state), dict(known.trees), layout.put_in_order(sources), known.report)
+        return self._planned(state, layout, dict(known.trees), sources, known.report)
+
+    def _from_start(self, state: Mapping[str, object], *, gradients: bool = False) -> Plan:
+        """Return the plan of a state of which nothing is known."""
+        captured = capture(state, gradients=gradients)
+        once = [True] * len(captured.tensors)
+        layout = self._lay_out(state, captured.tensors, captured.aliases, once)
+        # Encoding is the copy: nothing of the live state is shared with the snapshot afterwards.
+        trees = {
+            part: msgspec.Raw(msgspec.json.encode(encode_value(v, part))) for part, v in captured.tree.items()
+        }
+        return self._planned(state, layout, trees, captured.tensors, captured.report)
+
+    def _lay_out(
+        self, state: Mapping[str, object], sources: Sequence[TensorSource], aliases: Mapping[str, str],
+        lasting: Sequence[bool],
+    ) -> Layout:  # fmt: skip
+        """Say where captured tensors go."""
+        return _laid_out(state, sources, aliases, lasting)
+
+    def _planned(
+        self, state: Mapping[str, object], layout: Layout, trees: dict[str, msgspec.Raw],
+        sources: list[TensorSource], report: CaptureReport,
+    ) -> Plan:  # fmt: skip
+        """Put together what is copied, once it is known where it goes."""
+        return Plan(layout, kinds_of(state), trees, layout.put_in_order(sources), report)
 
 
 def plan_once(state: Mapping[str, object], *, gradients: bool = False, rng: bool = True) -> Plan:
     """Plan one snapshot of a state; see `Planner.plan`."""
-    with collector_held():
-        return plan_from_start(with_generators(state) if rng else state, gradients=gradients)
+    return Planner(state, rng=rng).once(gradients=gradients)
 
 
 def kinds_of(state: Mapping[str, object]) -> dict[str, str]:
@@ -130,18 +163,6 @@ def with_generators(state: Mapping[str, object]) -> dict[str, object]:
             f"state key {RNG_PART!r} is reserved: holdfast captures every random generator by itself; rename yours"
         )
     return {**state, RNG_PART: capture_rng()}
-
-
-def plan_from_start(state: Mapping[str, object], *, gradients: bool = False) -> Plan:
-    """Return the plan of a state of which nothing is known."""
-    captured = capture(state, gradients=gradients)
-    once = [True] * len(captured.tensors)
-    layout = _laid_out(state, captured.tensors, captured.aliases, once)
-    # Encoding is the copy: nothing of the live state is shared with the snapshot afterwards.
-    trees = {
-        part: msgspec.Raw(msgspec.json.encode(encode_value(v, part))) for part, v in captured.tree.items()
-    }
-    return Plan(layout, kinds_of(state), trees, layout.put_in_order(captured.tensors), captured.report)
 
 
 def _laid_out(

@@ -20,7 +20,7 @@ from holdfast.distributed.meeting import Meeting
 from holdfast.distributed.words import Outcome, Record, Seen
 from holdfast.format.datafile import StoredTensor, lay_out
 from holdfast.format.manifest import FileEntry, Manifest, Part, decode_manifest
-from holdfast.format.ranks import ELSEWHERE, RANK, RANK_APART, OwnValues, own_part, values_name
+from holdfast.format.ranks import ELSEWHERE, RANK, RANK_APART, OwnValues, own_part, rank_mark, values_name
 from holdfast.format.signing import SigningKey
 from holdfast.format.values import decode_value, tensor_leaves
 from holdfast.saving.image import Image, PartImage
@@ -57,7 +57,7 @@ class _Share:
         self._store = store
         self._meeting = meeting
         ranks = meeting.ranks
-        self._mark = f"-{ranks.rank:05d}-of-{ranks.world:05d}"
+        self._mark = rank_mark(ranks.rank, ranks.world)
         self._data = DataWriter(store, self._mark)
         self._names = _Names()
 

@@ -8,17 +8,14 @@ from itertools import chain
 import msgspec
 from blake3 import blake3
 
-from holdfast.core.collector import collector_held
-from holdfast.core.errors import StateError, UnsupportedValue
+from holdfast.core.errors import StateError
 from holdfast.core.names import matches
 from holdfast.distributed.ownership import Division, divide
 from holdfast.distributed.ranks import Ranks
 from holdfast.distributed.words import Agreement
 from holdfast.format.ranks import MARK
-from holdfast.format.values import encode_value
-from holdfast.saving.plan import RNG_PART, Layout, Plan, Planner, kinds_of, with_generators
-from holdfast.state.capture import CaptureReport, capture
-from holdfast.state.recapture import Recapture
+from holdfast.saving.plan import Layout, Plan, Planner, kinds_of
+from holdfast.state.capture import CaptureReport
 from holdfast.state.registry import dispatch, family, parameters, replicated, settle
 from holdfast.state.tensors import TensorSource, TensorSpec, group_of
 
@@ -46,58 +43,36 @@ class RankPlanner(Planner):
         self._division = Division()
         self._shared_names: frozenset[str] = frozenset()
 
-    def plan(self, *, gradients: bool = False) -> Plan:
-        """Find out what there is to copy; as `Planner.plan`, and:
+    def _whole(self) -> dict[str, object]:
+        """Return the state with all that is captured unasked. Raises StateError: a key looks like that of a rank."""
+        settle(self._state)
+        state = super()._whole()
+        for key in state:
+            if key.startswith(MARK):
+                raise StateError(
+                    f"state key {key!r}: with several ranks no key begins with {MARK!r}; rename it"
+                )
+        return state
 
-        Raises:
-            StateError: a key of the state looks like that of a rank.
-        """
-        with collector_held():
-            settle(self._state)
-            state = with_generators(self._state)
-            for key in state:
-                if key.startswith(MARK):
-                    raise StateError(
-                        f"state key {key!r}: with several ranks no key begins with {MARK!r}; rename it"
-                    )
-            return self._from_start(state, gradients=gradients) if gradients else self._renewed(state)
-
-    def _renewed(self, state: dict[str, object]) -> Plan:
-        known, layout = self._known, self._layout
-        sources = known.renew(state) if known is not None else None
-        if known is None or layout is None or sources is None:
-            self._known = self._layout = None
-            try:
-                known = Recapture(state, anew=(RNG_PART,))
-            except UnsupportedValue:
-                return self._from_start(state)  # which says what is wrong, if anything is
-            sources = known.first()
-            self._division = self._divided(state, [s.spec for s in sources])
-            layout = self._laid_out(known.aliases, known.lasting)
-            self._known, self._layout = known, layout
-        trees = dict(known.trees)
-        return self._planned(state, layout, trees, sources, known.report)
-
-    def _from_start(self, state: Mapping[str, object], *, gradients: bool = False) -> Plan:
-        captured = capture(state, gradients=gradients)
-        self._division = self._divided(state, [s.spec for s in captured.tensors])
-        layout = self._laid_out(captured.aliases, [True] * len(captured.tensors))
-        trees = {
-            part: msgspec.Raw(msgspec.json.encode(encode_value(value, part)))
-            for part, value in captured.tree.items()
-        }
-        self._known = self._layout = None
-        return self._planned(state, layout, trees, captured.tensors, captured.report)
+    def _lay_out(
+        self, state: Mapping[str, object], sources: Sequence[TensorSource], aliases: Mapping[str, str],
+        lasting: Sequence[bool],
+    ) -> Layout:  # fmt: skip
+        division = self._division = self._divided(state, [s.spec for s in sources])
+        tied: dict[str, dict[str, str]] = {sheet: {} for sheet in division.sheets}
+        for alias, stored in aliases.items():
+            tied[alias.partition("/")[0]][alias] = stored
+        keeps = [taken.rows is None and lasting[taken.source] for taken in division.taken]
+        return Layout(division.sheets, tied, [], keeps)
 
     def _planned(
         self, state: Mapping[str, object], layout: Layout, trees: dict[str, msgspec.Raw],
-        sources: Sequence[TensorSource], report: CaptureReport,
+        sources: list[TensorSource], report: CaptureReport,
     ) -> Plan:  # fmt: skip
         others = [sheet for sheet in layout.tensors if sheet not in state]
-        ordered = [
-            sources[taken.source] if taken.rows is None else _some_rows(sources[taken.source], *taken.rows)
-            for taken in self._division.taken
-        ]
+        ordered = list(map(sources.__getitem__, self._division.numbers))
+        for place, rows in self._division.cut:
+            ordered[place] = _some_rows(ordered[place], *rows)
         kinds = kinds_of(state) | dict.fromkeys(others, "rank")
         agreement = Agreement(self._division.agreed, self._digests(sources) if self._check else {})
         return Plan(layout, kinds, trees | dict.fromkeys(others, NOTHING), ordered, report, agreement)
@@ -108,25 +83,15 @@ class RankPlanner(Planner):
         found: dict[str, str] = {}
         for source in sources:
             spec, shard = source.spec, source.spec.shard
-            if (
-                not (spec.name in self._shared_names if shard is None else shard.replicas > 1)
-                or not spec.nbytes
-            ):
+            if (shard is None and spec.name not in self._shared_names) or not spec.nbytes:
                 continue
             memory = memoryview(bytearray(spec.nbytes))
             engine = engines.engine_of(source.value)
             engine.copy_out([source.value], engine.targets([spec], [memory]))
-            box = "" if shard is None else f" {list(shard.box[0])}"
+            # A box may stand in another mesh too, where only some dimensions of a mesh shard it.
+            box = "" if shard is None else f" {list(shard.box[0])}+{list(spec.shape)}"
             found[spec.name + box] = blake3(memory).hexdigest(16)
         return found
-
-    def _laid_out(self, aliases: Mapping[str, str], lasting: Sequence[bool]) -> Layout:
-        division = self._division
-        tied: dict[str, dict[str, str]] = {sheet: {} for sheet in division.sheets}
-        for alias, stored in aliases.items():
-            tied[alias.partition("/")[0]][alias] = stored
-        keeps = [taken.rows is None and lasting[taken.source] for taken in division.taken]
-        return Layout(division.sheets, tied, [], keeps)
 
     def _divided(self, state: Mapping[str, object], specs: Sequence[TensorSpec]) -> Division:
         shared = self._shared(state, specs)

@@ -11,6 +11,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "held_boxes",
     "is_spread",
     "local_of",
+    "looked_at",
     "replicated",
     "settle",
     "why_not_spread",
@@ -35,9 +37,16 @@ _TENSOR = "torch.distributed.tensor"
 _FSDP = "torch.distributed.fsdp"
 _DDP = "torch.nn.parallel.distributed"
 
+_HOW = (attrgetter("requires_grad"), attrgetter("_spec.placements"), attrgetter("_spec.tensor_meta"))
+_LOCAL = attrgetter("_local_tensor")
+_PLAIN = (torch.Tensor, nn.Parameter)
+
 Stretches = list[
     tuple[int, int]
 ]  # first and end of what is held of one dimension, in the order in which it is held
+
+# Of a box: where it begins in the whole, its shape, and the (dimension, first, size) that it is cut by.
+Held = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int, int], ...]]
 
 
 def _named(module: str, name: str) -> Any:
@@ -88,6 +97,21 @@ def is_spread(t: torch.Tensor) -> bool:
     return cls is not None and isinstance(t, cls)
 
 
+def looked_at(values: Sequence[torch.Tensor]) -> tuple[list[list[object]], Sequence[torch.Tensor]]:
+    """Return, for some tensors of which some are spread, columns of how they are, and of each the tensor that lies in
+    this process's memory: what is held, where it is spread."""
+    cls = _named(_TENSOR, "DTensor")
+    spread = [t for t in values if isinstance(t, cls)] if cls is not None else []
+    columns: list[list[object]] = [list(map(get, spread)) for get in _HOW] if spread else []
+    held = list(map(_LOCAL, spread))
+    if not set(map(type, held)).issubset(_PLAIN):  # of a collective that is under way
+        held = list(map(local_of, spread))
+    if len(spread) == len(values):
+        return columns, held
+    rest = iter(held)
+    return columns, [next(rest) if isinstance(t, cls) else t for t in values] if spread else values
+
+
 def why_not_spread(t: torch.Tensor) -> str | None:
     """Return why what is held here of a spread tensor cannot be stored or written in place, or None if it can."""
     for placement in cast("Any", t).placements:
@@ -105,11 +129,6 @@ def local_of(t: torch.Tensor) -> torch.Tensor:
     return cast("torch.Tensor", local if wait is None else wait())
 
 
-@functools.lru_cache(maxsize=256)
-def _group_of(mesh: Any) -> str:
-    return group_of(mesh.mesh.flatten().tolist())
-
-
 def held_boxes(t: torch.Tensor) -> tuple[list[HeldBox], str]:
     """Return the boxes that this process holds of a spread tensor, and its group.
 
@@ -117,35 +136,50 @@ def held_boxes(t: torch.Tensor) -> tuple[list[HeldBox], str]:
     each dimension is followed through the placements.
     """
     d = cast("Any", t)
-    mesh, placements = d.device_mesh, d.placements
-    here = mesh.get_coordinate()
-    if here is None:
-        return [], _group_of(mesh)
     local = local_of(t)
+    group, replica, replicas, held = _held(
+        d.device_mesh, d.placements, tuple(map(int, d.shape)), tuple(local.shape)
+    )
+    if held is None:
+        return [], group
+    if len(held) == 1 and held[0][1] == local.shape:
+        return [HeldBox(held[0][0], held[0][1], local, replica, replicas)], group
+    cut = [(o, s, functools.reduce(lambda part, c: part.narrow(*c), cuts, local)) for o, s, cuts in held]
+    return [HeldBox(o, s, v, replica, replicas) for o, s, v in cut], group
+
+
+@functools.lru_cache(maxsize=4096)
+def _held(
+    mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...], local: tuple[int, ...]
+) -> tuple[str, int, int, list[Held] | None]:
+    """Return the group, number of the replica, how many there are, and what boxes of a tensor of this shape are held;
+    tensors that are spread alike, most often very many, are looked at once."""
+    here = mesh.get_coordinate()
+    group = group_of(mesh.mesh.flatten().tolist())
+    if here is None:
+        return group, 0, 1, None
     replica, replicas = 0, 1
     for dim, placement in enumerate(placements):
         if placement.is_replicate():
             replica = replica * mesh.size(dim) + here[dim]
             replicas *= mesh.size(dim)
-    shape = tuple(map(int, d.shape))
-    if not local.numel():  # where it would begin is of no meaning, and may lie outside
-        return [HeldBox((0,) * len(shape), tuple(local.shape), local, replica, replicas)], _group_of(mesh)
+    if 0 in local:  # where it would begin is of no meaning, and may lie outside
+        return group, replica, replicas, [((0,) * len(shape), local, ())]
     held = [
-        _held_of_dimension(placements, mesh, here, dim, size, int(local.shape[dim]))
-        for dim, size in enumerate(shape)
+        _held_of_dimension(placements, mesh, here, dim, size, local[dim]) for dim, size in enumerate(shape)
     ]
-    return [HeldBox(o, s, v, replica, replicas) for o, s, v in _boxes(local, held)], _group_of(mesh)
+    return group, replica, replicas, list(_boxes(local, held))
 
 
-def _boxes(
-    local: torch.Tensor, held: Sequence[Stretches]
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], torch.Tensor]]:
+def _boxes(local: tuple[int, ...], held: Sequence[Stretches]) -> Iterator[Held]:
+    """Yield of each box where it begins, its shape, and how it is cut from what is held."""
     for stretches in itertools.product(*map(_with_places, held)):
-        part = local
-        for dim, (first, end, at) in enumerate(stretches):
-            if end - first != part.shape[dim]:
-                part = part.narrow(dim, at, end - first)
-        yield tuple(s[0] for s in stretches), tuple(s[1] - s[0] for s in stretches), part
+        cuts = tuple(
+            (dim, at, end - first)
+            for dim, (first, end, at) in enumerate(stretches)
+            if end - first != local[dim]
+        )
+        yield tuple(s[0] for s in stretches), tuple(s[1] - s[0] for s in stretches), cuts
 
 
 def _with_places(stretches: Stretches) -> Iterator[tuple[int, int, int]]:

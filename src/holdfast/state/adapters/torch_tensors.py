@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -14,6 +14,7 @@ from holdfast.state.adapters.torch_distributed import (
     held_boxes,
     is_spread,
     local_of,
+    looked_at,
     why_not_spread,
 )
 from holdfast.state.adapters.torch_placing import (
@@ -184,10 +185,9 @@ class TorchEngine:
             kinds = list(map(type, block))
             yield kinds
             tensors = cast("Sequence[torch.Tensor]", block)
-            if not set(kinds).issubset(_OURS) and any(map(is_spread, tensors)):
-                yield [t.requires_grad for t in tensors]
-                yield [(t.shape, cast("Any", t).placements) if is_spread(t) else () for t in tensors]
-                tensors = [local_of(t) if is_spread(t) else t for t in tensors]
+            if not set(kinds).issubset(_OURS):
+                how, tensors = looked_at(tensors)
+                yield from how
             yield from _columns(tensors)
 
     def aliases(self, values: Sequence[object]) -> Sequence[object]:

@@ -1,0 +1,73 @@
+"""Four ranks under torchrun save and load one state: few large tensors, and very many small ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from bench.cases.saving import DISK, STEP_SECONDS, first_figures
+from bench.contestants import LIMIT, Entry
+from bench.figures import CaseResult, Column
+from bench.machine import free_bytes
+from bench.ranks.desk import RanksDesk, RanksLimitDesk
+from bench.rounds import Plan, Rounds, workers
+
+HELD = Column("held", "held", against="held", chart=True)
+IN_A_LOOP = Column("held in a loop", "held in a loop", against="held in a loop")
+DURABLE = Column("durable", "durable", against="durable", chart=True)
+LOAD = Column("load", "load", against="load", chart=True)
+WARM = Column("load, warm", "load, warm", against="load, warm")
+PROCESSOR = Column("processor", "rank 0's CPU", against="processor", chart=True)
+LAUNCH_BYTES = 1600 << 20  # four ranks with torch, and the processes that help them
+COPIES = 2.2  # of the state: the live one and a snapshot
+LARGE_BYTES = 2_150_000_000
+
+
+def ranks_case(plan: Plan) -> CaseResult:
+    """Save a model and its optimizer under FSDP2."""
+    about = (
+        "Weights and Adam moments of a transformer under fully_shard, 4 ranks under torchrun, gloo. The slowest rank "
+        "counts; in a loop, a forward and backward pass follow each save, and the optimizer's step waits."
+    )
+    columns = (HELD, IN_A_LOOP, DURABLE, LOAD, WARM, PROCESSOR, DISK)
+    result = CaseResult("h", "4 ranks, FSDP2 + AdamW", about, columns)
+    _measure(plan, result, "sharded", LARGE_BYTES, in_a_loop=True)
+    return result
+
+
+def many_ranks_case(plan: Plan) -> CaseResult:
+    """Save 20,000 DTensors, of each of which every rank holds 64 floats."""
+    about = "20,000 DTensors, 4 ranks under torchrun, gloo: what each tensor costs. The slowest rank counts."
+    columns = (HELD, DURABLE, LOAD, WARM, PROCESSOR, DISK)
+    result = CaseResult("i", "4 ranks, 20,000 small tensors each", about, columns)
+    _measure(plan, result, "small", 0, in_a_loop=False)
+    return result
+
+
+def _measure(plan: Plan, result: CaseResult, state: str, nbytes: int, *, in_a_loop: bool) -> None:
+    for entries in _heats(plan, 0 if plan.quick else nbytes):
+        heat = replace(plan, entries=entries)
+        with workers(heat, result, state, RanksDesk, limit=RanksLimitDesk) as rounds:
+            result.facts["bytes"] = rounds.workers[LIMIT].call("state_bytes")
+            if not plan.quick:
+                time.sleep(STEP_SECONDS)
+            rounds.turn("save", "saves for the first time", figures=first_figures)
+            for i in range(plan.rounds):
+                _round(rounds, i + 1, in_a_loop=in_a_loop)
+            rounds.stored("disk", per=result.facts["bytes"])
+
+
+def _round(rounds: Rounds, number: int, *, in_a_loop: bool) -> None:
+    rounds.turn("save", f"saves, round {number}")
+    rounds.turn("load", f"loads, round {number}")
+    if in_a_loop:
+        rounds.turn("step", f"saves in a step, round {number}")
+
+
+def _heats(plan: Plan, nbytes: int) -> Iterator[tuple[Entry, ...]]:
+    """Yield who is measured side by side: as many as there is memory for, beside the limit."""
+    room = 0.8 * free_bytes() / (COPIES * nbytes + LAUNCH_BYTES)
+    at_once = max(1, int(room) - 1)
+    for start in range(0, len(plan.ranks), at_once):
+        yield plan.ranks[start : start + at_once]

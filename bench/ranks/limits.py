@@ -1,0 +1,60 @@
+"""What the machine itself can do when every rank copies, writes and reads its share at once."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import torch.distributed as dist
+
+from bench.disk import delete
+from bench.limits import Figures, Limit
+from bench.ranks.states import STATES
+from bench.ranks.timing import processor_seconds, together
+
+
+class RankLimit:
+    """The limit in the place of a contestant's rank."""
+
+    def __init__(self, state: str, quick: bool, scratch: pathlib.Path) -> None:
+        self.subject = STATES[state](quick)
+        tensors = [t for of in self.subject.local().values() for t in of.values()]
+        self._limit = Limit(tensors, scratch / f"limit{dist.get_rank()}")
+
+    def open(self) -> None:
+        """Warm the memory up."""
+        self._limit.copy()
+
+    def save(self) -> Figures:
+        """Copy every tensor; write the memory past the page cache, and sync it."""
+        with together():
+            spent = processor_seconds()
+            copied = self._limit.copy()
+            written = self._limit.write()
+            spent = processor_seconds() - spent
+        return {"held": copied, "durable": written} | ({"processor": spent} if dist.get_rank() == 0 else {})
+
+    def step(self) -> Figures:
+        """What a loop has to wait for, at the least, when a save is a copy."""
+        with together():
+            return {"held in a loop": self._limit.copy()}
+
+    def load(self) -> Figures:
+        """Read what was written into warm memory, in place."""
+        size = len(self._limit.view)
+        found: Figures = {}
+        for key, flags, cold in (
+            ("load", 0, True), ("load, warm", 0, False), ("load, O_DIRECT", os.O_DIRECT, True)
+        ):  # fmt: skip
+            with together():
+                found[key] = self._limit.read(size, flags, cold=cold)
+        return found
+
+    def state_bytes(self) -> int:
+        return self.subject.nbytes()
+
+    def stored_bytes(self) -> int:
+        return self.subject.nbytes()
+
+    def close(self) -> None:
+        delete(self._limit.path)
