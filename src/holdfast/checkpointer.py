@@ -57,6 +57,9 @@ class Checkpointer:
         memory: bytes that snapshots may take together, as a number or like "8GB"; by default as much as half of what
             the machine or container has to give. A larger state is written piece by piece while the loop waits.
         self_contained: write every tensor anew, instead of referring to an earlier checkpoint for what did not change.
+        derive: leave out bfloat16 tensors whose bytes are the rounding of a float32 one in the same state, as weights
+            with a master copy are; they are made again when they are read. Older versions of holdfast refuse such a
+            checkpoint, and `demote()` leaves it whole.
         grace: how long what `keep` lets go stays in the trash, to be brought back by `holdfast undo`: seconds, or like
             "24h"; by default it is freed at once.
         when_full: what to do when a save is expected to find too little room, once the trash is emptied: "warn" once
@@ -98,6 +101,7 @@ class Checkpointer:
         when_busy: WhenBusy = "wait",
         memory: int | str | None = None,
         self_contained: bool = False,
+        derive: bool = False,
         grace: str | float = 0,
         when_full: WhenFull = "warn",
         deadline_seconds: float = 30.0,
@@ -142,6 +146,7 @@ class Checkpointer:
                 _word("when_busy", when_busy, WhenBusy),
                 None if memory is None else parse_bytes(memory),
                 self_contained,
+                derive,
                 math.ceil(parse_seconds(grace)),
                 _word("when_full", when_full, WhenFull),
             ),

@@ -1,4 +1,4 @@
-"""A reader of the format, version 1, that follows `docs/format.md` alone: json, blake3, zstandard, numpy, no holdfast.
+"""A reader of the format that follows `docs/format.md` alone: json, blake3, zstandard, numpy, no holdfast.
 
 It is not fast and has no features. It exists to show that the page says enough, and to notice when it no
 longer does.
@@ -345,7 +345,8 @@ class SpecRun:
 
     def manifest(self, step: int) -> dict[str, Any]:
         content = open_sealed((self.root / self.manifest_keys()[step]).read_bytes())
-        require(content["format"] == 1, "the format's number")
+        derived = any(part.get("derived") for part in content["parts"].values())
+        require(content["format"] == (2 if derived else 1), "the format's number")
         require(set(content) <= MANIFEST_MEMBERS, "members of a manifest")
         require(content["step"] == step, "the step")
         return {**MANIFEST_DEFAULTS, **content}
@@ -411,9 +412,11 @@ class SpecCheckpoint:
         self._root = run.root
         self._files: dict[str, DataFile] = {}
         self.aliases: dict[str, str] = {}
+        self.derived: dict[str, dict[str, Any]] = {}
         for name, part in self.parts.items():
             check_name(name)
-            require(set(part) <= {"tree", "kind", "files", "aliases"}, "members of a part")
+            require(set(part) <= {"tree", "kind", "files", "aliases", "derived"}, "members of a part")
+            self.derived |= part.get("derived", {})
         self._check_ranks()
         self._own: list[DataFile] = []
         self._own_names: set[str] = set()
@@ -466,6 +469,9 @@ class SpecCheckpoint:
 
     def tensor(self, name: str) -> np.ndarray[Any, Any]:
         """Put the tensor together from the last listed file to the first, which so has the last word."""
+        name = self.aliases.get(name, name)
+        if name in self.derived:
+            return self._derive(self.derived[name])
         files, short = self.places(name)
         first = files[0].by_name[short]
         out = np.zeros(first.whole, TYPES[first.type][3])
@@ -484,6 +490,22 @@ class SpecCheckpoint:
                 done += b - a
         require(given.all(), f"all of {name} is held")
         return out
+
+    def _derive(self, entry: dict[str, Any]) -> np.ndarray[Any, Any]:
+        members = {"source", "shape", "digest"}
+        require(members <= set(entry) <= {*members, "stride"}, "members of a derived tensor")
+        require(
+            entry["source"] not in self.derived and entry["source"] not in self.aliases, "a stored source"
+        )
+        source = self.tensor(entry["source"])
+        require(
+            source.dtype == np.float32 and list(source.shape) == entry["shape"], "type and shape of a source"
+        )
+        x = source.view("<u4").astype(np.uint64)
+        upper = (x + 0x7FFF + ((x >> 16) & 1)) >> 16
+        made = np.where(np.isnan(source), 0x7FC0, upper).astype("<u2")
+        require(blake3(made.tobytes()).hexdigest() == entry["digest"], "the digest of a derived tensor")
+        return made
 
     def place(self, name: str) -> tuple[DataFile, str]:
         files, short = self.places(name)

@@ -30,7 +30,7 @@ from holdfast.core.dtypes import CARRIERS, DTYPES
 from holdfast.core.errors import HoldfastError
 from holdfast.format import events, values
 from holdfast.format.digest import cut_blocks
-from holdfast.format.manifest import FileEntry, Manifest, Part
+from holdfast.format.manifest import Derived, FileEntry, Manifest, Part
 from holdfast.format.packed import Pack, declared_tail_bytes, decode_tail
 from holdfast.replication.copying import copy_beside, copy_checkpoint
 from holdfast.state.records import Record
@@ -411,11 +411,35 @@ def table_column(text: str, column: int = 0) -> set[str]:
     return found
 
 
+def test_tensors_that_follow_from_others_are_made_alike(tmp_path: Path) -> None:
+    master = torch.randn(200, 300)
+    master[0, :4] = torch.tensor([math.nan, math.inf, -math.inf, 1 + 2**-8])
+    weight = master.bfloat16()
+    weight.view(torch.int16)[0, 0] = 0x7FC0
+    state = {
+        "m": {"w": weight, "tied": weight, "turned": weight.t().contiguous().t()},
+        "o": {"master": master},
+    }
+    with Checkpointer(tmp_path, state, derive=True, save=every(steps=1)) as ckpt:
+        for _ in ckpt.steps(1):
+            pass
+    theirs = SpecCheckpoint(SpecRun(tmp_path), 1)
+    assert set(theirs.derived) == {"m/w", "m/turned"}
+    mine = holdfast.open(tmp_path)
+    for name in ("m/w", "m/tied", "m/turned"):
+        assert np.array_equal(theirs.tensor(name), mine[name].read().view(np.uint16))
+    path = tmp_path / SpecRun(tmp_path).manifest_keys()[1]
+    path.write_bytes(path.read_bytes().replace(b'"format":2', b'"format":1'))
+    with pytest.raises(Refused):
+        SpecCheckpoint(SpecRun(tmp_path), 1)
+
+
 def test_the_tables_of_members_are_complete() -> None:
     second, third = sections(SPEC, 2), sections(SPEC, 3)
     manifest = table_column(second["The manifest"].split("### Parts")[0])
     assert manifest == set(Manifest.__struct_fields__) == MANIFEST_MEMBERS
     assert table_column(third["Parts"]) == {*Part.__struct_fields__, *FileEntry.__struct_fields__}
+    assert table_column(third["Derived tensors"]) == set(Derived.__struct_fields__)
     kinds = {
         e.__struct_config__.tag: e.__struct_fields__
         for e in vars(events).values()

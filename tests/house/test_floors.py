@@ -36,6 +36,7 @@ FLOORS = {
 # Imports inside functions exist for optional dependencies, for frameworks, for the lazy public names, and where the
 # light writer process would have to load numpy for what it never meets: a packed file.
 LAZY_IMPORTS_ALLOWED = {
+    "holdfast.format.rounding",
     "holdfast",
     "holdfast.analysis.picture",
     "holdfast.catalog.unpacking",

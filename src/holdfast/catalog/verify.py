@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from holdfast.catalog.content import DataFile, open_file
+from holdfast.catalog.derived import DerivedTensor
 from holdfast.catalog.pieces import find
 from holdfast.catalog.ranks import Own, read_own
 from holdfast.core.errors import HoldfastError
@@ -80,8 +81,8 @@ def verify_file(
 
 
 def unheld_tensors(manifest: Manifest, held: Mapping[str, Sequence[DataFile]]) -> Iterator[Problem]:
-    """Yield the tensors that a checkpoint's values refer to and that its files do not hold, or not all of. `held` has
-    the files of each part, in listed order."""
+    """Yield the tensors that a checkpoint's values refer to and that its files do not hold, or not all of, and those
+    that are not what follows from what they hold. `held` has the files of each part, in listed order."""
     for part_name, part in manifest.parts.items():
         if not is_ranks(part):
             yield from _unheld(manifest, part_name, part, held, Own(), ())
@@ -105,8 +106,13 @@ def _unheld(
     except HoldfastError as e:
         yield Problem(part_name, str(e))
         return
+    derived = manifest.derived
+    by_key = {file.entry.key: file for files in held.values() for file in files}
     for name in sorted(names):
         try:
+            if name in derived:
+                DerivedTensor.of(manifest, name, derived[name], lambda entry: by_key[entry.key]).read()
+                continue
             if name in own.names:
                 find(own_files, name, name)
                 continue

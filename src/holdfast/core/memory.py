@@ -85,6 +85,22 @@ class Memory:
             os.close(fd)
             raise
 
+    def grown(self, size: int) -> Memory:
+        """Return a larger mapping that begins with this one's pages, or new memory where it has no file descriptor.
+
+        What was touched stays so, and to let it go would take long. This mapping stays as it is, for who still looks at
+        it.
+        """
+        if self.fd < 0:
+            return Memory.private(size)
+        fd = os.dup(self.fd)
+        try:
+            os.ftruncate(fd, size)
+            return Memory(memoryview(mmap.mmap(fd, size, flags=mmap.MAP_SHARED)), fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
     @classmethod
     def of(cls, fd: int) -> Memory:
         """Map what another process shares. Writable only because Python tells the address of no other memory."""

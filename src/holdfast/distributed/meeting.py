@@ -175,31 +175,40 @@ class Meeting:
     def missing(self, heard: Sequence[int]) -> str:
         """Return the names of those who were not heard, and what is known of them."""
         silent = [r for r in range(1, self.ranks.world) if r not in heard]
-        gone = [r for r in silent if self.is_gone(r)]
+        gone = sorted(self.gone_among(silent))
         known = f" (the process of {_named(gone)} has ended, or gave the run up)" if gone else ""
         return _named(silent) + known
 
     def has_left(self, rank: int) -> bool:
         """Return True only when the training process of a rank is known to have ended, or to have given the run up."""
         processes = self.near.get(rank, [])
-        return (bool(processes) and has_ended(processes[0].pid, processes[0].started)) or self._said_goodbye(
-            rank
-        )
+        ended = bool(processes) and has_ended(processes[0].pid, processes[0].started)
+        return ended or bool(self._goodbyes([rank]))
 
     def is_gone(self, rank: int) -> bool:
         """Return True only when a rank is known to have ended, its writer process included, or to have given the run
         up."""
-        processes = self.near.get(rank, [])
-        ended = bool(processes) and all(has_ended(p.pid, p.started) for p in processes)
-        return ended or self._said_goodbye(rank)
+        return bool(self.gone_among([rank]))
+
+    def gone_among(self, ranks: Iterable[int]) -> set[int]:
+        """Return which of some ranks are known to be gone; see `is_gone`."""
+        asked = list(ranks)
+        ended = {
+            r for r in asked if r in self.near and all(has_ended(p.pid, p.started) for p in self.near[r])
+        }
+        return ended | self._goodbyes([r for r in asked if r not in ended])
 
     def leave(self) -> None:
         """Say that nothing more will come of this rank, so that nobody waits for it."""
         with contextlib.suppress(HoldfastError):
             self.say(LEFT, Ack(self.ranks.rank))
 
-    def _said_goodbye(self, rank: int) -> bool:
-        return self.look(LEFT, rank, Ack) is not None
+    def _goodbyes(self, ranks: Sequence[int]) -> set[int]:
+        """Return which of some ranks gave the run up: by one request, however many they are."""
+        if len(ranks) == 1:
+            return {ranks[0]} if self._is_there(self._key(LEFT, ranks[0])) else set()
+        there = set(self.store.names(self._place(LEFT))) if ranks else set()
+        return {r for r in ranks if self._key(LEFT, r) in there}
 
     def _writer(self) -> Process | None:
         return _process(self.writer) if self.writer else None
@@ -254,14 +263,15 @@ class _Patience:
             return True
         since = self._meeting.alone_since
         alone = since is not None and now >= max(since, self._news) + ORPHAN_SECONDS
-        if alone and not any(r in self._meeting.near and not self._meeting.is_gone(r) for r in silent):
+        waiting = list(silent)
+        near = [r for r in waiting if r in self._meeting.near]
+        if alone and not set(near) - self._meeting.gone_among(near):
             return True
         if now >= self._looked + LOOK_SECONDS:
             self._looked = now
-            for rank in silent:
-                if rank not in self._gone and self._meeting.is_gone(rank):
-                    self._gone[rank] = now
-        return any(now >= self._gone[rank] + GONE_SECONDS for rank in silent if rank in self._gone)
+            for rank in self._meeting.gone_among([r for r in waiting if r not in self._gone]):
+                self._gone[rank] = now
+        return any(now >= self._gone[rank] + GONE_SECONDS for rank in waiting if rank in self._gone)
 
 
 def _process(pid: int) -> Process:

@@ -11,7 +11,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-__all__ = ["Box", "Gap", "Rows", "Run", "fill", "fits", "runs"]
+__all__ = ["MAX_EXTENT", "Box", "Gap", "Rows", "Run", "fill", "fits", "is_bounded", "runs"]
+
+MAX_DIMENSIONS = 64  # of torch and of numpy
+MAX_EXTENT = 2**62  # in bytes, of what a shape or a stride spans, so that no reader overflows
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offsets in the whole, shape of the whole
 Rows = tuple[tuple[int, int], ...]  # first and end of several stretches of rows of the whole
@@ -24,6 +27,17 @@ class Run(NamedTuple):
     at: int
     source: int
     size: int
+
+
+def is_bounded(shape: tuple[int, ...], stride: tuple[int, ...] | None, itemsize: int) -> bool:
+    """Return whether no reader's arithmetic overflows; empty dimensions count as 1, as they do in numpy."""
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
+        return False
+    if math.prod(max(n, 1) for n in shape) * itemsize > MAX_EXTENT:
+        return False
+    return stride is None or (
+        len(stride) == len(shape) and all(0 <= s * itemsize <= MAX_EXTENT for s in stride)
+    )
 
 
 def fits(shape: Sequence[int], box: Box, rows: Rows | None, largest: int) -> bool:

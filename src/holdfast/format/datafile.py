@@ -18,7 +18,7 @@ import msgspec
 from holdfast.core.dtypes import CARRIERS, DTYPES
 from holdfast.core.errors import InvalidFormat, Truncated, UnsupportedVersion
 from holdfast.core.names import check_path
-from holdfast.format.boxes import Box, Rows, Run, fits, runs
+from holdfast.format.boxes import MAX_EXTENT, Box, Rows, Run, fits, is_bounded, runs
 from holdfast.format.digest import BLOCK_BYTES, DIGEST_BYTES, Block, cut_blocks
 
 __all__ = [
@@ -35,8 +35,6 @@ __all__ = [
 ALIGNMENT = 4096
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 1 << 30
-MAX_DIMENSIONS = 64  # of torch and of numpy
-MAX_EXTENT = 2**62  # in bytes, of what a shape or a stride spans, so that no reader overflows
 METADATA = "__metadata__"
 _METADATA_END = b'"},"'  # the end of its last string, its own, and the beginning of a tensor's name
 MAGICS = {"holdfast/1": 1, "holdfast/2": 2}
@@ -160,7 +158,7 @@ def open_header(tensors: Sequence[StoredTensor]) -> OpenHeader:
     for t in tensors:
         kind = (t.dtype, t.shape)
         if t.stride is not None or kind not in bounded:
-            if not _is_bounded(t.shape, t.stride, _ITEM_BYTES[t.dtype]):
+            if not is_bounded(t.shape, t.stride, _ITEM_BYTES[t.dtype]):
                 raise InvalidFormat(
                     f"tensor {t.name!r} of shape {t.shape} and stride {t.stride} spans more than the format holds"
                 )
@@ -351,7 +349,7 @@ def _stored(
             raise InvalidFormat(f"{file}: tensor {name!r} of {dtype} has the carrier shape {shape!s:.80}")
         shape = shape[:-1]
     stride = tuple(extra.stride) if extra is not None and extra.stride is not None else None
-    if not _is_bounded(shape, stride, d.itemsize):
+    if not is_bounded(shape, stride, d.itemsize):
         raise InvalidFormat(
             f"{file}: tensor {name!r} has the impossible shape {shape!s:.80} or stride {stride!s:.80}"
         )
@@ -361,17 +359,6 @@ def _stored(
         )
     box, rows = _place(name, shape, extra, file)
     return StoredTensor(name, dtype, shape, stride, start, end, box, rows)
-
-
-def _is_bounded(shape: tuple[int, ...], stride: tuple[int, ...] | None, itemsize: int) -> bool:
-    """Return whether no reader's arithmetic overflows; empty dimensions count as 1, as they do in numpy."""
-    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
-        return False
-    if math.prod(max(n, 1) for n in shape) * itemsize > MAX_EXTENT:
-        return False
-    return stride is None or (
-        len(stride) == len(shape) and all(0 <= s * itemsize <= MAX_EXTENT for s in stride)
-    )
 
 
 def _place(

@@ -3,6 +3,8 @@
 A manifest lists, for every top-level key of the state (a *part*), the tree of its non-tensor values and the data files
 its tensors live in. A tensor is found in the first listed file that has its name: an unchanged tensor is not written
 again, its older file is listed behind the new one.
+
+Version 2 is written where version 1 does not do: for a checkpoint in which a tensor follows from another one.
 """
 
 from __future__ import annotations
@@ -14,15 +16,21 @@ import re
 import msgspec
 
 from holdfast.core.clock import Clock
+from holdfast.core.dtypes import DTYPES
 from holdfast.core.errors import InvalidFormat, UnsupportedVersion
 from holdfast.core.names import check_key, check_path
+from holdfast.format.boxes import is_bounded
 from holdfast.format.datafile import MAX_HEADER_BYTES
 from holdfast.format.documents import Attempt, Count, Moment, Name, StepNumber, refuse_twins
 from holdfast.format.sealed import seal, unseal
 from holdfast.format.values import decode_value
 
 __all__ = [
+    "DERIVED_DTYPE",
+    "DERIVED_FROM",
+    "DERIVED_VERSION",
     "FORMAT_VERSION",
+    "Derived",
     "FileEntry",
     "Manifest",
     "Part",
@@ -36,6 +44,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+DERIVED_VERSION = 2  # of manifests that know derived tensors
+DERIVED_FROM, DERIVED_DTYPE = "float32", "bfloat16"
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 ClockDoc = tuple[Count, Count, Count, Count, float]
@@ -50,14 +60,26 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     header_digest: str
 
 
+class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A bfloat16 tensor that is stored nowhere: the rounding of `source`, a stored float32 tensor of the same
+    shape, by its full name. `digest` is the BLAKE3 (hex) of its bytes, `stride` as in a data file."""
+
+    source: str
+    shape: tuple[Count, ...]
+    digest: str
+    stride: tuple[Count, ...] | None = None
+
+
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One top-level key of the state: its value tree (kept as JSON until asked for), what kind of object it was,
-    its files (newest first), its tied names (alias to stored tensor, by full name)."""
+    its files (newest first), its tied names (alias to stored tensor, by full name), its tensors that follow from others
+    (by full name)."""
 
     tree: msgspec.Raw = msgspec.Raw(b"null")
     kind: str = ""
     files: list[FileEntry] = []
     aliases: dict[str, str] = {}
+    derived: dict[str, Derived] = {}
 
     def values(self, name: str) -> object:
         """Return the decoded value tree, with `TensorLeaf` where tensors are; `name` is the part's own.
@@ -107,6 +129,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             if not found:
                 raise InvalidFormat(f"{path}: belongs to no part of step {self.step}")
         return part
+
+    @property
+    def derived(self) -> dict[str, Derived]:
+        """All tensors that follow from others, by full name."""
+        return {name: d for part in self.parts.values() for name, d in part.derived.items()}
 
     @property
     def file_sizes(self) -> dict[str, int]:
@@ -172,7 +199,7 @@ def decode_manifest(raw: bytes, name: str) -> Manifest:
         UnsupportedVersion: a newer holdfast wrote it.
     """
     body = unseal(raw, name)
-    check_version(body, name)
+    check_version(body, name, DERIVED_VERSION)
     try:
         _check_members(body)
         manifest = msgspec.json.decode(body, type=Manifest)
@@ -181,6 +208,7 @@ def decode_manifest(raw: bytes, name: str) -> Manifest:
             for file in part.files:
                 _check_file(file, name)
         check_ties(manifest)
+        _check_derived(manifest)
     except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: is not a manifest: {e}") from e
     return manifest
@@ -193,17 +221,24 @@ def _check_members(body: bytes) -> None:
     rebuilt = {key: msgspec.json.decode(part, type=dict[str, msgspec.Raw]) for key, part in parts.items()}
     if msgspec.json.encode({**whole, "parts": rebuilt} if "parts" in whole else whole) != body:
         raise ValueError("a key occurs twice, or it has spaces between its members")
+    for members in rebuilt.values():
+        derived = members.get("derived", msgspec.Raw(b"{}"))
+        if msgspec.json.encode(msgspec.json.decode(derived, type=dict[str, Derived])) != bytes(derived):
+            raise ValueError("what it says of derived tensors is not in the one form")
 
 
-def check_version(body: bytes, name: str) -> None:
-    """Raise UnsupportedVersion when a document's format number is not one this holdfast reads."""
+def check_version(body: bytes, name: str, newest: int = FORMAT_VERSION) -> None:
+    """Raise UnsupportedVersion when a document's format number is not one from 1 to `newest`."""
     try:
         version = msgspec.json.decode(body, type=_Version).format
     except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: has no format number: {e}") from e
-    if version != FORMAT_VERSION:
+    if not FORMAT_VERSION <= version <= newest:
+        known = (
+            f"version {newest}" if newest == FORMAT_VERSION else f"the versions {FORMAT_VERSION} to {newest}"
+        )
         raise UnsupportedVersion(
-            f"{name}: has format version {version}; this holdfast reads version {FORMAT_VERSION}. "
+            f"{name}: has format version {version}; this holdfast reads {known}. "
             "Install a newer holdfast (pip install --upgrade holdfast) to read it"
         )
 
@@ -215,6 +250,23 @@ def check_ties(manifest: Manifest) -> None:
         for alias, target in part.aliases.items():
             if target in tied:
                 raise InvalidFormat(f"{alias[:80]!r} is tied to {target[:80]!r}, which is tied itself")
+
+
+def _check_derived(manifest: Manifest) -> None:
+    """Refuse a tensor that follows from one that is tied or follows from another itself, or in a wrong version."""
+    derived = manifest.derived
+    if (manifest.format == DERIVED_VERSION) != bool(derived):
+        raise ValueError(f"version {manifest.format} with {len(derived)} derived tensors")
+    tied = {alias for part in manifest.parts.values() for alias in part.aliases}
+    for part_name, part in manifest.parts.items():
+        for name, d in part.derived.items():
+            if manifest.part_of(check_path(name)) != part_name or name in tied:
+                raise ValueError(f"{name[:80]!r} is derived in a part that is not its own, or tied")
+            if check_path(d.source) in derived or d.source in tied or not manifest.part_of(d.source):
+                raise ValueError(f"{name[:80]!r} follows from {d.source[:80]!r}, which is stored nowhere")
+            bounded = is_bounded(d.shape, d.stride, DTYPES[DERIVED_FROM].itemsize)
+            if not bounded or not _HEX_DIGEST.fullmatch(d.digest):
+                raise ValueError(f"the entry for {name[:80]!r} is malformed")
 
 
 def _check_file(file: FileEntry, name: str) -> None:

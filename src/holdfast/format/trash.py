@@ -58,13 +58,16 @@ def decode_trash(raw: bytes, name: str) -> tuple[Manifest, TrashDoc]:
         UnsupportedVersion: a newer holdfast wrote it.
     """
     body = unseal(raw, name)
+    try:
+        plain = msgspec.json.decode(body, type=_Probe).deleted is None
+    except (ValueError, RecursionError) as e:
+        raise InvalidFormat(f"{name}: is not a trash document: {e}") from e
+    if plain:  # its version is the manifest's
+        doc = TrashDoc(FORMAT_VERSION, "", 0.0, 0.0, [], [], msgspec.Raw(raw.removesuffix(b"\n")))
+        return decode_manifest(doc.manifest_bytes, name), doc
     check_version(body, name)
     try:
-        if msgspec.json.decode(body, type=_Probe).deleted is None:
-            inner = msgspec.Raw(raw.removesuffix(b"\n"))
-            doc = TrashDoc(FORMAT_VERSION, "", 0.0, 0.0, [], [], inner)
-        else:
-            doc = msgspec.json.decode(body, type=TrashDoc)
+        doc = msgspec.json.decode(body, type=TrashDoc)
     except (ValueError, RecursionError) as e:
         raise InvalidFormat(f"{name}: is not a trash document: {e}") from e
     return decode_manifest(doc.manifest_bytes, name), doc

@@ -102,7 +102,7 @@ class Engine:
         self.started = False
         self.closed = False
         self._best = self.tracker.best_rule(keep)
-        self._self_contained = settings.self_contained
+        self._written = (settings.self_contained, settings.derive)
         self._grace_seconds = settings.grace_seconds
         self._room = Room(self.session, keep, settings.when_full)
         planner = together.planner if together is not None else None
@@ -308,9 +308,7 @@ class Engine:
         self.refuse_closed()
         started = self._time.monotonic()
         loop = {"batch": self.source.batch} if self.source is not None else {}
-        order = SaveOrder(
-            self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact, self._self_contained
-        )
+        order = SaveOrder(self.clock, dict(self.tracker.metrics), reasons, tags, loop, exact, *self._written)
         how = SaveHow(gradients=self.gradients.found(), overlap=overlap, by_rule=by_rule)
         report = self._saver.save(order, how)
         if report is None:

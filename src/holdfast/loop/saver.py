@@ -40,6 +40,7 @@ class SaveSettings:
     when_busy: WhenBusy = "wait"
     memory_bytes: int | None = None
     self_contained: bool = False
+    derive: bool = False
     grace_seconds: int = 0
     when_full: WhenFull = "warn"
 

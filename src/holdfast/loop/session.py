@@ -48,6 +48,7 @@ class SaveOrder:
     loop: dict[str, int] | None = None
     exact: bool = True
     self_contained: bool = False
+    derive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ class Session:
             environment=fingerprint() | ({"single_writer": self._vouched} if self._vouched else {}),
             loop=order.loop or {},
         )
-        return Job(manifest, "", b"", [], self._base(), order.self_contained, wave)
+        return Job(manifest, "", b"", [], self._base(), order.self_contained, order.derive, wave)
 
     def give_up(self, attempt: str, error: BaseException) -> None:
         """Let the other ranks know, if there are any, that a save came to nothing before it was begun here."""
@@ -191,7 +192,7 @@ class Session:
             raise
         self._afresh = False
         self.log.wrote(job.log_key, job.log_lines)
-        manifest = done.manifest or with_files(job, image, done.files, done.new_bytes)
+        manifest = done.manifest or with_files(job, image, done.files, done.new_bytes, done.derived)
         self.parent = manifest.attempt
         with self._tidiness.freeing():
             self.history.take(entry_of(job, done), manifest)

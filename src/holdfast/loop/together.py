@@ -56,6 +56,8 @@ def check_settings(settings: SaveSettings) -> None:
             f'when_busy="{settings.when_busy}", when_full="{settings.when_full}": with several ranks each would decide '
             'for itself what to leave out; use "wait" or "skip", and "warn" or "stop"'
         )
+    if settings.derive:
+        raise PolicyError("derive=True: with several ranks every tensor is written; leave it out")
 
 
 @dataclass(slots=True)

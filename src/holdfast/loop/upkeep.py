@@ -297,6 +297,14 @@ class Upkeep:
         }
         if all(is_ranks(part) for part in weights.values()):
             return
+        needed = {manifest.part_of(d.source) for part in weights.values() for d in part.derived.values()}
+        if not needed <= weights.keys():
+            logger.warning(
+                "step %d is not demoted: its weights follow from what %s holds",
+                manifest.step,
+                ", ".join(needed),
+            )
+            return
         if not self._may_sign_anew(entry, manifest):
             logger.warning(
                 "step %d is not demoted: it is signed, and without its signer's key what is left would not be",

@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from holdfast.catalog.content import DataFile, open_file
+from holdfast.catalog.derived import DerivedTensor
 from holdfast.catalog.pieces import Piece, find
 from holdfast.core.dtypes import DTYPES
 from holdfast.core.names import name_in_file
 from holdfast.format.boxes import Run, fill, runs
 from holdfast.format.digest import OWN_BLOCK_BYTES
-from holdfast.format.manifest import FileEntry, Manifest
+from holdfast.format.manifest import DERIVED_DTYPE, FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
 from holdfast.restoring.assembling import assemble, assemble_runs
 from holdfast.restoring.staging import Slab, read_slabs, slabs_of
@@ -26,6 +27,7 @@ __all__ = ["Reader"]
 NOTHING_OWN: Mapping[str, Sequence[FileEntry]] = MappingProxyType({})
 _Wanted = tuple[int, str, TensorSpec]  # place in a file, name in what is returned, what it is
 NO_PARTS: Mapping[str, BoxWanted] = MappingProxyType({})
+NOTHING_READ: Mapping[str, HostTensor] = MappingProxyType({})
 
 
 class _Parted(NamedTuple):
@@ -71,6 +73,7 @@ class Reader:
         self._places: dict[str, tuple[DataFile, int]] = {}  # of what lies in one file: nearly all
         self._parted: dict[str, _Parted] = {}  # what was saved in parts
         self._pieces: dict[str, tuple[Piece, ...]] = {}  # of these, where all of them were looked for
+        self._derived: dict[str, DerivedTensor] = {}  # what follows from other tensors
         self._groups: dict[int, list[_Group]] = {}  # by the identity of a list of files
         self._opened: dict[str, DataFile] = {}
         self.tree: dict[str, object] = {}
@@ -86,8 +89,14 @@ class Reader:
         """Find what holds each tensor: the first file its part lists that has the name, and where that has a part of it
         only, the next ones for the rest."""
         owners: dict[str, str] = {}  # of what lies in one place, most often many tensors
+        derived = self.manifest.derived
         for name in names:
             if name in self.specs:
+                continue
+            if name in derived:
+                d = derived[name]
+                self._derived[name] = DerivedTensor.of(self.manifest, name, d, self._open)
+                self.specs[name] = TensorSpec(name, DERIVED_DTYPE, d.shape, d.stride)
                 continue
             if name in self._own:
                 self._find(name, name, self._own[name])
@@ -142,9 +151,16 @@ class Reader:
         """Return what a tensor is; a tied name stands for the tensor it is tied to."""
         return self.specs[self.aliases.get(name, name)]
 
+    def derived(self, name: str) -> DerivedTensor | None:
+        """Return how a tensor follows from another one, or None for one that is stored; a tied name is its tensor's."""
+        return self._derived.get(self.aliases.get(name, name))
+
     def pieces(self, name: str) -> tuple[Piece, ...]:
-        """Return where the bytes of a tensor lie, in their order; a tied name is its tensor's."""
+        """Return where the bytes of a tensor lie, in their order; a tied name is its tensor's. Of one that follows from
+        another one it is the other's."""
         name = self.aliases.get(name, name)
+        if name in self._derived:
+            return self._derived[name].pieces
         if name in self._parted:
             if name not in self._pieces:
                 parted = self._parted[name]
@@ -199,7 +215,11 @@ class Reader:
         """
         wanted: dict[str, list[_Wanted]] = {key: [] for key in sorted(self._opened)}
         split: list[str] = []
+        following: list[str] = []
         for name in names:
+            if name in self._derived:
+                following.append(name)
+                continue
             if name in self._parted:
                 split.append(name)
                 continue
@@ -220,7 +240,15 @@ class Reader:
         for name in split:
             spec = self.specs[name]
             out[name] = HostTensor(spec, assemble(self.pieces(name), 0, spec.nbytes), owned=True)
+        for name in following:
+            out[name] = self._follow(self._derived[name], out)
         return out | self._assembled(others)
+
+    def _follow(self, tensor: DerivedTensor, there: Mapping[str, HostTensor] = NOTHING_READ) -> HostTensor:
+        """Return a tensor that follows from another one, which may be there already."""
+        source = there.get(tensor.entry.source)
+        data = source.data if source is not None else assemble(tensor.pieces, 0, tensor.source_bytes)
+        return HostTensor(self.specs[tensor.name], tensor.make(data), owned=True)
 
     def _find_parts(
         self, parts: Mapping[str, BoxWanted], wanted: dict[str, list[_Wanted]]
@@ -247,6 +275,14 @@ class Reader:
             if not spec.nbytes:
                 out[key] = HostTensor(spec, memoryview(b""))
                 continue
+            derived = self.derived(name)
+            if derived is not None:
+                whole = self._follow(derived).data
+                part = memoryview(bytearray(spec.nbytes))
+                for run in runs(shape, box, None, DTYPES[spec.dtype].itemsize):
+                    part[run.source : run.source + run.size] = whole[run.at : run.at + run.size]
+                out[key] = HostTensor(spec, part)
+                continue
             keys.append((key, spec))
             there = list(runs(shape, box, None, DTYPES[spec.dtype].itemsize))
             wanted.append((self._pieces_of(name, there), there, spec.nbytes))
@@ -262,6 +298,9 @@ class Reader:
         if not spec.nbytes:
             return HostTensor(spec, memoryview(b""))
         first, end = start * row, stop * row
+        derived = self.derived(name)
+        if derived is not None:
+            return HostTensor(spec, self._follow(derived).data[first:end])
         pieces = self.pieces(name)
         if len(pieces) != 1:
             return HostTensor(spec, assemble(pieces, first, end))

@@ -17,8 +17,9 @@ from types import TracebackType
 
 from holdfast.format.datafile import OpenHeader, StoredTensor, lay_out, open_header
 from holdfast.format.digest import BlockDigests, digest
-from holdfast.format.manifest import FileEntry
+from holdfast.format.manifest import Derived, FileEntry
 from holdfast.saving.changes import Change, settle
+from holdfast.saving.deriving import Derivation
 from holdfast.saving.image import Image, PartImage
 from holdfast.saving.known import KnownTensor, KnownTensors, is_large, look_at, sample, whole_blocks
 from holdfast.stores import Stream
@@ -44,6 +45,7 @@ class Planned:
     changed: list[StoredTensor]
     compared: dict[str, Change]
     known: dict[str, KnownTensor] = field(default_factory=dict)  # to the next save
+    derived: dict[str, Derived] = field(default_factory=dict)  # by the name in the file
     entry: FileEntry | None = None
     # Which of the part's bytes are written, in order, and how many of these are there to be taken.
     spans: list[tuple[int, int]] = field(default_factory=list)
@@ -60,14 +62,18 @@ class Planned:
 class Ahead:
     """Goes through an image on a thread of its own while `streams` is being written; a context manager.
 
-    `keys` are the data files' by part. Nothing touches the image's memory any more once the context was left.
+    `keys` are the data files' by part; with `derive` what follows from another tensor is left out of them. Nothing
+    touches the image's memory any more once the context was left.
     """
 
-    def __init__(self, image: Image, keys: Mapping[str, str], known: KnownTensors) -> None:
+    def __init__(
+        self, image: Image, keys: Mapping[str, str], known: KnownTensors, *, derive: bool = False
+    ) -> None:
         self.planned: list[Planned] = []
         self._image = image
         self._keys = keys
         self._known = known
+        self._derivation = Derivation(image) if derive else None
         self._changed = threading.Condition()
         self._done = False
         self._stopped = False
@@ -123,7 +129,7 @@ class Ahead:
 
     def _run(self) -> None:
         try:
-            for name, part in self._image.parts.items():
+            for name, part in self._parts():
                 plan = self._plan(name, part)
                 with self._tell():
                     self.planned.append(plan)
@@ -136,6 +142,12 @@ class Ahead:
             with self._tell():
                 self._failure = e
 
+    def _parts(self) -> list[tuple[str, PartImage]]:
+        """Return the parts by name, last those that must wait until all of the image is there."""
+        parts = list(self._image.parts.items())
+        found = self._derivation
+        return parts if found is None else sorted(parts, key=lambda part: part[0] in found.candidates)
+
     def _wait(self, end: int) -> None:
         if self._stopped:
             raise _Stopped
@@ -143,9 +155,11 @@ class Ahead:
 
     def _plan(self, name: str, part: PartImage) -> Planned:
         """Decide what of a part is new. Nothing is waited for where nothing can be unchanged."""
+        derived = self._derive(name)
+        tensors = [t for t in part.tensors if t.name not in derived] if derived else part.tensors
         before = self._known.parts.get(name, {})
         compared: dict[str, Change] = {}
-        for t in part.tensors if before else ():
+        for t in tensors if before else ():
             known = before.get(t.name) if is_large(t) else None
             if known is not None:
                 self._wait(part.offset + t.end)
@@ -153,16 +167,23 @@ class Ahead:
                 if look is not None:
                     compared[t.name] = Change(t, look)
         changes = list(compared.values())
-        sizes = [t.nbytes for t in part.tensors] if changes else []
+        sizes = [t.nbytes for t in tensors] if changes else []
         settle(changes, sum(sizes), sum(sizes) - sum(c.tensor.nbytes for c in changes))
         kept = {t for t, change in compared.items() if not change.look.changed}
-        plan = Planned(name, part, [t for t in part.tensors if t.name not in kept], compared)
+        plan = Planned(name, part, [t for t in tensors if t.name not in kept], compared, derived=derived)
         looks = {t: compared[t].look for t in kept}
         plan.known = {t: replace(look.known, samples=look.samples) for t, look in looks.items()}
         if plan.changed:
-            plan.header = open_header(lay_out(_stored(plan)) if changes else part.tensors)
+            plan.header = open_header(lay_out(_stored(plan)) if changes or derived else part.tensors)
             plan.spans = _spans(_runs(plan))
         return plan
+
+    def _derive(self, name: str) -> dict[str, Derived]:
+        """Return what of a part follows from other tensors, by the name in its file; to see that, all is waited for."""
+        if self._derivation is None or name not in self._derivation.candidates:
+            return {}
+        self._wait(self._image.end)
+        return self._derivation.find(name)
 
     def _digest(self, plan: Planned, header: OpenHeader) -> None:
         """Let a file's bytes pass to the writer as they come, and digest them."""

@@ -39,9 +39,7 @@ class Arena:
             starts.append(position)
             position += page_aligned(size)
         self._join()
-        if position > _size(self._memory):
-            self._memory = None  # let the smaller one go first
-            self._memory = self._map(position)
+        self._hold(position)
         view = self._memory.view if self._memory is not None else memoryview(bytearray())
         return [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
@@ -53,12 +51,22 @@ class Arena:
         """Map and touch the memory that `reserve` will need, in the background. No piece may be in use."""
         self._join()
         total = sum(map(page_aligned, sizes))
-        if total > _size(self._memory):
-            self._memory = self._map(total)
+        if self._hold(total) and self._memory is not None:
             self._warming = threading.Thread(
                 target=touch, args=(self._memory.view,), name="holdfast-prewarm", daemon=True
             )
             self._warming.start()
+
+    def _hold(self, size: int) -> bool:
+        """Have memory of this size; return whether there was less."""
+        if size <= _size(self._memory):
+            return False
+        if self._memory is not None and self._memory.fd >= 0:
+            self._memory = self._memory.grown(size)
+        else:
+            self._memory = None  # let the smaller one go first
+            self._memory = self._map(size)
+        return True
 
     def _join(self) -> None:
         """Wait for pages that are on their way: to touch them from here too would take as long."""

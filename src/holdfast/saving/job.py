@@ -16,7 +16,7 @@ from holdfast.catalog.runlog import write_segment
 from holdfast.catalog.tags import Tag, set_tag
 from holdfast.core.errors import IntegrityError, OutOfSpace, StoreError
 from holdfast.distributed.words import Agreement, Company
-from holdfast.format.manifest import FileEntry, Manifest, Part, decode_manifest
+from holdfast.format.manifest import DERIVED_VERSION, Derived, FileEntry, Manifest, Part, decode_manifest
 from holdfast.format.signing import SigningKey
 from holdfast.saving.image import Image
 from holdfast.saving.persist import KnownTensors, persist_parts
@@ -60,13 +60,15 @@ class Job(msgspec.Struct, frozen=True):
     tags: list[str]
     base: Base | None
     self_contained: bool = False
+    derive: bool = False
     wave: int = 0
     more: bool = False
     agreement: Agreement = Agreement()  # of several ranks
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """A committed checkpoint: its manifest's key and ordinal, each part's files, and the bytes that were written.
+    """A committed checkpoint: its manifest's key and ordinal, each part's files, the bytes that were written, and
+    what of each part follows from other tensors.
 
     A wave of one that is not committed yet has no key.
     """
@@ -76,6 +78,7 @@ class Committed(msgspec.Struct, frozen=True):
     files: dict[str, list[FileEntry]]
     new_bytes: int
     manifest: Manifest | None = None  # where it is not that of the image and the files alone
+    derived: dict[str, dict[str, Derived]] = {}
 
 
 class Host(Protocol):
@@ -105,12 +108,20 @@ class Host(Protocol):
         ...
 
 
-def with_files(job: Job, image: Image, files: dict[str, list[FileEntry]], new_bytes: int) -> Manifest:
+def with_files(
+    job: Job,
+    image: Image,
+    files: dict[str, list[FileEntry]],
+    new_bytes: int,
+    derived: dict[str, dict[str, Derived]],
+) -> Manifest:
     """Return the manifest of a job whose data is written."""
     parts = {
-        name: Part(part.tree, part.kind, files[name], part.aliases) for name, part in image.parts.items()
+        name: Part(part.tree, part.kind, files[name], part.aliases, derived.get(name, {}))
+        for name, part in image.parts.items()
     }
-    return msgspec.structs.replace(job.manifest, parts=parts, new_bytes=new_bytes)
+    version = DERIVED_VERSION if derived else job.manifest.format
+    return msgspec.structs.replace(job.manifest, format=version, parts=parts, new_bytes=new_bytes)
 
 
 @dataclass(slots=True)
@@ -120,6 +131,9 @@ class Ahead:
     attempt: str = ""
     known: KnownTensors = field(default_factory=KnownTensors)
     written: int = 0
+    derived: dict[str, dict[str, Derived]] = field(
+        default_factory=dict
+    )  # by part; only where all is one wave
 
     def add(self, wave: KnownTensors, written: int, before: KnownTensors) -> None:
         """Take in what one more wave has written. What is referred to stays behind it, in the order it had `before`."""
@@ -148,10 +162,12 @@ class DataWriter:
         step, attempt = job.manifest.step, job.manifest.attempt
         if self._ahead.attempt != attempt:
             self._ahead = Ahead(attempt)
-        _, found, written = persist_parts(
+        parts, found, written = persist_parts(
             self.store, step, attempt, image, known,
             self_contained=job.self_contained, wave=job.wave, mark=self.mark,
+            derive=job.derive and not (job.wave or job.more),
         )  # fmt: skip
+        self._ahead.derived = {name: part.derived for name, part in parts.items() if part.derived}
         image.wait(image.end)
         self._ahead.add(found, written, known)
         return self._ahead
@@ -207,7 +223,9 @@ class Committer:
             raise
         files, written = ahead.known.files, ahead.written
         try:
-            entry = commit(self._store, with_files(job, image, files, written), self._lease, self._key)
+            entry = commit(
+                self._store, with_files(job, image, files, written, ahead.derived), self._lease, self._key
+            )
         except OutOfSpace:  # and it is not there: a full store must not keep what came to nothing
             self._data.forget()
             discard(self._store, step, attempt)
@@ -217,7 +235,7 @@ class Committer:
             raise
         self._data.committed(Base(entry.key, attempt))
         set_tags(self._store, job)
-        return Committed(entry.key, entry.ordinal, files, written)
+        return Committed(entry.key, entry.ordinal, files, written, derived=ahead.derived)
 
 
 def set_tags(store: Store, job: Job) -> None:

@@ -30,12 +30,14 @@ def persist_parts(
     self_contained: bool = False,
     wave: int = 0,
     mark: str = "",
+    derive: bool = False,
 ) -> tuple[dict[str, Part], KnownTensors, int]:
     """Write what is new of an image; return the manifest's parts, what is known afterwards, and the bytes written.
 
     The image may still be on its way: what is there is written while the rest is waited for. When this returns every
     byte is durable. `self_contained`: refer to no older file, write everything. `wave` tells the files of the waves of
-    one checkpoint apart, and `mark`, which ends their names, those of several ranks.
+    one checkpoint apart, and `mark`, which ends their names, those of several ranks. `derive`: leave out what follows
+    from another tensor of the image.
 
     Raises:
         StoreError: a file could not be written; and whatever `image.wait` raises. None of the files stays then.
@@ -43,7 +45,7 @@ def persist_parts(
     prefix = data_prefix(step, attempt)
     mark += f"-wave{wave:05d}" if wave else ""
     keys = {name: f"{prefix}/{stem}{mark}.safetensors" for name, stem in file_stems(image.parts).items()}
-    with Ahead(image, keys, KnownTensors() if self_contained else known) as ahead:
+    with Ahead(image, keys, KnownTensors() if self_contained else known, derive=derive) as ahead:
         store.write_streams(ahead.streams())
     parts: dict[str, Part] = {}
     now_known = KnownTensors()
@@ -54,7 +56,8 @@ def persist_parts(
         if plan.entry is not None:
             files.insert(0, plan.entry)  # the first listed file that has a name has the last word
             written += plan.entry.size
-        parts[plan.name] = Part(plan.part.tree, plan.part.kind, files, plan.part.aliases)
+        derived = {f"{plan.name}/{name}": d for name, d in plan.derived.items()}
+        parts[plan.name] = Part(plan.part.tree, plan.part.kind, files, plan.part.aliases, derived)
         now_known.parts[plan.name] = plan.known
         now_known.files[plan.name] = files
-    return parts, now_known, written
+    return {name: parts[name] for name in image.parts}, now_known, written

@@ -115,6 +115,11 @@ class Follower(_Share):
             self._data.forget()
             refuse(self._meeting, topic, e)
             self._free(job)
+            outcome = self._meeting.look(topic, 0, Outcome)
+            if (
+                outcome is not None and outcome.error
+            ):  # rank 0 gave up first, and freed what was being written here
+                raise SaveFailed(outcome.error) from e
             raise
         self._meeting.say(topic, record)
         outcome = self._meeting.hear(topic, 0, Outcome)
