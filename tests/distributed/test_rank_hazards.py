@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 import holdfast
 from distributed.side_by_side import side_by_side, values
-from holdfast import every
-from holdfast.core.errors import NoCheckpoint, SaveFailed, UnsupportedValue
+from holdfast import best, every
+from holdfast.core.errors import NoCheckpoint, RanksDisagree, SaveFailed, UnsupportedValue
 
 SECONDS = 25.0  # that a rank waits for others; who hears how things stand needs far less
 
@@ -217,3 +218,22 @@ def test_damage_in_what_is_another_ranks_own_is_mended_from_a_mirror(tmp_path: P
     assert [(v[0], v[1]) for v in found] == [([4, 5], 1.0), ([4, 5], 2.0)]
     assert any("mirror" in note for note in found[0][2])
     assert sound(tmp_path / "run") == [2, 4, 6]
+
+
+def test_a_rank_that_is_too_far_behind_to_hear_what_was_decided_says_so(tmp_path: Path) -> None:
+    def body(rank: int) -> None:
+        how = {"save": best("loss", mode="min") & every(steps=10**6)}
+        with ranked(tmp_path / "run", state_of(rank), rank, **how) as ckpt:
+            for step in ckpt.steps(150):
+                ckpt.log(loss=1.0)
+                while rank == 1 and step == 2 and not (tmp_path / "far ahead").exists():
+                    time.sleep(0.05)
+                if rank == 0 and step == 120:
+                    (tmp_path / "far ahead").touch()
+
+    ends = side_by_side(2, body)
+    assert isinstance(ends[1].error, RanksDisagree)
+    assert "64 times since" in str(ends[1].error)
+    assert isinstance(ends[0].error, SaveFailed)
+    assert "rank 1" in str(ends[0].error)
+    assert all(end.seconds < SECONDS / 2 for end in ends)

@@ -126,7 +126,7 @@ class Follower(_Share):
         if outcome is None or outcome.error:
             self._data.forget()
         if outcome is None:
-            gone = "its process has ended" if self._meeting.is_gone(0) else "see what became of it"
+            gone = "it has ended, or gave the run up" if self._meeting.is_gone(0) else "see what became of it"
             raise SaveFailed(
                 f"step {job.manifest.step}: rank 0 did not say whether the save is committed, and rank {rank} waited "
                 f"as long as it was told ({self._meeting.ranks.seconds:g} s at most); {gone}"
