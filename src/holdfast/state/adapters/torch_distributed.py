@@ -101,7 +101,9 @@ def looked_at(values: Sequence[torch.Tensor]) -> tuple[list[list[object]], Seque
     """Return, for some tensors of which some are spread, columns of how they are, and of each the tensor that lies in
     this process's memory: what is held, where it is spread."""
     cls = _named(_TENSOR, "DTensor")
-    spread = [t for t in values if isinstance(t, cls)] if cls is not None else []
+    if cls is None:
+        return [], values
+    spread = [t for t in values if isinstance(t, cls)]
     columns: list[list[object]] = [list(map(get, spread)) for get in _HOW] if spread else []
     held = list(map(_LOCAL, spread))
     if not set(map(type, held)).issubset(_PLAIN):  # of a collective that is under way
