@@ -50,7 +50,7 @@ class Following(Session):
         self._closed = self._afresh = False
         self._host = host
         self._vouched = ""
-        self.meeting: Meeting = meeting
+        self.meeting: Meeting | None = meeting
         self._newest: Base | None = None  # what the next checkpoint is built on
         meeting.writer = host.pid
         opening = meeting.join()
@@ -114,5 +114,6 @@ class Following(Session):
             return
         self._closed = True
         self._host.close()
-        self.meeting.leave()
+        if self.meeting is not None:
+            self.meeting.leave()
         self.lease.forget()
