@@ -1,4 +1,4 @@
-"""One rank of a run without torch: a few arrays, spread by hand; started by the tests as a process of its own.
+"""One rank of a run, without torch unless it is asked for: a few arrays, spread by hand; started by the tests as a process of its own.
 
 The order (JSON, first argument) says what to do; `KILL` in it names a line of holdfast's own at which a rank is killed.
 """
@@ -67,7 +67,7 @@ def main() -> None:
     order = json.loads(sys.argv[1])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     lanes.StoreLane.meet_seconds = order.get("meet", 0.05)
-    if order.get("broadcast"):
+    if order.get("broadcast") or order.get("gloo"):  # a process group, and its key-value store for turns
         import datetime
 
         import torch.distributed

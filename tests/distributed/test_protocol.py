@@ -61,6 +61,23 @@ def test_a_rank_killed_in_any_phase_is_no_hang_and_no_half(
     assert results(tmp_path, "again", 2)[0]["done"][0] == step
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "dead"), [("writing", 1), ("gathering", 0), ("commit", 0), ("done", 1)])
+def test_a_rank_killed_in_any_phase_under_a_process_group(tmp_path: Path, point: str, dead: int) -> None:
+    pytest.importorskip("torch.distributed")
+    run = tmp_path / "run"
+    killed = order(run, "x", kill=[dead], point=point, at=4, seconds=20, writer="thread", gloo=True)
+    ended = each(2, killed, LONE)
+    assert ended[dead][0] == -signal.SIGKILL
+    alive, words = ended[1 - dead]
+    assert alive == 0 or f"rank {dead}" in words, words
+    step = holdfast.Run(str(run)).latest.step
+    assert step in (2, 4)
+    assert list(holdfast.Run(str(run)).latest.verify()) == []
+    assert [code for code, _ in each(2, order(run, "again", gloo=True), LONE)] == [0, 0]
+    assert results(tmp_path, "again", 2)[0]["done"][0] == step
+
+
 def test_all_trainers_are_killed_and_their_writers_finish(tmp_path: Path) -> None:
     run = tmp_path / "run"
     ended = each(2, order(run, "x", kill=[0, 1], point="done-both", at=4, writer="process"), LONE)
