@@ -93,7 +93,11 @@ class Turns:
                     "times since; let ranks not run so far apart, or log monitored metrics less often"
                 )
             if gone or now > end:
-                why = "it has ended, or gave the run up" if gone else f"it did not for {meeting.ranks.seconds:g} s"
+                why = (
+                    "it has ended, or gave the run up"
+                    if gone
+                    else f"it did not for {meeting.ranks.seconds:g} s"
+                )
                 raise RanksDisagree(
                     f"rank {meeting.ranks.rank} waited at the end of step {step} for rank 0 to decide, and {why}. All "
                     "ranks must log monitored metrics, and call save(), in the same steps"
