@@ -174,6 +174,11 @@ def made(layout: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
+def data_rank(layout: str) -> int:
+    """Which share of the data this rank sees: ranks of one tensor-parallel group see the same."""
+    return {"tp-2": 0, "2d-4": RANK // 2}.get(layout, RANK)
+
+
 def train_step(layout: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     """One step. Stages of a pipeline each train alone here: how they pass activations on is not our concern."""
     stage = 1 if layout.startswith("pp") and (RANK if layout == "pp-2" else RANK // 2) else 0
@@ -202,7 +207,7 @@ def scenario_layouts() -> None:
     for layout, (world, _) in LAYOUTS.items():
         if world > RANK:
             model, optimizer = made(layout, 7)
-            torch.manual_seed(50 + RANK if not layout.startswith("tp") else 50)
+            torch.manual_seed(50 + data_rank(layout))
             with checkpointer(str(OUT / layout), layout, model, optimizer, save=every(steps=100)) as ckpt:
                 for _ in ckpt.steps(2):
                     train_step(layout, model, optimizer)
@@ -236,7 +241,7 @@ def scenario_exact() -> None:
                 losses = []
                 for number, stop in enumerate(stops):
                     model, optimizer = made(layout, 7 + 10 * number)
-                    torch.manual_seed(60 if layout == "tp-2" else 60 + RANK)
+                    torch.manual_seed(60 + data_rank(layout))
                     url = str(OUT / f"exact-{layout}-{name}")
                     with checkpointer(url, layout, model, optimizer, save=every(steps=3)) as ckpt:
                         for _ in ckpt.steps(stop):
@@ -371,6 +376,26 @@ def scenario_optimizers() -> None:
             found[name] = told_of(state) | keyed
         dist.barrier()
     tell("optimizers", **found)
+
+
+def scenario_alike() -> None:
+    """Stages that call their layers alike, each sharded over ranks of its own; and layers that are replicas indeed."""
+    mesh = mesh_of((2, 2), ("pp", "dp"))
+    found: dict[str, object] = {}
+    for name, seed in (("stages", 5 + RANK // 2), ("replicas", 5)):
+        torch.manual_seed(seed)
+        layer = nn.Linear(16, 16)
+        fully_shard(layer, mesh=mesh["dp"])
+        try:
+            with holdfast.Checkpointer(
+                str(OUT / f"alike-{name}"), {"model": layer}, ranks=(RANK, 4, 60), writer="thread"
+            ) as ckpt:
+                ckpt.save()
+            found[name] = ""
+        except holdfast.HoldfastError as e:
+            found[name] = str(e)
+        dist.barrier()
+    tell("alike", **found)
 
 
 def scenario_broadcast() -> None:

@@ -26,7 +26,17 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("suite")
-    scenarios = ["boxes", "layouts", "exact", "amplification", "data", "tp_pair", "broadcast", "optimizers"]
+    scenarios = [
+        "boxes",
+        "layouts",
+        "exact",
+        "amplification",
+        "data",
+        "tp_pair",
+        "broadcast",
+        "optimizers",
+        "alike",
+    ]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(SUITE), str(out),
         *scenarios,
@@ -91,6 +101,15 @@ def test_no_more_is_read_than_is_needed(out: Path, source: str, layout: str) -> 
         # Aligned up: to pages, and what a rank has for itself.
         assert rank["needed"] <= rank["read"] <= rank["needed"] + (64 << 10)
         assert rank["digest-2"] == ranks[0]["digest-1"]
+
+
+def test_stages_that_call_their_layers_alike_are_refused_by_name(out: Path) -> None:
+    for rank in told(out, "alike"):
+        assert rank["replicas"] == ""
+        assert "model/weight: rank 2 holds other values than rank 0" in rank["stages"]
+        assert "names that differ" in rank["stages"]
+    assert holdfast.Run(str(out / "alike-replicas")).steps == [0]
+    assert holdfast.Run(str(out / "alike-stages")).steps == []
 
 
 def test_stages_with_several_optimizers_each(out: Path) -> None:

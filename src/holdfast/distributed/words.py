@@ -18,6 +18,7 @@ __all__ = [
     "Outcome",
     "Process",
     "Record",
+    "Replica",
     "Restoring",
     "Seen",
     "Turn",
@@ -117,12 +118,23 @@ class Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     environment: Digest = ""
 
 
+class Replica(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What a rank holds of a tensor that others hold too: the group it is spread over ("" for none), the shape of the
+    whole, where the box begins, its shape, and a digest of its bytes."""
+
+    group: str
+    whole: tuple[Count, ...]
+    offsets: tuple[Count, ...]
+    shape: tuple[Count, ...]
+    digest: Digest
+
+
 class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What ranks must agree on: for each group of ranks a digest of what tensors all in it must hold, and, where that
-    is to be checked, for each replica of a tensor a digest of its bytes."""
+    is to be checked, what they hold of tensors by name."""
 
     groups: dict[str, Digest] = {}
-    replicas: dict[str, Digest] = {}
+    replicas: dict[str, Replica] = {}
 
 
 NOTHING_AGREED = Agreement()

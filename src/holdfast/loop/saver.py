@@ -105,7 +105,7 @@ class Saver:
 
     def prewarm(self) -> None:
         """Have memory ready for the state as it is."""
-        plan = self._snapshotter.plan()
+        plan = self._snapshotter.plan(ahead=True)
         if not self._writer.busy and self._arenas.allow(plan.nbytes):
             self._snapshotter.prewarm(plan, self._arenas.first)
 

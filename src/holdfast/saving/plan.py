@@ -80,10 +80,11 @@ class Planner:
         self._known: Recapture | None = None
         self._layout: Layout | None = None
 
-    def plan(self, *, gradients: bool = False) -> Plan:
+    def plan(self, *, gradients: bool = False, ahead: bool = False) -> Plan:
         """Find out what there is to copy. Draws no random number and changes nothing.
 
-        `gradients` adds the .grad of module parameters; such a snapshot costs a full capture.
+        `gradients` adds the .grad of module parameters; such a snapshot costs a full capture. `ahead`: nothing is saved
+        by this plan, only made ready.
 
         Raises:
             UnsupportedValue: something cannot be stored without running code at load.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast.core.errors import SaveFailed
-from holdfast.distributed.words import Record
+from holdfast.distributed.words import Record, Replica
 
 __all__ = ["check_agreed", "check_replicas"]
 
@@ -34,17 +34,41 @@ def check_agreed(step: int, records: Sequence[Record]) -> None:
 
 
 def check_replicas(step: int, records: Sequence[Record]) -> None:
-    """Refuse a save in which what must be equal on several ranks is not. Only asked for: see `check_replicas=`."""
-    first: dict[str, tuple[int, str]] = {}
+    """Refuse a save in which ranks hold different things under one name: replicas that are not equal (where that was
+    asked for, see `check_replicas=`), or tensors of different groups, such as stages of a pipeline that call their
+    layers alike."""
+    seen: dict[str, list[tuple[int, Replica]]] = {}
     for record in records:
-        other = [
-            name for name, digest in record.agreement.replicas.items()
-            if first.setdefault(name, (record.rank, digest))[1] != digest
-        ]  # fmt: skip
-        if other:
-            name = other[0].partition(" ")[0]
-            more = f", and {len(other) - 1} more" if len(other) > 1 else ""
-            raise SaveFailed(
-                f"step {step}: {name}{more}: rank {record.rank} holds other values than rank {first[other[0]][0]}, and "
-                "both are replicas of one tensor: a rank has diverged, or its memory is corrupt. Nothing was committed"
-            )
+        for name, mine in record.agreement.replicas.items():
+            for rank, other in seen.get(name, ()):
+                why = _differ(mine, other)
+                if why:
+                    raise SaveFailed(
+                        f"step {step}: {name}: rank {record.rank} holds {why} than rank {rank}. {_remedy(mine, other)} "
+                        "Nothing was committed"
+                    )
+            known = seen.setdefault(name, [])
+            if not any(
+                (o.group, o.offsets, o.shape) == (mine.group, mine.offsets, mine.shape) for _, o in known
+            ):
+                known.append((record.rank, mine))
+
+
+def _differ(mine: Replica, other: Replica) -> str:
+    if mine.whole != other.whole:
+        return "a tensor of another shape"
+    if (
+        mine.group.partition(":")[0] != other.group.partition(":")[0]
+    ):  # what cannot be compared is not believed
+        return "a share of it among another number of ranks"
+    same_box = (mine.offsets, mine.shape) == (other.offsets, other.shape)
+    return "other values" if same_box and mine.digest != other.digest else ""
+
+
+def _remedy(mine: Replica, other: Replica) -> str:
+    if mine.group == other.group:
+        return "Both are replicas of one tensor: a rank has diverged, or its memory is corrupt."
+    return (
+        "They are of two groups of ranks: where these are stages or slices that call their parameters alike, give the "
+        "state, or the modules, names that differ between them; where they are replicas, a rank has diverged."
+    )

@@ -12,7 +12,7 @@ from holdfast.core.errors import StateError
 from holdfast.core.names import matches
 from holdfast.distributed.ownership import Division, divide
 from holdfast.distributed.ranks import Ranks
-from holdfast.distributed.words import Agreement
+from holdfast.distributed.words import Agreement, Replica
 from holdfast.format.ranks import MARK
 from holdfast.saving.plan import Layout, Plan, Planner, kinds_of
 from holdfast.state.capture import CaptureReport
@@ -42,6 +42,14 @@ class RankPlanner(Planner):
         self._check = check_replicas
         self._division = Division()
         self._shared_names: frozenset[str] = frozenset()
+        self._everybody = group_of(range(ranks.world))
+        self._compares = False
+        self._compared: frozenset[str] = frozenset()  # names that were, with what other ranks hold
+
+    def plan(self, *, gradients: bool = False, ahead: bool = False) -> Plan:
+        """Find out what there is to copy; see `Planner.plan`. What is saved is compared with what other ranks hold."""
+        self._compares = not ahead
+        return super().plan(gradients=gradients, ahead=ahead)
 
     def _whole(self) -> dict[str, object]:
         """Return the state with all that is captured unasked. Raises StateError: a key looks like that of a rank."""
@@ -74,24 +82,40 @@ class RankPlanner(Planner):
         for place, rows in self._division.cut:
             ordered[place] = _some_rows(ordered[place], *rows)
         kinds = kinds_of(state) | dict.fromkeys(others, "rank")
-        agreement = Agreement(self._division.agreed, self._digests(sources) if self._check else {})
+        agreement = Agreement(self._division.agreed, self._replicas(sources))
         return Plan(layout, kinds, trees | dict.fromkeys(others, NOTHING), ordered, report, agreement)
 
-    def _digests(self, sources: Sequence[TensorSource]) -> dict[str, str]:
-        """Return a digest of each tensor, or box of one, of which other ranks hold replicas."""
-        engines = dispatch()
-        found: dict[str, str] = {}
-        for source in sources:
-            spec, shard = source.spec, source.spec.shard
-            if (shard is None and spec.name not in self._shared_names) or not spec.nbytes:
-                continue
-            memory = memoryview(bytearray(spec.nbytes))
-            engine = engines.engine_of(source.value)
-            engine.copy_out([source.value], engine.targets([spec], [memory]))
-            # A box may stand in another mesh too, where only some dimensions of a mesh shard it.
-            box = "" if shard is None else f" {list(shard.box[0])}+{list(spec.shape)}"
-            found[spec.name + box] = blake3(memory).hexdigest(16)
-        return found
+    def _replicas(self, sources: Sequence[TensorSource]) -> dict[str, Replica]:
+        """Return what is to be compared with what other ranks hold: all that is shared, if that was asked for; else
+        what is spread over some ranks only, once, for another group may mean something else by the same name."""
+        if not self._compares:
+            return {}
+        wanted = [
+            source for source in sources
+            if source.spec.nbytes and (self._is_shared(source.spec) if self._check else self._is_apart(source.spec))
+        ]  # fmt: skip
+        names = frozenset(source.spec.name for source in wanted)
+        if not self._check:
+            if names <= self._compared:
+                return {}
+            self._compared |= names
+        return {source.spec.name: self._replica(source) for source in wanted}
+
+    def _is_shared(self, spec: TensorSpec) -> bool:
+        return spec.shard is not None or spec.name in self._shared_names
+
+    def _is_apart(self, spec: TensorSpec) -> bool:
+        return spec.shard is not None and spec.shard.group != self._everybody
+
+    def _replica(self, source: TensorSource) -> Replica:
+        spec, shard = source.spec, source.spec.shard
+        memory = memoryview(bytearray(spec.nbytes))
+        engine = dispatch().engine_of(source.value)
+        engine.copy_out([source.value], engine.targets([spec], [memory]))
+        digest = blake3(memory).hexdigest(16)
+        if shard is None:
+            return Replica("", spec.shape, (0,) * len(spec.shape), spec.shape, digest)
+        return Replica(shard.group, shard.box[1], shard.box[0], spec.shape, digest)
 
     def _divided(self, state: Mapping[str, object], specs: Sequence[TensorSpec]) -> Division:
         shared = self._shared(state, specs)

@@ -106,9 +106,9 @@ class Snapshotter:
         self._layout: Layout | None = None  # that the transfers are of
         self._transfers: dict[tuple[int, ...], Transfer] = {}
 
-    def plan(self, *, gradients: bool = False) -> Plan:
+    def plan(self, *, gradients: bool = False, ahead: bool = False) -> Plan:
         """Find out what there is to copy; see `Planner.plan`."""
-        return self._planner.plan(gradients=gradients)
+        return self._planner.plan(gradients=gradients, ahead=ahead)
 
     def prewarm(self, plan: Plan, arena: Arena) -> None:
         """Have memory ready in an arena, in the background, for what was planned."""
