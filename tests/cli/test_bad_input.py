@@ -159,7 +159,7 @@ def test_a_missing_file(cli, run: Path, data_file) -> None:
 
 @pytest.mark.parametrize("where", ["run", "manifest"])
 def test_a_newer_format(cli, run: Path, where: str) -> None:
-    reseal(run / "run.json" if where == "run" else manifest(run, 300), format=2)
+    reseal(run / "run.json" if where == "run" else manifest(run, 300), format=3)
     result = cli("show", f"{run}@300")
     assert (result.code, one_sentence(result)) == (4, True)
     assert "pip install --upgrade holdfast" in result.err

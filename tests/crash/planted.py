@@ -71,8 +71,8 @@ def commit_before_data() -> None:
     real = job.Committer.carry_out
 
     def planted(self: job.Committer, *args: Any) -> job.Committed:
-        if not isinstance(self.store, CommitFirst):
-            self.store = CommitFirst(self.store)  # type: ignore[assignment]
+        if not isinstance(self._store, CommitFirst):
+            self._store = self._data.store = CommitFirst(self._store)  # type: ignore[assignment]
         return real(self, *args)
 
     job.Committer.carry_out = planted  # type: ignore[method-assign]

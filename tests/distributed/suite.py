@@ -481,6 +481,9 @@ def main() -> None:
             traceback.print_exc()
             raise
     dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads of torch that are still there when the interpreter ends abort it now and then
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_a_word_of_a_launch_that_was_given_up_keeps_nobody_away(kind: type[Launc
 
 def test_who_waits_looks_less_often_the_more_there_are() -> None:
     for world, least in ((8, 0.5), (16_384, 6.0)):
-        pauses = list(itertools.islice(meeting._pauses(Ranks(world - 1, world)), 20))
+        pauses = list(itertools.islice(meeting._pauses(Ranks(world - 1, world)), 40))
         assert least <= max(pauses) <= 2 * least
         assert world / min(max(p, 0.5) for p in pauses[8:]) <= 3_000
 

@@ -110,6 +110,9 @@ def main() -> None:
     Path(order["out"], f"{order['name']}-{rank}.json").write_text(json.dumps(result))
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads of torch that are still there when the interpreter ends abort it now and then
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def main() -> None:
             time.sleep(float(pace[0]) if pace else 0.0)
     if dist.is_initialized():
         dist.destroy_process_group()
+        os._exit(0)  # threads of torch that are still there when the interpreter ends abort it now and then
 
 
 if __name__ == "__main__":

@@ -62,32 +62,40 @@ class _KeyValues(Protocol):
 
 
 class TorchLane:
-    """A lane through the key-value store of torch.distributed."""
+    """A lane through the key-value store of torch.distributed, which is asked for each time: held here it would outlive
+    its process group, and be taken down at the end of the interpreter."""
 
     meet_seconds = 1.0
 
-    def __init__(self, values: object, prefix: str) -> None:
-        self._values = cast("_KeyValues", values)
+    def __init__(self, prefix: str) -> None:
         self._prefix = prefix
 
     def put(self, key: str, word: bytes) -> None:
         try:
-            self._values.set(f"{self._prefix}/{key}", word)
+            _values().set(f"{self._prefix}/{key}", word)
         except RuntimeError as e:
             raise _unreachable(e) from e
 
     def look(self, key: str) -> bytes | None:
         try:
-            there = self._values.check([f"{self._prefix}/{key}"])
-            return bytes(self._values.get(f"{self._prefix}/{key}")) if there else None
+            values = _values()
+            there = values.check([f"{self._prefix}/{key}"])
+            return bytes(values.get(f"{self._prefix}/{key}")) if there else None
         except RuntimeError as e:
             raise _unreachable(e) from e
 
     def drop(self, key: str) -> None:
         try:
-            self._values.delete_key(f"{self._prefix}/{key}")
+            _values().delete_key(f"{self._prefix}/{key}")
         except (RuntimeError, NotImplementedError):  # some kinds cannot, and a word is small
             return
+
+
+def _values() -> _KeyValues:
+    found = torch_store()
+    if found is None:
+        raise RuntimeError("its default group was destroyed")
+    return cast("_KeyValues", found)
 
 
 def _unreachable(error: Exception) -> HoldfastError:
@@ -99,7 +107,6 @@ def _unreachable(error: Exception) -> HoldfastError:
 
 def lane_of(store: Store, run: str, generation: int) -> Lane:
     """Return the quickest lane that there is."""
-    values = torch_store()
-    if values is not None:
-        return TorchLane(values, f"holdfast/{run}/{generation}")
+    if torch_store() is not None:
+        return TorchLane(f"holdfast/{run}/{generation}")
     return StoreLane(store, f"ranks/{generation:012d}/lane")
