@@ -84,26 +84,12 @@ def restore_state(
     passed_over: dict[int, str] = dict(left_out)
 
     def attempt(one: int | str) -> Restored:
-        restored: Restored | None
         entry, manifest = history.resolve(one)
         trust.check(history.store, entry.key, manifest, history.run)
         picked(manifest)
-        view = view_of(history.store, manifest, ranks.rank, ranks.world)
-        try:
-            wanted = replace(options, shared=True) if view.merged and ranks.several else options
-            restored = _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch)
-        except StateError:
-            if not ranks.several or view.merged:
-                raise
-            # As many ranks, and perhaps laid out otherwise: what one stage of a pipeline had another one has now.
-            view = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
-            wanted = replace(options, shared=True)
-            try:
-                restored = _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch)
-            except StateError:
-                restored = None
-            if restored is None:
-                raise
+        restored, view = _restore_seen(
+            history, manifest, state, options, passed_over, ranks=ranks, rng=rng, fetch=fetch
+        )
         if ranks.rank >= manifest.world_size and RNG_PART in view.manifest.parts and rng:
             fold_into_rng(ranks.rank)  # so that no two ranks draw the same
         restored.report.notes[:0] = view.notes
@@ -149,6 +135,35 @@ def _mended(
     restored = attempt(which)
     restored.report.notes += notes
     return restored
+
+
+def _restore_seen(
+    history: History,
+    manifest: Manifest,
+    state: Mapping[str, object],
+    options: RestoreOptions,
+    passed_over: dict[int, str],
+    *,
+    ranks: Ranks,
+    rng: bool,
+    fetch: Fetch,
+) -> tuple[Restored, View]:
+    """Restore a checkpoint as this process sees it; or, as one of as many ranks as then that are laid out otherwise,
+    with what others had beside it: what one stage of a pipeline had another one has now."""
+    shared = replace(options, shared=True)
+    view = view_of(history.store, manifest, ranks.rank, ranks.world)
+    wanted = shared if view.merged and ranks.several else options
+    try:
+        return _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch), view
+    except StateError as e:
+        if not ranks.several or view.merged:
+            raise
+        misfit = e
+    view = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
+    try:
+        return _restore_one(history, view, state, shared, passed_over, rng=rng, fetch=fetch), view
+    except StateError:
+        raise misfit from None  # what is said of the checkpoint as it was saved is to the point
 
 
 def _restore_one(

@@ -36,10 +36,8 @@ def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Bui
         return None
     if overlaps(t) and not _same_broadcast(t, stored):
         return None
-    if stored.dtype != NAMES[t.dtype]:
-        if not ctx.relaxed("cast", path):
-            return None
-        ctx.report.cast.append((path, f"{stored.dtype} to {NAMES[t.dtype]}"))
+    if not _type_fits(t, stored, path, ctx):
+        return None
     name = ctx.stored_name(node)
     claim = ctx.claim(memory_of(t), name, path)
     if claim == "taken":
@@ -50,14 +48,22 @@ def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Bui
     return Kept(t)
 
 
+def _type_fits(t: torch.Tensor, stored: TensorSpec, path: str, ctx: Restoring) -> bool:
+    """Return whether the stored element type goes into `t`, and record where that converts it."""
+    if stored.dtype == NAMES[t.dtype]:
+        return True
+    if not ctx.relaxed("cast", path):
+        return False
+    ctx.report.cast.append((path, f"{stored.dtype} to {NAMES[t.dtype]}"))
+    return True
+
+
 def _plan_shard(t: torch.Tensor, node: TensorLeaf, path: str, ctx: Restoring) -> Build | None:
     stored = ctx.spec(node)
     if stored is None or stored.shape != t.shape:
         return None
-    if stored.dtype != NAMES[t.dtype]:
-        if not ctx.relaxed("cast", path):
-            return None
-        ctx.report.cast.append((path, f"{stored.dtype} to {NAMES[t.dtype]}"))
+    if not _type_fits(t, stored, path, ctx):
+        return None
     claim = ctx.claim(memory_of(t), ctx.stored_name(node), path)
     if claim == "taken":
         return None
