@@ -19,6 +19,7 @@ from bench.chart import draw
 from bench.contestants import entries, ranks_entries
 from bench.figures import CaseResult
 from bench.rounds import Plan
+from bench.worker import WorkerFailed
 
 console = Console() if sys.stdout.isatty() else Console(width=150)
 
@@ -69,7 +70,10 @@ def main() -> None:
             plan.say("uses the free memory once")
             machine.touch_memory()
         for case in chosen.cases:
-            results.append(CASES[case](plan))
+            try:
+                results.append(CASES[case](plan))
+            except WorkerFailed as e:
+                sys.exit(f"bench: {e}; what it printed: {chosen.out / 'workers.log'}")
             progress.console.print(report.table(results[-1]), "")
             write(chosen, here, results)
     console.print(

@@ -33,7 +33,8 @@ SLOW_SECONDS = 30.0  # whoever has used so much in a case is not measured again 
 
 
 class Rounds:
-    """The workers of a case. One that fails is taken out, with its reason in the result, and the others go on."""
+    """The workers of a case. One that fails is taken out, with its reason in the result, and the others go on; without
+    the limit nothing could be said of them."""
 
     def __init__(self, plan: Plan, result: CaseResult, limit: Callable[..., object] = LimitDesk) -> None:
         self.plan = plan
@@ -127,6 +128,8 @@ class Rounds:
             try:
                 act(self.workers[name])
             except WorkerFailed as e:
+                if name == LIMIT:
+                    raise WorkerFailed(f"case {self.result.key}: the limit cannot be measured: {e}") from e
                 self.result.missing[name] = f"failed: {e}"
                 self.workers.pop(name).close()
 

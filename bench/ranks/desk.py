@@ -26,14 +26,13 @@ class RanksDesk:
 
     def __init__(self, entry: Entry | None, state: str, quick: bool, scratch: pathlib.Path) -> None:
         self._scratch = scratch
-        address = scratch.parent / f"{secrets.token_hex(4)}.sock"  # a socket's path must be short
         key = secrets.token_bytes(16)
-        with Listener(os.path.relpath(address), backlog=RANKS, authkey=key) as listener:
+        with Listener(family="AF_UNIX", backlog=RANKS, authkey=key) as listener:  # in a temporary folder
             listener._listener._socket.settimeout(START_SECONDS)  # type: ignore[attr-defined]
             self._launch = subprocess.Popen(
                 [
                     sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}",
-                    "-m", "bench.ranks.rank", os.path.relpath(address), key.hex(),
+                    "-m", "bench.ranks.rank", str(listener.address), key.hex(),
                 ],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
