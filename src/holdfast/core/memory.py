@@ -13,7 +13,7 @@ import mmap
 import os
 import weakref
 
-__all__ = ["PAGE", "Memory", "address", "map_pages", "page_aligned", "touch"]
+__all__ = ["NO_MEMORY", "PAGE", "Memory", "Spare", "address", "map_pages", "page_aligned", "touch"]
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20
@@ -22,6 +22,9 @@ _POPULATE_READ, _POPULATE_WRITE = (
     22,
     23,
 )  # Linux 5.14; refused where they are not known, and then nothing is lost
+
+
+NO_MEMORY = memoryview(bytearray())
 
 
 def page_aligned(size: int) -> int:
@@ -55,6 +58,22 @@ def touch(view: memoryview) -> None:
         length = min(STRETCH_BYTES, len(view) - offset)
         if madvise(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), _POPULATE_WRITE):
             return
+
+
+class Spare:
+    """Memory that nobody needs for a while and that was touched before, handed out from its first page on."""
+
+    def __init__(self, memory: memoryview = NO_MEMORY) -> None:
+        self._memory = memory
+        self._taken = 0
+
+    def take(self, size: int) -> memoryview | None:
+        """Return `size` bytes that begin at a page, with whatever is in them, or None where so many are not left."""
+        start = self._taken
+        if start + size > len(self._memory):
+            return None
+        self._taken = min(start + page_aligned(size), len(self._memory))
+        return self._memory[start : start + size]
 
 
 class Memory:

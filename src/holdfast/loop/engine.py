@@ -153,6 +153,26 @@ class Engine:
     def restore(self, which: int | str, only: Sequence[str] = ()) -> Restored:
         """Put a checkpoint into the live objects; a whole one sets the clock too."""
         self.wait()
+        with self._saver.lent() as spare:
+            restored = self._restore(which, only, spare)
+        came_from = self.replicas.brought.get(restored.manifest.step)
+        if came_from is not None:
+            restored.report.notes.append(f"it was brought back from the mirror {came_from}")
+        self.state.update(restored.replaced)
+        self.restore_report = restored.report
+        for note in restored.report.notes:
+            logger.warning("restored step %d: %s", restored.manifest.step, note)
+        if restored.whole:
+            self.session.note_verified(restored.manifest)
+        if not only:
+            self._restored = restored
+            clock = clock_from_doc(restored.manifest.clock)
+            self.tracker.rewind(self.session.events_until(clock.step), clock, clock)
+            self._saved_clock = clock
+            self._moved = True
+        return restored
+
+    def _restore(self, which: int | str, only: Sequence[str], spare: memoryview) -> Restored:
         options = replace(self._options, only=tuple(only))
         ranks = self._together.ranks if self._together is not None else ALONE
 
@@ -171,29 +191,12 @@ class Engine:
                 left_out=left_out,
                 fetch=fetch,
                 picked=picked,
+                spare=spare,
             )
 
-        restored = (
-            attempt(which, {}, Reader.read)
-            if self._together is None
-            else self._together.restore(which, attempt, mender(self.session.history, self.replicas.mend))
-        )
-        came_from = self.replicas.brought.get(restored.manifest.step)
-        if came_from is not None:
-            restored.report.notes.append(f"it was brought back from the mirror {came_from}")
-        self.state.update(restored.replaced)
-        self.restore_report = restored.report
-        for note in restored.report.notes:
-            logger.warning("restored step %d: %s", restored.manifest.step, note)
-        if restored.whole:
-            self.session.note_verified(restored.manifest)
-        if not only:
-            self._restored = restored
-            clock = clock_from_doc(restored.manifest.clock)
-            self.tracker.rewind(self.session.events_until(clock.step), clock, clock)
-            self._saved_clock = clock
-            self._moved = True
-        return restored
+        if self._together is None:
+            return attempt(which, {}, Reader.read)
+        return self._together.restore(which, attempt, mender(self.session.history, self.replicas.mend))
 
     def resumed_batch(self) -> int:
         """Return how many batches of the present pass over the data were taken before the resume, else 0."""

@@ -13,6 +13,7 @@ from holdfast.catalog.ranks import View, view_of
 from holdfast.catalog.trust import Trust
 from holdfast.core.collector import collector_held
 from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError, StoreError
+from holdfast.core.memory import NO_MEMORY
 from holdfast.core.names import matches
 from holdfast.distributed.ranks import Ranks
 from holdfast.format.manifest import Manifest
@@ -65,6 +66,7 @@ def restore_state(
     left_out: Mapping[int, str] = NONE_LEFT_OUT,
     fetch: Fetch = Reader.read,
     picked: Picked = nobody_to_tell,
+    spare: memoryview = NO_MEMORY,
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
@@ -72,7 +74,8 @@ def restore_state(
     that is not trusted is not passed over: whether to go back behind it is for a person to say. Where one does not
     verify `mend`, if given, is told the key of its manifest and may mend it, and returns what it did, in words. Steps
     that are `left_out` are not taken, for the reasons given. `fetch` reads in the place of `Reader.read`, once it is
-    known that all fits; `picked` is told of each checkpoint that is tried, before anything of it is read.
+    known that all fits; `picked` is told of each checkpoint that is tried, before anything of it is read. `spare` is
+    memory that nobody needs meanwhile.
 
     Raises:
         NoCheckpoint: there is none.
@@ -88,7 +91,7 @@ def restore_state(
         trust.check(history.store, entry.key, manifest, history.run)
         picked(manifest)
         restored, view = _restore_seen(
-            history, manifest, state, options, passed_over, ranks=ranks, rng=rng, fetch=fetch
+            history, manifest, state, options, passed_over, ranks=ranks, rng=rng, fetch=fetch, spare=spare
         )
         if ranks.rank >= manifest.world_size and RNG_PART in view.manifest.parts and rng:
             fold_into_rng(ranks.rank)  # so that no two ranks draw the same
@@ -147,6 +150,7 @@ def _restore_seen(
     ranks: Ranks,
     rng: bool,
     fetch: Fetch,
+    spare: memoryview,
 ) -> tuple[Restored, View]:
     """Restore a checkpoint as this process sees it; or, as one of as many ranks as then that are laid out otherwise,
     with what others had beside it: what one stage of a pipeline had another one has now."""
@@ -154,14 +158,18 @@ def _restore_seen(
     view = view_of(history.store, manifest, ranks.rank, ranks.world)
     wanted = shared if view.merged and ranks.several else options
     try:
-        return _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch), view
+        return _restore_one(
+            history, view, state, wanted, passed_over, rng=rng, fetch=fetch, spare=spare
+        ), view
     except StateError as e:
         if not ranks.several or view.merged:
             raise
         misfit = e
     view = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
     try:
-        return _restore_one(history, view, state, shared, passed_over, rng=rng, fetch=fetch), view
+        return _restore_one(
+            history, view, state, shared, passed_over, rng=rng, fetch=fetch, spare=spare
+        ), view
     except StateError:
         raise misfit from None  # what is said of the checkpoint as it was saved is to the point
 
@@ -175,6 +183,7 @@ def _restore_one(
     *,
     rng: bool,
     fetch: Fetch,
+    spare: memoryview,
 ) -> Restored:
     manifest = view.manifest
     with_rng = rng and RNG_PART in manifest.parts and (not options.only or matches(RNG_PART, options.only))
@@ -186,6 +195,7 @@ def _restore_one(
         rng_tree = reader.tree.pop(RNG_PART, None)
         plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
         wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}
+        reader.lend(spare, plan.passing)
         # Every byte is verified here, before anything live changes. In stored order, which sorts and remembers best.
         tensors = fetch(reader, [name for name in reader.specs if name in wanted], plan.parts)
         plan.apply(tensors)

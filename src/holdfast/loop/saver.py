@@ -109,6 +109,10 @@ class Saver:
         if not self._writer.busy and self._arenas.allow(plan.nbytes):
             self._snapshotter.prewarm(plan, self._arenas.first)
 
+    def lent(self) -> contextlib.AbstractContextManager[memoryview]:
+        """Lend memory that snapshots are copied into while there is none in it: what is restored comes through it."""
+        return self._arenas.lent()
+
     def save(self, order: SaveOrder, how: SaveHow) -> CaptureReport | None:
         """Take a snapshot of the state and see to it that it becomes a checkpoint. Return None when nothing is saved,
         because there is no room for it and saving is paused.

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from holdfast.catalog.content import DataFile
 from holdfast.catalog.pieces import Piece
-from holdfast.core.memory import map_pages
+from holdfast.core.memory import NO_MEMORY, Spare, map_pages, page_aligned
 from holdfast.format.boxes import Run
 from holdfast.restoring.staging import Slab, read_slabs, slabs_of
 
@@ -31,9 +31,11 @@ def assemble(pieces: Sequence[Piece], first: int, end: int) -> memoryview:
     return _gather(_cut(pieces, first, end), end - first)
 
 
-def assemble_runs(wanted: Iterable[tuple[Sequence[Piece], Iterable[Run], int]]) -> list[memoryview]:
+def assemble_runs(
+    wanted: Iterable[tuple[Sequence[Piece], Iterable[Run], int]], spare: Spare | None = None
+) -> list[memoryview]:
     """Return for each (pieces of a tensor, runs of it, size) the bytes of the runs, each where its `source` says, in
-    memory of that size. What lies together is read together, whichever tensor it is of.
+    memory of that size, `spare` where there is enough. What lies together is read together, whichever tensor it is of.
 
     Raises:
         IntegrityError: bytes are not what was committed; names the file and the tensors.
@@ -49,20 +51,30 @@ def assemble_runs(wanted: Iterable[tuple[Sequence[Piece], Iterable[Run], int]]) 
         for place, (pieces, runs, _) in zip(places, requests, strict=True)
         for piece in _cut_runs(pieces, runs)
     )
-    target = _gather(moved, total)
+    target = _gather(moved, total, spare)
     return [target[p : p + size] for p, (_, _, size) in zip(places, requests, strict=True)]
 
 
-def _gather(wanted_pieces: Iterable[Piece], size: int) -> memoryview:
-    target = map_pages(size) if size else memoryview(b"")
+def _gather(wanted_pieces: Iterable[Piece], size: int, spare: Spare | None = None) -> memoryview:
+    target = _memory(size, spare)
     wanted = _by_file(wanted_pieces)
-    slabs = [slab for key in sorted(wanted) for slab in _slabs(*wanted[key])]
-    for batch in _batches(slabs):
-        read_slabs(batch)
+    batches = list(_batches(slab for key in sorted(wanted) for slab in _slabs(*wanted[key])))
+    between = _memory(max(map(_bytes_of, batches), default=0), spare)  # of all batches, one after the other
+    for batch in batches:
+        read_slabs(batch, Spare(between))
         for slab in batch:
             _copy(slab, wanted[slab.file.entry.key][1], target)
             slab.memory = memoryview(b"")
     return target
+
+
+def _memory(size: int, spare: Spare | None) -> memoryview:
+    found = spare.take(size) if spare is not None else None
+    return found if found is not None else map_pages(size) if size else NO_MEMORY
+
+
+def _bytes_of(batch: Iterable[Slab]) -> int:
+    return sum(page_aligned(slab.end - slab.first) for slab in batch)
 
 
 def _cut(pieces: Iterable[Piece], first: int, end: int) -> Iterator[Piece]:
@@ -103,10 +115,14 @@ def _slabs(file: DataFile, pieces: Sequence[Piece]) -> list[Slab]:
     for piece in pieces:
         covering = file.blocks_of(piece.start, piece.start + piece.size)
         blocks.extend(i for i in covering if not blocks or i > blocks[-1])
-    return slabs_of(file, blocks, cut=True)
+    slabs = slabs_of(file, blocks, cut=True)
+    for slab in slabs:
+        slab.passing = True
+    return slabs
 
 
 def _batches(slabs: Iterable[Slab]) -> Iterator[list[Slab]]:
+    """Yield slabs that are in memory at once."""
     batch: list[Slab] = []
     size = 0
     for slab in slabs:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import bisect
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from types import MappingProxyType
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from holdfast.catalog.content import DataFile, open_file
 from holdfast.catalog.derived import DerivedTensor
 from holdfast.catalog.pieces import Piece, find
 from holdfast.core.dtypes import DTYPES
+from holdfast.core.memory import Spare
 from holdfast.core.names import name_in_file
 from holdfast.format.boxes import Run, fill, runs
 from holdfast.format.digest import OWN_BLOCK_BYTES
@@ -76,6 +78,8 @@ class Reader:
         self._derived: dict[str, DerivedTensor] = {}  # what follows from other tensors
         self._groups: dict[int, list[_Group]] = {}  # by the identity of a list of files
         self._opened: dict[str, DataFile] = {}
+        self._spare: Spare | None = None
+        self._passing: Container[str] = ()
         self.tree: dict[str, object] = {}
         self.aliases: dict[str, str] = {}
         for name in manifest.parts if parts is None else parts:
@@ -142,6 +146,11 @@ class Reader:
         if file is None:
             file = self._opened[entry.key] = open_file(self._store, entry)
         return file
+
+    def lend(self, memory: memoryview, passing: Container[str]) -> None:
+        """Lend memory, touched before, to what is read from now on. Tensors whose name or key is `passing` go there as
+        far as it reaches: whoever lends it knows when they were copied on."""
+        self._spare, self._passing = Spare(memory), passing
 
     def is_own(self, name: str) -> bool:
         """Return whether a tensor is what one of several ranks has for itself."""
@@ -233,7 +242,9 @@ class Reader:
             tensors = file.header.tensors
             filled = [index for index, _, _ in found if tensors[index].start < tensors[index].end]
             slabs[key] = slabs_of(file, file.blocks_that_hold(filled))
-        read_slabs([slab for of_file in slabs.values() for slab in of_file])
+            if self._spare is not None:
+                _mark(file, found, slabs[key], self._passing)
+        read_slabs([slab for of_file in slabs.values() for slab in of_file], self._spare)
         out: dict[str, HostTensor] = {}
         for key, found in wanted.items():
             _cut(self._opened[key], found, slabs[key], out)
@@ -286,7 +297,7 @@ class Reader:
             keys.append((key, spec))
             there = list(runs(shape, box, None, DTYPES[spec.dtype].itemsize))
             wanted.append((self._pieces_of(name, there), there, spec.nbytes))
-        for (key, spec), data in zip(keys, assemble_runs(wanted), strict=True):
+        for (key, spec), data in zip(keys, assemble_runs(wanted, self._spare), strict=True):
             out[key] = HostTensor(spec, data)
         return out
 
@@ -310,11 +321,24 @@ class Reader:
         return HostTensor(spec, slabs[0].memory, start=slabs[0].place_of(piece.start + first))
 
 
+def _mark(file: DataFile, found: list[_Wanted], slabs: list[Slab], passing: Container[str]) -> None:
+    """Mark the slabs of a file in which nothing lies that is kept as it lies there; small tensors never are."""
+    tensors, blocks = file.header.tensors, file.header.blocks
+    ends = [blocks[slab.blocks[-1]].end for slab in slabs]
+    for slab in slabs:
+        slab.passing = True
+    for index, name, _ in found:
+        t = tensors[index]
+        if t.end - t.start >= OWN_BLOCK_BYTES and name not in passing:
+            slabs[bisect.bisect_left(ends, t.end)].passing = False
+
+
 def _cut(file: DataFile, found: list[_Wanted], slabs: list[Slab], out: dict[str, HostTensor]) -> None:
     """Put some tensors of a file, in data order, into `out`, from the slabs that hold them."""
     tensors, blocks = file.header.tensors, file.header.blocks
     rest = iter(slabs)
-    end, memory, shift = 0, memoryview(b""), 0
+    slab = Slab(file, [])
+    end, memory, shift = 0, slab.memory, 0
     for index, name, spec in found:
         t = tensors[index]
         if t.start == t.end:
@@ -323,7 +347,8 @@ def _cut(file: DataFile, found: list[_Wanted], slabs: list[Slab], out: dict[str,
         while t.end > end:
             slab = next(rest)
             end, memory, shift = blocks[slab.blocks[-1]].end, slab.memory, slab.place_of(0)
-        out[name] = HostTensor(spec, memory, t.end - t.start >= OWN_BLOCK_BYTES, t.start + shift)
+        owned = t.end - t.start >= OWN_BLOCK_BYTES and not slab.passing
+        out[name] = HostTensor(spec, memory, owned, t.start + shift)
 
 
 def _outwards(files: Sequence[FileEntry], place: float) -> Iterator[FileEntry]:

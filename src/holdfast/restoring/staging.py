@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from holdfast.catalog.content import DataFile
-from holdfast.core.memory import map_pages, touch
+from holdfast.core.memory import Spare, map_pages, touch
 
 __all__ = ["Slab", "read_slabs", "slabs_of"]
 
@@ -28,7 +28,8 @@ GAP_BYTES = 1 << 20  # bytes that nobody wants are read over where stopping and 
 class Slab:
     """Some blocks of a file in one piece of memory.
 
-    `first` to `end` are the whole pages around them, as positions in the file; `memory` begins with byte `first`.
+    `first` to `end` are the whole pages around them, as positions in the file; `memory` begins with byte `first`. What
+    is in a `passing` one is copied on, and its memory is not kept.
     """
 
     file: DataFile
@@ -36,6 +37,7 @@ class Slab:
     first: int = 0
     end: int = 0
     memory: memoryview = field(default_factory=lambda: memoryview(b""))
+    passing: bool = False
 
     def place_of(self, offset: int) -> int:
         """Return where in `memory` byte `offset` of the file's data region lies."""
@@ -78,14 +80,19 @@ def slabs_of(file: DataFile, blocks: Iterable[int], *, cut: bool = False) -> lis
     return slabs
 
 
-def read_slabs(slabs: Sequence[Slab]) -> None:
-    """Give every slab memory and fill it; return when every block in them has been verified.
+def read_slabs(slabs: Sequence[Slab], spare: Spare | None = None) -> None:
+    """Give every slab memory, passing ones of what there is to `spare`, and fill it; return when every block in them
+    has been verified.
 
     Raises:
         IntegrityError: bytes are not what was committed; names the file and the tensors.
     """
+    fresh: list[Slab] = []
     for slab in slabs:
-        slab.memory = map_pages(slab.end - slab.first)
+        found = spare.take(slab.end - slab.first) if spare is not None and slab.passing else None
+        if found is None:
+            fresh.append(slab)
+        slab.memory = map_pages(slab.end - slab.first) if found is None else found
     chunks = [chunk for slab in slabs for chunk in _chunks_of(slab)]
     missing = Counter((id(chunk.slab), index) for chunk in chunks for index in chunk.blocks)
     lock, failed = threading.Lock(), threading.Event()
@@ -99,7 +106,7 @@ def read_slabs(slabs: Sequence[Slab]) -> None:
         for index in whole:
             slab.file.check(index, slab.block(index))
 
-    untouched = iter(list(slabs))
+    untouched = iter(fresh)
 
     def touch_ahead() -> None:
         while not failed.is_set():
@@ -114,7 +121,7 @@ def read_slabs(slabs: Sequence[Slab]) -> None:
             read(chunk)
         return
     with ThreadPoolExecutor(READERS + TOUCHERS, thread_name_prefix="holdfast-read") as pool:
-        jobs = [pool.submit(touch_ahead) for _ in range(TOUCHERS)] + [pool.submit(read, c) for c in chunks]
+        jobs = [pool.submit(touch_ahead) for _ in fresh[:TOUCHERS]] + [pool.submit(read, c) for c in chunks]
         try:
             for job in jobs:
                 job.result()

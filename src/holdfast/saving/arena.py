@@ -5,12 +5,13 @@ It only grows, and is touched ahead of its first use where there is time.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from holdfast.core.machine import available_memory
-from holdfast.core.memory import Memory, page_aligned, touch
+from holdfast.core.memory import NO_MEMORY, Memory, page_aligned, touch
 
 __all__ = ["Arena", "Arenas"]
 
@@ -115,6 +116,17 @@ class Arenas:
         with self._changed:
             self._free.appendleft(arena) if arena is self.first else self._free.append(arena)
             self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[memoryview]:
+        """Lend the memory of an arena that no image lies in, as far as it was mapped; none where each has one."""
+        with self._changed:
+            arena = self._free.popleft() if self._free else None
+        try:
+            yield arena.memory.view if arena is not None and arena.memory is not None else NO_MEMORY
+        finally:
+            if arena is not None:
+                self.give_back(arena)
 
     def allow(self, nbytes: int) -> bool:
         """Return whether a snapshot may take so much."""

@@ -20,7 +20,7 @@ STRICT = RestoreOptions()
 
 class RestorePlan:
     """What a restore will do. `needed` are the stored tensors it reads, `parts` the boxes, by key, that it reads of
-    others; `apply` carries it out.
+    others, and `passing` are those of both that it only copies from; `apply` carries it out.
 
     After `apply`, `replaced` maps the top-level keys whose value is immutable, and therefore a new object,
     to it.
@@ -29,6 +29,7 @@ class RestorePlan:
     def __init__(self, work: Restoring, builds: dict[str, Build], state: Mapping[str, object]) -> None:
         self.needed = frozenset(work.needed)
         self.parts = work.parts
+        self.passing = frozenset({name for _, _, name in work.copies} - work.kept) | work.parts.keys()
         self.report: RestoreReport = work.report
         self.replaced: dict[str, object] = {}
         self._work = work

@@ -94,6 +94,7 @@ class Restoring:
         self.copies: list[tuple[Engine, object, str]] = []
         self.must_equal: list[tuple[str, str, str]] = []
         self.needed: set[str] = set()
+        self.kept: set[str] = set()  # of these, what new values are made of
         self.parts: dict[str, BoxWanted] = {}  # by key: of what is needed in part only
         self.dispatch = dispatch
         self.specs = specs
@@ -130,12 +131,10 @@ class Restoring:
     def fresh(self, node: object, path: str) -> Build:
         """Return what builds a new value for `node`, registering the tensors it needs."""
         if type(node) is TensorLeaf:
-            self._need_framework(node, path)
-            self.need(node, path)
+            self._need_new(node, path)
         elif type(node) not in _PLAIN:
             for leaf in tensor_leaves(node):
-                self._need_framework(leaf, path)
-                self.need(leaf, path)
+                self._need_new(leaf, path)
             self.check_types(node, path)
         self.report.restored.append((path, ""))
         return lambda m: m.value(node)
@@ -146,6 +145,11 @@ class Restoring:
         if spec is not None:
             self.needed.add(self.stored_name(leaf))
         return spec
+
+    def _need_new(self, leaf: TensorLeaf, path: str) -> None:
+        self._need_framework(leaf, path)
+        if self.need(leaf, path) is not None:
+            self.kept.add(self.stored_name(leaf))
 
     def _readable(self, leaf: TensorLeaf, path: str) -> TensorSpec | None:
         spec = self.spec(leaf)
