@@ -307,11 +307,14 @@ class Checkpointer:
         else:
             self._engine.save(("asked for",), tags=tuple(tags))
 
-    def restore(self, which: int | str = "latest", *, only: Sequence[str] = ()) -> RestoreReport:
+    def restore(
+        self, which: int | str = "latest", *, only: Sequence[str] = (), from_memory: bool = True
+    ) -> RestoreReport:
         """Put a checkpoint (a step, "latest", "best" or another tag) into the state.
 
         With `only` (globs over tree paths) just that part is restored, and the run's clock stays. Training that goes
-        on after the restore of an older step sets the newer checkpoints aside.
+        on after the restore of an older step sets the newer checkpoints aside. What still lies in the memory that the
+        checkpoint was saved from is verified there; without `from_memory` every byte is read from the run's location.
 
         Raises:
             NoCheckpoint: there is none.
@@ -319,7 +322,7 @@ class Checkpointer:
             Untrusted: no trusted key has signed it; nothing live was changed.
             StateError: it does not fit the live objects; nothing live was changed.
         """
-        return self._engine.restore(which, only).report
+        return self._engine.restore(which, only, from_memory=from_memory).report
 
     def wait(self) -> None:
         """Return when every save that was started is durable, in as many locations as `ack=` asks for.

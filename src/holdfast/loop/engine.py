@@ -32,6 +32,7 @@ from holdfast.loop.tracker import Tracker
 from holdfast.policies import EarlyStopping, Rule, Verdict
 from holdfast.replication.replicas import Replicas
 from holdfast.restoring.reader import Reader
+from holdfast.saving.arena import Lent
 from holdfast.saving.committing import Here
 from holdfast.saving.job import Host
 from holdfast.saving.remote import WriterProcess, can_have_process
@@ -150,11 +151,13 @@ class Engine:
         there = bool(history.manifests or history.broken)
         return there if self._together is None else self._together.agree_on_history(there)
 
-    def restore(self, which: int | str, only: Sequence[str] = ()) -> Restored:
+    def restore(self, which: int | str, only: Sequence[str] = (), *, from_memory: bool = True) -> Restored:
         """Put a checkpoint into the live objects; a whole one sets the clock too."""
         self.wait()
-        with self._saver.lent() as spare:
-            restored = self._restore(which, only, spare)
+        with self._saver.lent() as lent:
+            if not from_memory:
+                lent.forget()
+            restored = self._restore(which, only, lent)
         came_from = self.replicas.brought.get(restored.manifest.step)
         if came_from is not None:
             restored.report.notes.append(f"it was brought back from the mirror {came_from}")
@@ -172,7 +175,7 @@ class Engine:
             self._moved = True
         return restored
 
-    def _restore(self, which: int | str, only: Sequence[str], spare: memoryview) -> Restored:
+    def _restore(self, which: int | str, only: Sequence[str], lent: Lent) -> Restored:
         options = replace(self._options, only=tuple(only))
         ranks = self._together.ranks if self._together is not None else ALONE
 
@@ -191,7 +194,7 @@ class Engine:
                 left_out=left_out,
                 fetch=fetch,
                 picked=picked,
-                spare=spare,
+                lent=lent,
             )
 
         if self._together is None:

@@ -13,12 +13,14 @@ from holdfast.catalog.ranks import View, view_of
 from holdfast.catalog.trust import Trust
 from holdfast.core.collector import collector_held
 from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError, StoreError
-from holdfast.core.memory import NO_MEMORY
 from holdfast.core.names import matches
+from holdfast.core.units import format_bytes
 from holdfast.distributed.ranks import Ranks
 from holdfast.format.manifest import Manifest
 from holdfast.format.values import tensor_leaves
 from holdfast.restoring.reader import Reader
+from holdfast.restoring.remembered import Remembered
+from holdfast.saving.arena import NOTHING_LENT, Lent
 from holdfast.saving.environment import differences, fingerprint
 from holdfast.saving.plan import RNG_PART
 from holdfast.state.place import RestorePlan, materialize, plan_restore
@@ -41,7 +43,8 @@ NONE_LEFT_OUT: Mapping[int, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore gave: checkpoint, report, new values for immutable ones, and whether `whole` of it was read."""
+    """What a restore gave: checkpoint, report, new values for immutable ones, and whether the `whole` of it was read
+    from the store."""
 
     manifest: Manifest
     report: RestoreReport
@@ -66,7 +69,7 @@ def restore_state(
     left_out: Mapping[int, str] = NONE_LEFT_OUT,
     fetch: Fetch = Reader.read,
     picked: Picked = nobody_to_tell,
-    spare: memoryview = NO_MEMORY,
+    lent: Lent = NOTHING_LENT,
 ) -> Restored:
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
@@ -74,8 +77,8 @@ def restore_state(
     that is not trusted is not passed over: whether to go back behind it is for a person to say. Where one does not
     verify `mend`, if given, is told the key of its manifest and may mend it, and returns what it did, in words. Steps
     that are `left_out` are not taken, for the reasons given. `fetch` reads in the place of `Reader.read`, once it is
-    known that all fits; `picked` is told of each checkpoint that is tried, before anything of it is read. `spare` is
-    memory that nobody needs meanwhile.
+    known that all fits; `picked` is told of each checkpoint that is tried, before anything of it is read. `lent` is
+    memory that snapshots are copied into: what still lies there is not read again, and the rest is read into it.
 
     Raises:
         NoCheckpoint: there is none.
@@ -91,7 +94,7 @@ def restore_state(
         trust.check(history.store, entry.key, manifest, history.run)
         picked(manifest)
         restored, view = _restore_seen(
-            history, manifest, state, options, passed_over, ranks=ranks, rng=rng, fetch=fetch, spare=spare
+            history, manifest, state, options, passed_over, ranks=ranks, rng=rng, fetch=fetch, lent=lent
         )
         if ranks.rank >= manifest.world_size and RNG_PART in view.manifest.parts and rng:
             fold_into_rng(ranks.rank)  # so that no two ranks draw the same
@@ -150,7 +153,7 @@ def _restore_seen(
     ranks: Ranks,
     rng: bool,
     fetch: Fetch,
-    spare: memoryview,
+    lent: Lent,
 ) -> tuple[Restored, View]:
     """Restore a checkpoint as this process sees it; or, as one of as many ranks as then that are laid out otherwise,
     with what others had beside it: what one stage of a pipeline had another one has now."""
@@ -158,18 +161,14 @@ def _restore_seen(
     view = view_of(history.store, manifest, ranks.rank, ranks.world)
     wanted = shared if view.merged and ranks.several else options
     try:
-        return _restore_one(
-            history, view, state, wanted, passed_over, rng=rng, fetch=fetch, spare=spare
-        ), view
+        return _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch, lent=lent), view
     except StateError as e:
         if not ranks.several or view.merged:
             raise
         misfit = e
     view = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
     try:
-        return _restore_one(
-            history, view, state, shared, passed_over, rng=rng, fetch=fetch, spare=spare
-        ), view
+        return _restore_one(history, view, state, shared, passed_over, rng=rng, fetch=fetch, lent=lent), view
     except StateError:
         raise misfit from None  # what is said of the checkpoint as it was saved is to the point
 
@@ -183,7 +182,7 @@ def _restore_one(
     *,
     rng: bool,
     fetch: Fetch,
-    spare: memoryview,
+    lent: Lent,
 ) -> Restored:
     manifest = view.manifest
     with_rng = rng and RNG_PART in manifest.parts and (not options.only or matches(RNG_PART, options.only))
@@ -195,7 +194,11 @@ def _restore_one(
         rng_tree = reader.tree.pop(RNG_PART, None)
         plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
         wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}
-        reader.lend(spare, plan.passing)
+        kept = lent.image_of(manifest.attempt)
+        if kept is not None:
+            reader.remember(Remembered((part.tensors, part.data) for part in kept.parts.values()))
+        else:
+            reader.lend(lent.spare(), plan.passing)
         # Every byte is verified here, before anything live changes. In stored order, which sorts and remembers best.
         tensors = fetch(reader, [name for name in reader.specs if name in wanted], plan.parts)
         plan.apply(tensors)
@@ -209,7 +212,11 @@ def _restore_one(
         plan.report.notes.append(f"passed over step {step}: {why}")
     if rng_tree is not None:
         plan.report.notes += restore_rng(materialize(rng_tree, tensors, as_="numpy"))
-    whole = wanted.issuperset(reader.specs) and not plan.parts and manifest.world_size == 1
+    if reader.from_memory:
+        logger.info("step %d: %s of it were still in memory", manifest.step, format_bytes(reader.from_memory))
+    whole = wanted.issuperset(reader.specs) and not (
+        plan.parts or reader.from_memory or manifest.world_size > 1
+    )
     return Restored(manifest, plan.report, plan.replaced, whole)
 
 

@@ -13,7 +13,7 @@ from holdfast.core.units import format_bytes
 from holdfast.distributed.ranks import ranks_here
 from holdfast.loop.room import Room, WhenFull
 from holdfast.loop.session import Begun, SaveOrder, Session
-from holdfast.saving.arena import Arena, Arenas
+from holdfast.saving.arena import Arena, Arenas, Lent
 from holdfast.saving.overlap import Fence
 from holdfast.saving.plan import Plan, Planner
 from holdfast.saving.snapshot import Snapshot, Snapshotter
@@ -109,8 +109,8 @@ class Saver:
         if not self._writer.busy and self._arenas.allow(plan.nbytes):
             self._snapshotter.prewarm(plan, self._arenas.first)
 
-    def lent(self) -> contextlib.AbstractContextManager[memoryview]:
-        """Lend memory that snapshots are copied into while there is none in it: what is restored comes through it."""
+    def lent(self) -> contextlib.AbstractContextManager[Lent]:
+        """Lend the memory that snapshots are copied into, and what still lies in it, to a restore."""
         return self._arenas.lent()
 
     def save(self, order: SaveOrder, how: SaveHow) -> CaptureReport | None:
@@ -206,7 +206,7 @@ class Saver:
             if self._waiting is arena:
                 self._waiting = None
             try:
-                if self._complete(part, order, begun, by_rule=by_rule):
+                if self._complete(part, order, arena, begun, by_rule=by_rule):
                     self._then()
             finally:
                 self._arenas.give_back(arena)
@@ -214,7 +214,9 @@ class Saver:
         with self._failures():  # of a job that runs at once
             self._writer.submit(job)
 
-    def _complete(self, part: Part, order: SaveOrder, begun: Begun | None, *, by_rule: bool) -> bool:
+    def _complete(
+        self, part: Part, order: SaveOrder, arena: Arena, begun: Begun | None, *, by_rule: bool
+    ) -> bool:
         """See a save through; where the store is full make room and try once more. Return False when it is left out,
         because saving is paused now."""
         try:
@@ -232,6 +234,7 @@ class Saver:
                 raise
             logger.warning("saving is paused until there is room again: %s", e)
             return False
+        arena.kept = manifest.attempt, part.snapshot.image
         self._space.saved(part.snapshot.image.end, manifest)
         return True
 

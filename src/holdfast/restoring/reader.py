@@ -19,6 +19,7 @@ from holdfast.format.digest import OWN_BLOCK_BYTES
 from holdfast.format.manifest import DERIVED_DTYPE, FileEntry, Manifest
 from holdfast.format.values import tensor_leaves
 from holdfast.restoring.assembling import assemble, assemble_runs
+from holdfast.restoring.remembered import Remembered
 from holdfast.restoring.staging import Slab, read_slabs, slabs_of
 from holdfast.state.restoring import BoxWanted
 from holdfast.state.tensors import HostTensor, TensorSpec
@@ -78,6 +79,8 @@ class Reader:
         self._derived: dict[str, DerivedTensor] = {}  # what follows from other tensors
         self._groups: dict[int, list[_Group]] = {}  # by the identity of a list of files
         self._opened: dict[str, DataFile] = {}
+        self.from_memory = 0  # bytes that were found there
+        self._remembered: Remembered | None = None
         self._spare: Spare | None = None
         self._passing: Container[str] = ()
         self.tree: dict[str, object] = {}
@@ -146,6 +149,10 @@ class Reader:
         if file is None:
             file = self._opened[entry.key] = open_file(self._store, entry)
         return file
+
+    def remember(self, remembered: Remembered) -> None:
+        """Look there first from now on. Who gives it knows when the tensors were copied on."""
+        self._remembered = remembered
 
     def lend(self, memory: memoryview, passing: Container[str]) -> None:
         """Lend memory, touched before, to what is read from now on. Tensors whose name or key is `passing` go there as
@@ -244,7 +251,12 @@ class Reader:
             slabs[key] = slabs_of(file, file.blocks_that_hold(filled))
             if self._spare is not None:
                 _mark(file, found, slabs[key], self._passing)
-        read_slabs([slab for of_file in slabs.values() for slab in of_file], self._spare)
+        missing = [slab for of_file in slabs.values() for slab in of_file]
+        if self._remembered is not None:
+            sizes = sum(slab.end - slab.first for slab in missing)
+            missing = self._remembered.fill(missing)
+            self.from_memory += sizes - sum(slab.end - slab.first for slab in missing)
+        read_slabs(missing, self._spare)
         out: dict[str, HostTensor] = {}
         for key, found in wanted.items():
             _cut(self._opened[key], found, slabs[key], out)

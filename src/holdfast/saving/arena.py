@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from holdfast.core.machine import available_memory
 from holdfast.core.memory import NO_MEMORY, Memory, page_aligned, touch
+from holdfast.saving.image import Image
 
-__all__ = ["Arena", "Arenas"]
+__all__ = ["NOTHING_LENT", "Arena", "Arenas", "Lent"]
 
 
 class Arena:
@@ -26,6 +27,7 @@ class Arena:
         self._map = Memory.shared if shared else Memory.private
         self._memory: Memory | None = None
         self._warming: threading.Thread | None = None
+        self.kept: tuple[str, Image] | None = None  # what lies in it, and the attempt it was committed as
 
     @property
     def memory(self) -> Memory | None:
@@ -34,6 +36,7 @@ class Arena:
 
     def reserve(self, sizes: Sequence[int]) -> list[memoryview]:
         """Return one writable piece of memory for each size; earlier pieces become invalid."""
+        self.kept = None
         starts: list[int] = []
         position = 0
         for size in sizes:
@@ -51,6 +54,7 @@ class Arena:
     def prewarm(self, sizes: Sequence[int]) -> None:
         """Map and touch the memory that `reserve` will need, in the background. No piece may be in use."""
         self._join()
+        self.kept = None
         total = sum(map(page_aligned, sizes))
         if self._hold(total) and self._memory is not None:
             self._warming = threading.Thread(
@@ -78,6 +82,31 @@ class Arena:
 
 def _size(memory: Memory | None) -> int:
     return len(memory) if memory is not None else 0
+
+
+class Lent:
+    """Arenas that nobody needs for a while, and the checkpoints that still lie in them."""
+
+    def __init__(self, arenas: Sequence[Arena]) -> None:
+        self._arenas = arenas
+
+    def image_of(self, attempt: str) -> Image | None:
+        """Return the image of a checkpoint, as long as there is one."""
+        kept = [arena.kept for arena in self._arenas if arena.kept is not None]
+        return next((image for of, image in kept if of == attempt), None)
+
+    def forget(self) -> None:
+        """Take nothing of what lies there for a checkpoint any more."""
+        for arena in self._arenas:
+            arena.kept = None
+
+    def spare(self) -> memoryview:
+        """Return memory, as far as it was mapped, to be written to; what lies there is forgotten."""
+        self.forget()
+        return next((arena.memory.view for arena in self._arenas if arena.memory is not None), NO_MEMORY)
+
+
+NOTHING_LENT = Lent(())
 
 
 class Arenas:
@@ -118,14 +147,15 @@ class Arenas:
             self._changed.notify_all()
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[memoryview]:
-        """Lend the memory of an arena that no image lies in, as far as it was mapped; none where each has one."""
+    def lent(self) -> Iterator[Lent]:
+        """Lend the arenas whose images nobody writes any more."""
         with self._changed:
-            arena = self._free.popleft() if self._free else None
+            arenas = list(self._free)
+            self._free.clear()
         try:
-            yield arena.memory.view if arena is not None and arena.memory is not None else NO_MEMORY
+            yield Lent(arenas)
         finally:
-            if arena is not None:
+            for arena in reversed(arenas):
                 self.give_back(arena)
 
     def allow(self, nbytes: int) -> bool:
