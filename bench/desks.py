@@ -6,6 +6,7 @@ import os
 import pathlib
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -53,13 +54,21 @@ class SaveDesk:
 
     def load(self) -> Figures:
         """Load the newest checkpoint from the disk, over zeros, and look whether it came back."""
+        drop_caches(self._scratch)
+        return {"load": self._brought_back(self._contestant.load)}
+
+    def roll_back(self) -> Figures:
+        """Save, and load that again at once, over zeros, from wherever the contestant has it."""
+        self.save()
+        return {"rolled back": self._brought_back(self._contestant.roll_back)}
+
+    def _brought_back(self, load: Callable[[], None]) -> float:
         live = self.subject.tensors()
         wanted = self._samples()
         for part in live:
             torch._foreach_zero_(list(live[part].values()))
-        drop_caches(self._scratch)
         started = now()
-        self._contestant.load()
+        load()
         taken = now() - started
         for (part, name), value in wanted.items():
             found = self._contestant.loaded(part, name)
@@ -69,7 +78,7 @@ class SaveDesk:
             for name, t in tensors.items():
                 if (found := self._contestant.loaded(part, name)) is not t:
                     t.copy_(found)  # who loads into new arrays: the next save is of values, not of zeros
-        return {"load": taken}
+        return taken
 
     def load_one(self) -> Figures:
         """Load one tensor of the newest checkpoint from the disk."""

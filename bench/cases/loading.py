@@ -10,6 +10,7 @@ from bench.states import ONE_TENSOR, STATES
 
 COLUMNS = (
     LOAD,
+    Column("rolled back", "rolled back", against="rolled back", chart=True),
     Column("load one", "one tensor", against="load one", chart=True),
     Column("load memory", "peak memory", unit="x"),
 )
@@ -17,7 +18,7 @@ COLUMNS = (
 
 def load_case(plan: Plan) -> CaseResult:
     """Load weights and Adam moments of a transformer into live tensors."""
-    about = "The state of case a, from the disk into live tensors; and one of its tensors alone."
+    about = "The state of case a, into live tensors: right after it was saved; from the disk; and one of its tensors alone."
     result = CaseResult("e", "Load", about, COLUMNS)
     part, name = ONE_TENSOR
     result.facts["one tensor bytes"] = STATES["transformer"](plan.quick).tensors()[part][name].nbytes
@@ -25,6 +26,7 @@ def load_case(plan: Plan) -> CaseResult:
         count_state(rounds)
         rounds.turn("save", "saves", figures=lambda _: {})
         for i in range(plan.rounds):
+            rounds.turn("roll_back", f"rolls back, round {i + 1}")
             rounds.turn("load", f"loads, round {i + 1}")
             rounds.turn("load_one", f"loads one tensor, round {i + 1}")
         rounds.memory("load", "load memory")

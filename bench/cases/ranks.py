@@ -17,7 +17,7 @@ HELD = Column("held", "held", against="held", chart=True)
 IN_A_LOOP = Column("held in a loop", "held in a loop", against="held in a loop")
 DURABLE = Column("durable", "durable", against="durable", chart=True)
 LOAD = Column("load", "load", against="load", chart=True)
-WARM = Column("load, warm", "load, warm", against="load, warm")
+BACK = Column("rolled back", "rolled back", against="rolled back", chart=True)
 PROCESSOR = Column("processor", "rank 0's CPU", against="processor", chart=True)
 LAUNCH_BYTES = 1600 << 20  # four ranks with torch, and the processes that help them
 COPIES = 2.2  # of the state: the live one and a snapshot
@@ -30,7 +30,7 @@ def ranks_case(plan: Plan) -> CaseResult:
         "Weights and Adam moments of a transformer under fully_shard, 4 ranks under torchrun, gloo. The slowest rank "
         "counts; in a loop, a forward and backward pass follow each save, and the optimizer's step waits."
     )
-    columns = (HELD, IN_A_LOOP, DURABLE, LOAD, WARM, PROCESSOR, DISK)
+    columns = (HELD, IN_A_LOOP, DURABLE, LOAD, BACK, PROCESSOR, DISK)
     result = CaseResult("h", "4 ranks, FSDP2 + AdamW", about, columns)
     _measure(plan, result, "sharded", LARGE_BYTES, in_a_loop=True)
     return result
@@ -39,7 +39,7 @@ def ranks_case(plan: Plan) -> CaseResult:
 def many_ranks_case(plan: Plan) -> CaseResult:
     """Save 20,000 DTensors, of each of which every rank holds 64 floats."""
     about = "20,000 DTensors, 4 ranks under torchrun, gloo: what each tensor costs. The slowest rank counts."
-    columns = (HELD, DURABLE, LOAD, WARM, PROCESSOR, DISK)
+    columns = (HELD, DURABLE, LOAD, BACK, PROCESSOR, DISK)
     result = CaseResult("i", "4 ranks, 20,000 small tensors each", about, columns)
     _measure(plan, result, "small", 0, in_a_loop=False)
     return result

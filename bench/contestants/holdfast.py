@@ -55,7 +55,10 @@ class Holdfast(Contestant):
         self._ckpt.step_end(step)
 
     def load(self) -> None:
-        holdfast.load(self.path, into=self.subject.live)
+        self._ckpt.restore(from_memory=False)
+
+    def roll_back(self) -> None:
+        self._ckpt.restore()
 
     def load_one(self, part: str, name: str) -> None:
         holdfast.open(self.path)[f"{part}/{name}"].read()

@@ -68,19 +68,20 @@ class RankDesk:
         return {"held in a loop": taken}
 
     def load(self) -> Figures:
-        """Load the newest checkpoint over zeros and look whether it came back: from the disk, from the page cache."""
+        """Load the newest checkpoint over zeros and look whether it came back: from wherever the contestant has it, and
+        from the disk."""
         found: Figures = {}
         local = self.subject.local()
         samples = [(p, n) for p, of in local.items() for n in (min(of), max(of))]
         wanted = {(p, n): local[p][n].clone() for p, n in samples}
-        for key in ("load", "load, warm"):
+        for key, load in (("rolled back", self._contestant.roll_back), ("load", self._contestant.load)):
             with torch.no_grad():
                 torch._foreach_zero_([t for of in local.values() for t in of.values()])
             if key == "load" and dist.get_rank() == 0:
                 drop_caches(self._scratch)
             with together():
                 started = now()
-                self._contestant.load()
+                load()
                 found[key] = now() - started
             for (part, name), value in wanted.items():
                 if not torch.equal(held(self.subject.tensors()[part][name]), value):

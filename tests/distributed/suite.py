@@ -136,6 +136,7 @@ LAYOUTS: dict[str, tuple[int, Callable[[int], nn.Module]]] = {
     "pp-2": (2, pipeline),
     "pp-fsdp-4": (4, pipeline_of_shards),
 }
+ROLLBACK = ("fsdp-4", "hsdp-4", "ddp-3", "tp-2")
 EXACT = ("ddp-2", "fsdp-3", "hsdp-4", "2d-4", "pp-fsdp-4", "tp-2")
 GROUPS: dict[int, Any] = {}
 
@@ -280,6 +281,35 @@ def scenario_amplification() -> None:
                 found[f"digest-{seed}"] = raw(model.weight.full_tensor())
             dist.barrier()
         tell(f"read-{source}-{layout}", **found)
+
+
+def scenario_rollback() -> None:
+    """What a rank has just saved itself it takes back from its memory; the rest it reads."""
+    for layout in ROLLBACK:
+        if LAYOUTS[layout][0] > RANK:
+            model, optimizer = made(layout, 7)
+            counting = Counting(open_store(str(OUT / f"rollback-{layout}")))
+            with checkpointer(counting, layout, model, optimizer, save=every(steps=100)) as ckpt:
+                for _ in range(2):
+                    train_step(layout, model, optimizer)
+                    ckpt.step_end()
+                ckpt.save()
+                ckpt.wait()
+                saved = local(model, optimizer)
+                train_step(layout, model, optimizer)
+                changed, counting.read_data = local(model, optimizer), 0
+                ckpt.restore()
+                found, read = local(model, optimizer), counting.read_data
+                train_step(layout, model, optimizer)
+                ckpt.restore(from_memory=False)
+                tell(
+                    f"rollback-{layout}",
+                    saved=saved,
+                    changed=changed,
+                    found=[found, local(model, optimizer)],
+                    read=[read, counting.read_data - read],
+                )
+        dist.barrier()
 
 
 def scenario_boxes() -> None:

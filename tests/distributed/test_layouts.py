@@ -31,6 +31,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "layouts",
         "exact",
         "amplification",
+        "rollback",
         "data",
         "tp_pair",
         "broadcast",
@@ -101,6 +102,15 @@ def test_no_more_is_read_than_is_needed(out: Path, source: str, layout: str) -> 
         # Aligned up: to pages, and what a rank has for itself.
         assert rank["needed"] <= rank["read"] <= rank["needed"] + (64 << 10)
         assert rank["digest-2"] == ranks[0]["digest-1"]
+
+
+@pytest.mark.parametrize("layout", ["fsdp-4", "hsdp-4", "ddp-3", "tp-2"])
+def test_a_rollback_takes_what_is_in_memory(out: Path, layout: str) -> None:
+    for rank in told(out, f"rollback-{layout}")[: LAYOUTS[layout]]:
+        assert rank["changed"] != rank["saved"]
+        assert rank["found"] == [rank["saved"]] * 2
+        memory, disk = rank["read"]
+        assert memory == 0 if layout.startswith("fsdp") else memory < disk
 
 
 def test_stages_that_call_their_layers_alike_are_refused_by_name(out: Path) -> None:
