@@ -106,11 +106,12 @@ def test_no_more_is_read_than_is_needed(out: Path, source: str, layout: str) -> 
 
 @pytest.mark.parametrize("layout", ["fsdp-4", "hsdp-4", "ddp-3", "tp-2"])
 def test_a_rollback_takes_what_is_in_memory(out: Path, layout: str) -> None:
-    for rank in told(out, f"rollback-{layout}")[: LAYOUTS[layout]]:
+    for rank in told(out, f"rollback-{layout}", LAYOUTS[layout]):
         assert rank["changed"] != rank["saved"]
         assert rank["found"] == [rank["saved"]] * 2
         memory, disk = rank["read"]
-        assert memory == 0 if layout.startswith("fsdp") else memory < disk
+        # Values that only this rank has are read; with replicas, shares of other ranks too.
+        assert memory < 512 if layout.startswith("fsdp") else memory < disk - 5000
 
 
 def test_stages_that_call_their_layers_alike_are_refused_by_name(out: Path) -> None:

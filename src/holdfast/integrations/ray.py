@@ -167,14 +167,14 @@ class RayCheckpointer(Checkpointer):
 
     def _tell(self) -> None:
         """Report to Ray, on all workers or none, if a save was begun or a checkpoint restored since the last report."""
-        saved = self._engine._saved_clock
+        saved = self._engine.saved_clock
         if saved is not None and saved != self._told:
             self._told = saved
             self._report()
 
     def _tell_last(self) -> None:
         """Report to Ray once every save is durable; nothing, if that was done."""
-        saved = self._engine._saved_clock
+        saved = self._engine.saved_clock
         if saved is not None and saved != self._ended:
             self._told = self._ended = saved
             self._report()
@@ -187,7 +187,7 @@ class RayCheckpointer(Checkpointer):
             return
         self._watched = self.step
         found = ray.train.get_preemption_info()
-        saved_just_now = not self._depth and self._engine._saved_clock == self.clock
+        saved_just_now = not self._depth and self._engine.saved_clock == self.clock
         if found is not None and found != self._preemption and not saved_just_now:
             self.save()
         self._preemption = found

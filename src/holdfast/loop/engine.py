@@ -113,7 +113,7 @@ class Engine:
         self._restored: Restored | None = None
         self._warm = False
         self._moved = False  # a restore set the clock, and nothing was trained since
-        self._saved_clock: Clock | None = None
+        self.saved_clock: Clock | None = None
         self.leaving = False  # with several ranks: all have agreed to leave for a signal
         self._leave_by: float | None = None  # after a signal, on the machine's monotonic clock
 
@@ -171,7 +171,7 @@ class Engine:
             self._restored = restored
             clock = clock_from_doc(restored.manifest.clock)
             self.tracker.rewind(self.session.events_until(clock.step), clock, clock)
-            self._saved_clock = clock
+            self.saved_clock = clock
             self._moved = True
         return restored
 
@@ -182,20 +182,10 @@ class Engine:
         def attempt(
             one: int | str, left_out: Mapping[int, str], fetch: Fetch, picked: Picked = nobody_to_tell
         ) -> Restored:
-            history, trust, mend = self.session.history, self._trust, self.replicas.mend
             return restore_state(
-                history,
-                self.state,
-                one,
-                options,
-                trust=trust,
-                mend=mend,
-                ranks=ranks,
-                left_out=left_out,
-                fetch=fetch,
-                picked=picked,
-                lent=lent,
-            )
+                self.session.history, self.state, one, options, trust=self._trust, mend=self.replicas.mend,
+                ranks=ranks, left_out=left_out, fetch=fetch, picked=picked, lent=lent,
+            )  # fmt: skip
 
         if self._together is None:
             return attempt(which, {}, Reader.read)
@@ -291,7 +281,7 @@ class Engine:
         """End the loop naturally: one last save, unless this very state is saved already."""
         if self._room.paused:
             self.wait()  # of a save that found no room nothing was said
-        if self.started and (self._room.paused or self._saved_clock != self.clock) and self.clock.step > 0:
+        if self.started and (self._room.paused or self.saved_clock != self.clock) and self.clock.step > 0:
             self.save(("early stopping: " + self.stopped.reason if self.stopped else "end of training",))
         self.wait()
         self.session.log.flush()
@@ -321,7 +311,7 @@ class Engine:
             return
         self.capture_report = report
         self.tracker.saved(self._time.monotonic() - started)
-        self._saved_clock = self.clock
+        self.saved_clock = self.clock
 
     def _after_commit(self) -> None:
         try:
