@@ -18,7 +18,7 @@ COLUMNS = (
 
 def load_case(plan: Plan) -> CaseResult:
     """Load weights and Adam moments of a transformer into live tensors."""
-    about = "The state of case a, into live tensors: right after it was saved, and from the disk; one of its tensors alone."
+    about = "The state of case a, into live tensors: right after a save, and from the disk; one of its tensors alone."
     result = CaseResult("e", "Load", about, COLUMNS)
     part, name = ONE_TENSOR
     result.facts["one tensor bytes"] = STATES["transformer"](plan.quick).tensors()[part][name].nbytes
