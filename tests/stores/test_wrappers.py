@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.core.buffers import Buffer
-from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, PolicyError, StoreError
+from holdfast.core.errors import AlreadyExists, InvalidFormat, NotFound, OutOfSpace, PolicyError, StoreError
 from holdfast.stores import (
     Cached,
     Delegating,
@@ -23,6 +24,7 @@ from holdfast.stores import (
     Throttled,
     is_reopenable,
     open_store,
+    place_below,
 )
 from holdfast.testing import MockClock
 
@@ -308,6 +310,26 @@ def test_a_prefixed_store_can_be_opened_by_its_url(s3_url: str, tmp_path: Path) 
         assert open_store(part.url).read("k") == b"x"
     assert not is_reopenable(Prefixed(MemoryStore("m"), "a"))
     assert not is_reopenable(Throttled(LocalStore(tmp_path), 1.0))  # another process would not know the rate
+
+
+@pytest.mark.parametrize(
+    ("place", "below"),
+    [
+        ("runs", os.path.join("runs", "a", "b")), (Path("/runs"), os.path.join("/runs", "a", "b")),
+        ("s3://bucket?profile=p", "s3://bucket/a/b?profile=p"), ("gs://bucket/x/", "gs://bucket/x/a/b"),
+        ("peers://h1,h2:80,h3/run?copies=3", "peers://h1,h2:80,h3/run/a/b?copies=3"), ("memory://m", "memory://m/a/b"),
+        ("file:///runs", "file:///runs/a/b"),
+    ],
+)  # fmt: skip
+def test_a_place_below_another(place: str | Path, below: str) -> None:
+    assert place_below(place, "a/b") == below
+    inner = MemoryStore("m")
+    part = place_below(inner, "a")
+    assert isinstance(part, Prefixed)
+    assert (part.inner, part.url) == (inner, "memory://m/a")
+    for name in ("", "..", "a//b", "/a"):
+        with pytest.raises(InvalidFormat):
+            place_below(place, name)
 
 
 def test_bodies_are_taken_in_the_calling_thread_and_piece_by_piece(s3_url: str) -> None:

@@ -5,7 +5,7 @@ from holdfast.stores.disk import Disk, OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.probe import prove_create
-from holdfast.stores.urls import find_below, is_reopenable, open_store
+from holdfast.stores.urls import find_below, is_reopenable, open_store, place_below
 from holdfast.stores.wrappers import Cached, Delegating, Prefixed, Retrying, Throttled
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "find_below",
     "is_reopenable",
     "open_store",
+    "place_below",
     "prove_create",
 ]

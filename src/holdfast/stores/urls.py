@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
 from holdfast.core.errors import StoreError
+from holdfast.core.names import check_key
 from holdfast.stores.address import SERVICES, parse_address, shown
 from holdfast.stores.base import Served, Store
 from holdfast.stores.disk import OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.peers.address import parse_peer, parse_ring
-from holdfast.stores.wrappers import Prefixed
+from holdfast.stores.wrappers import Prefixed, url_below
 
-__all__ = ["find_below", "is_reopenable", "open_store"]
+__all__ = ["find_below", "is_reopenable", "open_store", "place_below"]
 
 _memory: dict[str, MemoryStore] = {}
 _memory_lock = threading.Lock()
@@ -57,6 +58,19 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
     raise StoreError(
         f"no store for {shown(text)!r}: give a directory, or a file://, s3://, gs://, az://, peer:// or memory:// URL"
     )
+
+
+def place_below(place: str | os.PathLike[str] | Store, name: str) -> str | Store:
+    """Return the place that lies under a name of another place, in the form that this one has.
+
+    Raises:
+        InvalidFormat: the name is none that a key may have.
+    """
+    check_key(name)
+    if not isinstance(place, (str, os.PathLike)):
+        return Prefixed(place, name)
+    text = os.fspath(place)
+    return url_below(text, name) if "://" in text else os.path.join(text, *name.split("/"))
 
 
 def find_below(url: str, name: str, depth: int) -> Iterator[str] | None:

@@ -84,6 +84,10 @@ def train(app: App, step: int) -> None:
 
 
 def digests(app: App) -> dict[str, str]:
+    return digests_of("app", app.state_dict())
+
+
+def digests_of(name: str, state: Any) -> dict[str, str]:
     """Return digests of the whole tensors, and the values, by key."""
     found: dict[str, str] = {}
 
@@ -99,7 +103,7 @@ def digests(app: App) -> dict[str, str]:
         else:
             found[path] = repr(value)
 
-    walk("app", app.state_dict())
+    walk(name, state)
     return found
 
 

@@ -6,6 +6,7 @@ What is saved is an ordinary checkpoint: whole tensors under natural names, type
 
 from holdfast.integrations.dcp.exchange import export_dcp, import_dcp
 from holdfast.integrations.dcp.reader import HoldfastReader
+from holdfast.integrations.dcp.standing_in import StandingIn, in_place_of_files
 from holdfast.integrations.dcp.writer import HoldfastWriter
 
-__all__ = ["HoldfastReader", "HoldfastWriter", "export_dcp", "import_dcp"]
+__all__ = ["HoldfastReader", "HoldfastWriter", "StandingIn", "export_dcp", "import_dcp", "in_place_of_files"]

@@ -26,9 +26,9 @@ from holdfast.integrations.dcp.shares import Share, Writing, write_share
 from holdfast.integrations.dcp.unchanged import Stretch, known_to
 from holdfast.loop.tracker import metric_number
 from holdfast.policies import Rule, require_retention
-from holdfast.replication.mirror import MirrorLike
+from holdfast.replication.mirror import Mirror, MirrorLike
 from holdfast.run import Run
-from holdfast.stores import Store, open_store
+from holdfast.stores import Store, is_reopenable, open_store
 
 __all__ = ["HoldfastWriter"]
 
@@ -93,7 +93,13 @@ class HoldfastWriter(StorageWriter):
         self._saving: Coordinator | None = None  # as the coordinator
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_saving": None}  # DCP's process begins the save itself
+        """Return what DCP's process needs, which begins the save itself.
+
+        Raises:
+            PolicyError: a place is one that only this process can reach.
+        """
+        mirrors = tuple(map(_portable, self._mirrors)) if self._mirrors is not None else None
+        return {**self.__dict__, "_saving": None, "run": _portable(self.run), "_mirrors": mirrors}
 
     @property
     def checkpoint_id(self) -> str | None:
@@ -224,3 +230,18 @@ class HoldfastWriter(StorageWriter):
 
     def _store(self) -> Store:
         return open_store(self.run)
+
+
+def _portable(place: MirrorLike) -> MirrorLike:
+    """Return a place as another process can open it."""
+    if isinstance(place, Mirror):
+        url = _portable(place.url)
+        assert not isinstance(url, Mirror)
+        return dataclasses.replace(place, url=url)
+    store = open_store(place)
+    if not is_reopenable(store):
+        raise PolicyError(
+            f"{store.url}: DCP's process cannot reach this store, which is in the memory of this one; give a "
+            "directory or a URL, or save in a thread"
+        )
+    return place if isinstance(place, (str, os.PathLike)) else store.url

@@ -2,8 +2,8 @@
 
 from holdfast.stores.wrappers.cache import Cached
 from holdfast.stores.wrappers.delegating import Delegating
-from holdfast.stores.wrappers.prefix import Prefixed
+from holdfast.stores.wrappers.prefix import Prefixed, url_below
 from holdfast.stores.wrappers.retry import Retrying
 from holdfast.stores.wrappers.throttle import Throttled
 
-__all__ = ["Cached", "Delegating", "Prefixed", "Retrying", "Throttled"]
+__all__ = ["Cached", "Delegating", "Prefixed", "Retrying", "Throttled", "url_below"]

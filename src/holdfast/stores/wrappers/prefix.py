@@ -11,7 +11,7 @@ from holdfast.core.names import check_key
 from holdfast.stores.base import ObjectInfo, Store, Stream
 from holdfast.stores.wrappers.delegating import Delegating
 
-__all__ = ["Prefixed"]
+__all__ = ["Prefixed", "url_below"]
 
 
 class Prefixed(Delegating):
@@ -23,7 +23,7 @@ class Prefixed(Delegating):
     def __init__(self, inner: Store, prefix: str) -> None:
         super().__init__(inner)
         self.prefix = check_key(prefix)
-        self.url = _below(inner.url, prefix)
+        self.url = url_below(inner.url, prefix)
 
     def write(self, key: str, data: Sequence[Buffer]) -> None:
         self.inner.write(self._key(key), data)
@@ -67,7 +67,8 @@ class Prefixed(Delegating):
         return self._key(prefix) if prefix else self.prefix
 
 
-def _below(url: str, prefix: str) -> str:
+def url_below(url: str, prefix: str) -> str:
+    """Return the URL of what lies under a prefix of the place that another URL names; its options stay."""
     parts = urlsplit(url)
     if not parts.path and not parts.netloc:
         return f"{url}{prefix}"
