@@ -74,7 +74,7 @@ def _first_in_a_loop(found: dict[str, float]) -> dict[str, float]:
 
 def _heats(plan: Plan, nbytes: int) -> Iterator[tuple[Entry, ...]]:
     """Yield who is measured side by side: as many as there is memory for, beside the limit."""
-    room = 0.8 * free_bytes() / (COPIES * nbytes + LAUNCH_BYTES)
+    room = 0.9 * free_bytes() / (COPIES * nbytes + LAUNCH_BYTES)
     at_once = max(1, int(room) - 1)
     for start in range(0, len(plan.ranks), at_once):
         yield plan.ranks[start : start + at_once]

@@ -7,7 +7,6 @@ most of that away.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -18,11 +17,7 @@ __all__ = ["NO_MEMORY", "PAGE", "Memory", "Spare", "address", "map_pages", "page
 PAGE = 4096
 HUGE_PAGE = 2 << 20
 STRETCH_BYTES = 16 << 20
-_POPULATE_READ, _POPULATE_WRITE = (
-    22,
-    23,
-)  # Linux 5.14; refused where they are not known, and then nothing is lost
-
+_POPULATE_WRITE = 23  # Linux 5.14; refused where it is not known, and then nothing is lost
 
 NO_MEMORY = memoryview(bytearray())
 
@@ -122,8 +117,9 @@ class Memory:
 
     @classmethod
     def of(cls, fd: int) -> Memory:
-        """Map what another process shares. Writable only because Python tells the address of no other memory."""
-        made = mmap.mmap(fd, os.fstat(fd).st_size, flags=mmap.MAP_SHARED)
-        with contextlib.suppress(OSError):
-            made.madvise(_POPULATE_READ)
-        return cls(memoryview(made), fd)
+        """Map what another process shares. Writable only because Python tells the address of no other memory.
+
+        Its pages are there already and are not asked for in one go: while the other process copies into them that slows
+        it down to a third.
+        """
+        return cls(memoryview(mmap.mmap(fd, os.fstat(fd).st_size, flags=mmap.MAP_SHARED)), fd)
