@@ -11,7 +11,7 @@ import pytest
 
 import holdfast
 from holdfast import Checkpointer
-from holdfast.core.errors import IntegrityError
+from holdfast.core.errors import IntegrityError, SaveFailed
 from holdfast.saving.arena import Arenas
 from holdfast.stores import LocalStore
 
@@ -167,6 +167,41 @@ def test_nothing_restored_lies_in_that_memory(arenas: list[Arenas], saved: Saved
     for held in arenas:
         scribble(held)
     assert bytes_of(state) == wanted
+
+
+def test_of_a_state_in_waves_only_the_last_is_there(tmp_path: pathlib.Path, count: Count) -> None:
+    """The memory held one wave after the other: what was overwritten is read."""
+    state = {f"part{i}": np.random.default_rng(i).random(40_000) for i in range(6)}
+    with Checkpointer(tmp_path / "run", state, save=holdfast.every(steps=100), memory="700 kB") as ckpt:
+        ckpt.save()
+        wanted = {name: part.copy() for name, part in state.items()}
+        for part in state.values():
+            part += 1
+        ckpt.restore()
+        assert all(np.array_equal(state[name], wanted[name]) for name in wanted)
+    assert 3 * state["part0"].nbytes < count.read < 6 * state["part0"].nbytes
+
+
+def test_a_save_that_failed_is_not_rolled_back_to(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"table": np.arange(40_000.0)}
+    with Checkpointer(tmp_path / "run", state, save=holdfast.every(steps=100), writer="thread") as ckpt:
+        ckpt.save()
+        ckpt.wait()
+        wanted = state["table"].copy()
+        state["table"] += 1
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(LocalStore, "write_streams", full)
+            ckpt.save()
+            with pytest.raises(SaveFailed):
+                ckpt.wait()
+        ckpt.restore()
+        assert np.array_equal(state["table"], wanted)
 
 
 def test_a_resume_goes_through_memory_that_is_there(tmp_path: pathlib.Path, arenas: list[Arenas]) -> None:
