@@ -19,6 +19,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
+def launch(program: Path, world: int, *arguments: str, seconds: float, **more: str) -> None:
+    """Run a program on all ranks under torchrun; none may fail."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", str(program),
+        *arguments,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env=environment(**more), timeout=seconds, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+
+
 def torchrun(world: int, order: dict[str, object]) -> int:
     """Run all ranks under torchrun; return its exit code."""
     command = [

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 import holdfast
-from distributed.launching import environment
+from distributed.launching import launch
 
 pytest.importorskip("torch.distributed.fsdp")
 
@@ -38,15 +36,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "optimizers",
         "alike",
     ]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(SUITE), str(out),
-        *scenarios,
-    ]  # fmt: skip
-    path = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        command, env=environment(PYTHONPATH=path), timeout=280, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-8000:]
+    launch(SUITE, 4, str(out), *scenarios, seconds=280, PYTHONPATH=str(Path(__file__).parents[1]))
     return out
 
 

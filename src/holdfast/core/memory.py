@@ -58,7 +58,7 @@ def touch(view: memoryview) -> None:
 class Spare:
     """Memory that nobody needs for a while and that was touched before, handed out from its first page on."""
 
-    def __init__(self, memory: memoryview = NO_MEMORY) -> None:
+    def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self._taken = 0
 

@@ -89,13 +89,14 @@ def restore_state(
     history.refresh()
     passed_over: dict[int, str] = dict(left_out)
 
+    def restore(view: View, wanted: RestoreOptions) -> Restored:
+        return _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch, lent=lent)
+
     def attempt(one: int | str) -> Restored:
         entry, manifest = history.resolve(one)
         trust.check(history.store, entry.key, manifest, history.run)
         picked(manifest)
-        restored, view = _restore_seen(
-            history, manifest, state, options, passed_over, ranks=ranks, rng=rng, fetch=fetch, lent=lent
-        )
+        restored, view = _restore_seen(history, manifest, options, ranks, restore)
         if ranks.rank >= manifest.world_size and RNG_PART in view.manifest.parts and rng:
             fold_into_rng(ranks.rank)  # so that no two ranks draw the same
         restored.report.notes[:0] = view.notes
@@ -146,29 +147,24 @@ def _mended(
 def _restore_seen(
     history: History,
     manifest: Manifest,
-    state: Mapping[str, object],
     options: RestoreOptions,
-    passed_over: dict[int, str],
-    *,
     ranks: Ranks,
-    rng: bool,
-    fetch: Fetch,
-    lent: Lent,
+    restore: Callable[[View, RestoreOptions], Restored],
 ) -> tuple[Restored, View]:
-    """Restore a checkpoint as this process sees it; or, as one of as many ranks as then that are laid out otherwise,
-    with what others had beside it: what one stage of a pipeline had another one has now."""
+    """Have a checkpoint restored as this process sees it; or, as one of as many ranks as then that are laid out
+    otherwise, with what others had beside it: what one stage of a pipeline had another one has now."""
     shared = replace(options, shared=True)
     view = view_of(history.store, manifest, ranks.rank, ranks.world)
     wanted = shared if view.merged and ranks.several else options
     try:
-        return _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch, lent=lent), view
+        return restore(view, wanted), view
     except StateError as e:
         if not ranks.several or view.merged:
             raise
         misfit = e
     view = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
     try:
-        return _restore_one(history, view, state, shared, passed_over, rng=rng, fetch=fetch, lent=lent), view
+        return restore(view, shared), view
     except StateError:
         raise misfit from None  # what is said of the checkpoint as it was saved is to the point
 

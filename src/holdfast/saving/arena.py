@@ -44,7 +44,7 @@ class Arena:
             position += page_aligned(size)
         self._join()
         self._hold(position)
-        view = self._memory.view if self._memory is not None else memoryview(bytearray())
+        view = self._memory.view if self._memory is not None else NO_MEMORY
         return [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
     def fits(self, sizes: Sequence[int]) -> bool:

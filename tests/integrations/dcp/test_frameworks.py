@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import holdfast
+from distributed.launching import launch, results
 
 pytest.importorskip("accelerate")
 pytest.importorskip("lightning")
@@ -28,20 +26,9 @@ Left = tuple[Path, dict[str, list[dict[str, Any]]]]
 def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
     """Where two ranks have run all three, and what each rank has noted."""
     root = tmp_path_factory.mktemp("frameworks")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(PROGRAM), str(root),
-    ]  # fmt: skip
-    ran = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=TIMEOUT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    launch(PROGRAM, 2, str(root), seconds=TIMEOUT)
     names = ("bare_ids", "accelerate", "lightning")
-    return root, {n: [json.loads((root / f"{n}-{r}.json").read_text()) for r in range(2)] for n in names}
+    return root, {name: results(root, name, 2) for name in names}
 
 
 def sound(run: Path) -> holdfast.Run:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 
 import holdfast
+from distributed.launching import launch, results
 
 SCRIPT = Path(__file__).with_name("script.py")
 TIMEOUT = 300
@@ -20,21 +18,8 @@ TIMEOUT = 300
 
 def torchrun(world: int, order: dict[str, object]) -> list[dict[str, Any]]:
     """Run all ranks and return what each has left."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}",
-        str(SCRIPT), json.dumps(order),
-    ]  # fmt: skip
-    ran = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=TIMEOUT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    out = Path(str(order["out"]))
-    return [json.loads((out / f"{order['name']}-{r}.json").read_text()) for r in range(world)]
+    launch(SCRIPT, world, json.dumps(order), seconds=TIMEOUT)
+    return results(Path(str(order["out"])), str(order["name"]), world)
 
 
 @pytest.fixture(scope="module")
