@@ -50,7 +50,8 @@ class Checkpointer:
             this one is killed; a "thread"; or nobody else ("inline": a save returns when it is durable). "auto" is a
             process where there can be one (Linux, a store that can be opened by URL), else a thread.
         overlap: in the loop, copy what only an optimizer changes behind the next forward and backward pass; the step of
-            any optimizer waits for the rest. Whatever else changes parameters in place calls `protect()` first.
+            any optimizer waits for the rest; CUDA devices copy by themselves, and nobody waits. Whatever else changes
+            parameters in place calls `protect()` first.
             "check" compares digests of both ends, to find out whether a program does so.
         when_busy: what becomes of a save that is due while the one before is still being written: "wait" (at once, if
             there is memory for a second snapshot), "skip" it, or let it "replace" one that waits.

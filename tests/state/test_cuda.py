@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 import torch
 from torch import nn
 
+from holdfast import Checkpointer, every, load
+from holdfast.state.adapters import torch_devices
 from holdfast.state.rng import capture_rng, restore_rng
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -90,3 +94,56 @@ def test_state_dict_objects_keep_their_device(save):
     saved.into({"a": live})
     assert live.mean.device.type == "cuda"
     assert live.mean.tolist() == [1, 1]
+
+
+WIDE = 2048  # a layer of 16 MB, and as much again for each moment
+
+
+@pytest.mark.parametrize("writer", ["process", "thread"])
+@pytest.mark.parametrize("overlap", [True, "check", False])
+def test_saved_behind_the_next_step(tmp_path: pathlib.Path, overlap: bool | str, writer: str) -> None:
+    """Every step is saved, the host never waits for the device, and each checkpoint is the state of its safe point."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(WIDE, WIDE) for _ in range(4)]).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    x = torch.randn(64, WIDE, device="cuda")
+    wanted: dict[int, list[torch.Tensor]] = {}
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer(tmp_path, state, save=every(steps=1), overlap=overlap, writer=writer) as ckpt:
+        for step in ckpt.steps(6):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            moments = [optimizer.state[p]["exp_avg"] for p in model.parameters()]
+            wanted[step + 1] = [t.detach().clone() for t in [*model.parameters(), *moments]]
+        arena = ckpt._engine._saver._arenas.first.memory
+        assert arena is not None
+        assert torch_devices.pinned(torch.frombuffer(arena.view, dtype=torch.uint8))
+    for step, tensors in wanted.items():
+        load(tmp_path, into=state, step=step)
+        found = [*model.parameters(), *[optimizer.state[p]["exp_avg"] for p in model.parameters()]]
+        assert all(torch.equal(a, b) for a, b in zip(found, tensors, strict=True)), f"step {step}"
+
+
+def test_a_step_that_is_replayed_from_a_graph(tmp_path: pathlib.Path) -> None:
+    """No hook sees a replay: nothing is copied behind it."""
+    weight = nn.Parameter(torch.zeros(WIDE, WIDE, device="cuda"))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    weight.grad = torch.full_like(weight, -1.0)
+    graph = torch.cuda.CUDAGraph()
+    with Checkpointer(tmp_path, {"w": {"w": weight}, "o": optimizer}, save=every(steps=1)) as ckpt:
+        optimizer.step()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            optimizer.step()
+        for _ in ckpt.steps(5):
+            graph.replay()
+    for step in range(1, 6):
+        assert load(tmp_path, step=step)["w"]["w"].unique().tolist() == [step + 1.0]
+
+
+def test_host_memory_that_was_not_pinned_goes_through_a_ring() -> None:
+    sources = [torch.randn(n) for n in (1, 5_000_000, 3, 0, 20_000_000)] + [torch.randn(99, 51).t()]
+    targets = [torch.zeros_like(s, device="cuda") for s in sources]
+    torch_devices.write_to(list(zip(targets, sources, strict=True)))
+    assert all(torch.equal(t.cpu(), s) for t, s in zip(targets, sources, strict=True))

@@ -11,8 +11,9 @@ import ctypes
 import mmap
 import os
 import weakref
+from collections.abc import Callable
 
-__all__ = ["NO_MEMORY", "PAGE", "Memory", "Spare", "address", "map_pages", "page_aligned", "touch"]
+__all__ = ["NO_MEMORY", "PAGE", "Memory", "Pinning", "Spare", "address", "map_pages", "page_aligned", "touch"]
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20
@@ -20,6 +21,10 @@ STRETCH_BYTES = 16 << 20
 _POPULATE_WRITE = 23  # Linux 5.14; refused where it is not known, and then nothing is lost
 
 NO_MEMORY = memoryview(bytearray())
+
+Pinning = Callable[
+    [int, int], "Callable[[], None] | None"
+]  # of an address and a size; returns what takes it back
 
 
 def page_aligned(size: int) -> int:
@@ -77,11 +82,20 @@ class Memory:
     def __init__(self, view: memoryview, fd: int = -1) -> None:
         self.view = view
         self.fd = fd
+        self._pinned = False
         if fd >= 0:
             weakref.finalize(self, os.close, fd).atexit = False  # it may still be sent then
 
     def __len__(self) -> int:
         return len(self.view)
+
+    def pin(self, pinning: Pinning) -> None:
+        """Pin all of it until it goes; done once, and tried once."""
+        if not self._pinned and len(self.view):
+            self._pinned = True
+            unpin = pinning(address(self.view), len(self.view))
+            if unpin is not None:
+                weakref.finalize(self, unpin).atexit = False
 
     @classmethod
     def private(cls, size: int) -> Memory:

@@ -91,7 +91,7 @@ class Saver:
         self._told = False  # of a state that is larger than the memory for it
         self._fence = Fence()
         overlaps = settings.overlap and settings.writer != "inline"
-        self._unguard = before_each_step(self._fence.wait) if overlaps else None
+        self._unguard = before_each_step(self._fence.before_step) if overlaps else None
 
     @property
     def busy(self) -> bool:
@@ -148,7 +148,9 @@ class Saver:
             self._session.give_up(attempt, e)
             raise
         try:
-            self._copy(part.snapshot, overlap=how.overlap and self._unguard is not None)
+            self._copy(
+                part.snapshot, overlap=how.overlap and self._unguard is not None and self._fence.stands
+            )
         finally:  # a copy that broke fails the save that was begun
             self._waiting = arena if begun is None and how.by_rule else None
             self._hand_over(part, order, arena, begun, by_rule=how.by_rule)
@@ -177,7 +179,7 @@ class Saver:
 
     def _room(self) -> Arena:
         """Return an arena for the next snapshot, when there is one."""
-        self._fence.wait()
+        self._fence.hold()
         if self._settings.when_busy == "replace" and self._waiting is not None and self._writer.withdraw():
             logger.info("a snapshot that was still waiting to be written is replaced by a newer one")
             self._arenas.give_back(self._waiting)

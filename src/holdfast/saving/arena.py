@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from holdfast.core.machine import available_memory
-from holdfast.core.memory import NO_MEMORY, Memory, page_aligned, touch
+from holdfast.core.memory import NO_MEMORY, Memory, Pinning, page_aligned, touch
 from holdfast.saving.image import Image
 
 __all__ = ["NOTHING_LENT", "Arena", "Arenas", "Lent"]
@@ -28,6 +28,7 @@ class Arena:
         self._memory: Memory | None = None
         self._warming: threading.Thread | None = None
         self.kept: tuple[str, Image] | None = None  # what lies in it, and the attempt it was committed as
+        self.pinning: Pinning | None = None  # what makes its memory such as devices copy to by themselves
 
     @property
     def memory(self) -> Memory | None:
@@ -44,6 +45,7 @@ class Arena:
             position += page_aligned(size)
         self._join()
         self._hold(position)
+        self._pin()
         view = self._memory.view if self._memory is not None else NO_MEMORY
         return [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
@@ -58,9 +60,17 @@ class Arena:
         total = sum(map(page_aligned, sizes))
         if self._hold(total) and self._memory is not None:
             self._warming = threading.Thread(
-                target=touch, args=(self._memory.view,), name="holdfast-prewarm", daemon=True
+                target=self._warm, args=(self._memory,), name="holdfast-prewarm", daemon=True
             )
             self._warming.start()
+
+    def _warm(self, memory: Memory) -> None:
+        touch(memory.view)
+        self._pin()
+
+    def _pin(self) -> None:
+        if self._memory is not None and self.pinning is not None:
+            self._memory.pin(self.pinning)
 
     def _hold(self, size: int) -> bool:
         """Have memory of this size; return whether there was less."""

@@ -111,7 +111,9 @@ class RankPlanner(Planner):
         spec, shard = source.spec, source.spec.shard
         memory = memoryview(bytearray(spec.nbytes))
         engine = dispatch().engine_of(source.value)
-        engine.copy_out([source.value], engine.targets([spec], [memory]))
+        copying = engine.copy_out([source.value], engine.targets([spec], [memory]))
+        if copying is not None:
+            copying.wait()
         digest = blake3(memory).hexdigest(16)
         if shard is None:
             return Replica("", spec.shape, (0,) * len(spec.shape), spec.shape, digest)

@@ -6,6 +6,7 @@ Three steps: a plan, memory for it, the copy. The copy is made at once, or behin
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +14,12 @@ from holdfast.core.collector import collector_held
 from holdfast.core.memory import address, page_aligned
 from holdfast.saving.arena import Arena
 from holdfast.saving.image import Image, PartImage
-from holdfast.saving.overlap import Overlap, Piece
+from holdfast.saving.overlap import Flight, Overlap, Piece, Watched, digest_at
 from holdfast.saving.plan import Layout, Plan, Planner, plan_once
 from holdfast.saving.progress import Progress
-from holdfast.state.adapter import Engine
+from holdfast.state.adapter import DeviceCopy
 from holdfast.state.capture import CaptureReport
+from holdfast.state.registry import pinning
 from holdfast.state.tensors import TensorSource
 from holdfast.state.transfer import Lot, Stretch, Transfer
 
@@ -50,41 +52,15 @@ class Snapshot:
     def copy_behind(self, *, check: bool = False) -> Overlap | None:
         """Copy at once what a forward or backward pass may change, and start to copy the rest behind them; return what
         does that, or None when everything was copied at once. `check`: compare with what was there at the start."""
-        pieces: list[Piece] = []
-        values: list[object] = []
-        at_once: list[Lot] = []
-        engine: Engine | None = None
         with collector_held(), self._failing():
-            for lot in self._transfer.lots:
-                of_lot = self._steady(lot)
-                if of_lot:
-                    engine = lot.engine
-                    pieces += of_lot
-                    values += [s.value for s in self._sources[lot.start : lot.stop]]
-                else:
-                    at_once.append(lot)
-            self._transfer.copy(self._sources, at_once)
+            behind = _Behind(self, check=check)
+            at_once = [lot for lot in self._transfer.lots if not behind.takes(lot)]
+            begun = self._transfer.start(self._sources, at_once)
             self._sources.clear()
-            if engine is None:
+            found = behind.begun(begun)
+            if found is None:
                 self.progress.advance(self.progress.total)
-                return None
-            return Overlap(pieces, values, engine.versions, self.progress, check=check)
-
-    def _steady(self, lot: Lot) -> list[Piece]:
-        """Return the pieces of a lot that may be copied later, as they lie in memory."""
-        if lot.volatile or lot.joined is not None or lot.end - lot.start_byte < WORTH_BYTES:
-            return []
-        sources = self._sources[lot.start : lot.stop]
-        here = lot.engine.addresses([s.value for s in sources])
-        there = lot.engine.addresses(lot.targets)
-        if here is None or there is None:
-            return []
-        pieces: list[Piece] = []
-        at = lot.start_byte
-        for source, a, b in zip(sources, here, there, strict=True):
-            pieces.append(Piece(source.spec.name, a, b, source.spec.nbytes, at))
-            at += source.spec.nbytes
-        return pieces
+            return found
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
@@ -94,6 +70,61 @@ class Snapshot:
         except BaseException as e:
             self.progress.fail(e)
             raise
+
+
+class _Behind:
+    """What of a snapshot is copied later, as it is gathered."""
+
+    def __init__(self, of: Snapshot, *, check: bool) -> None:
+        self._of = of
+        self._check = check
+        self._here, self._there = Watched(_no_versions), Watched(_no_versions)
+        self._pieces: list[Piece] = []
+        self._flights: list[Flight] = []
+
+    def takes(self, lot: Lot) -> bool:
+        """Take a lot that may be copied later and say so; what devices copy they begin with here."""
+        if lot.volatile or lot.joined is not None or lot.end - lot.start_byte < WORTH_BYTES:
+            return False
+        sources = self._of._sources[lot.start : lot.stop]
+        values = [s.value for s in sources]
+        targets = lot.engine.addresses(lot.targets)
+        if targets is None:
+            return False
+        sizes = [s.spec.nbytes for s in sources]
+        # Compared are bytes that are copied twice: now, and later over that.
+        expected = self._copied_now(lot, targets, sizes) if self._check else []
+        flight = lot.engine.copy_beside(values, lot.targets)
+        if flight is not None:
+            self._flights.append(Flight(lot.start_byte, flight))
+        else:
+            found = lot.engine.addresses(values)
+            if found is None:
+                return False
+            places = itertools.accumulate(sizes, initial=lot.start_byte)
+            self._pieces += map(Piece, found, targets, sizes, places)
+        watched = self._here if flight is None else self._there
+        watched.versions = lot.engine.versions
+        watched.names += [s.spec.name for s in sources]
+        watched.values += values
+        watched.copies += zip(targets, sizes, strict=True)
+        watched.expected += expected
+        return True
+
+    def begun(self, at_once: Sequence[DeviceCopy]) -> Overlap | None:
+        """Return what does the rest, if there is any, given what devices were told to copy at once."""
+        flights = [Flight(0, copy) for copy in at_once] + self._flights
+        if not (flights or self._pieces):
+            return None
+        return Overlap(self._here, self._pieces, self._there, flights, self._of.progress)
+
+    def _copied_now(self, lot: Lot, targets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        self._of._transfer.copy(self._of._sources, [lot])
+        return list(map(digest_at, targets, sizes))
+
+
+def _no_versions(values: Sequence[object]) -> list[int]:
+    return [0] * len(values)
 
 
 class Snapshotter:
@@ -113,6 +144,7 @@ class Snapshotter:
     def prewarm(self, plan: Plan, arena: Arena) -> None:
         """Have memory ready in an arena, in the background, for what was planned."""
         sizes = plan.layout.sizes
+        self._let_pin(plan, arena)
         if not arena.fits(sizes):
             self._transfers.clear()  # they hold on to the memory that the arena gives up
             arena.prewarm(sizes)
@@ -122,9 +154,14 @@ class Snapshotter:
         with collector_held():
             if plan.layout is not self._layout or not arena.fits(plan.layout.sizes):
                 self._transfers.clear()  # they hold on to the memory that the arena gives up
+                self._let_pin(plan, arena)
             self._layout = plan.layout
             pieces = arena.reserve(plan.layout.sizes)
             return place(plan, arena, pieces, self._way(plan, pieces))
+
+    def _let_pin(self, plan: Plan, arena: Arena) -> None:
+        """Tell the arena whether its memory is to be such as devices copy to by themselves."""
+        arena.pinning = pinning([source.value for source in plan.sources])
 
     def _way(self, plan: Plan, pieces: list[memoryview]) -> Transfer:
         if not self._planner.lasts(plan):

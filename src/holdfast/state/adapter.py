@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NO_KINDS",
     "Adapter",
+    "DeviceCopy",
     "Dispatch",
     "Engine",
     "Joined",
@@ -83,11 +84,25 @@ class TensorHolder(Protocol):
     engine: Engine
 
 
+class DeviceCopy(Protocol):
+    """A copy that a device makes by itself, and that may still be going on. It has its place among what the device is
+    told: the elements are those of the moment at which it began."""
+
+    def fence(self) -> None:
+        """Have the device do it before anything that it is told from now on."""
+        ...
+
+    def wait(self) -> None:
+        """Return when it is complete."""
+        ...
+
+
 class Joined(Protocol):
     """Neighbours of one element type that are moved in one go."""
 
-    def copy(self, sources: Sequence[TensorSource]) -> None:
-        """Copy the elements of these tensors, one after the other, into the memory this was made for."""
+    def copy(self, sources: Sequence[TensorSource]) -> DeviceCopy | None:
+        """Copy the elements of these tensors, one after the other, into the memory this was made for; see
+        `Engine.copy_out`."""
         ...
 
 
@@ -135,12 +150,26 @@ class Engine(Protocol):
         """
         ...
 
+    def pinning(self, values: Sequence[object]) -> Callable[[int, int], Callable[[], None] | None] | None:
+        """Return what makes host memory such as devices copy to by themselves, if any of the tensors is on such a
+        device. Given an address and a size it returns what takes that back, or None where it does not work."""
+        ...
+
     def versions(self, values: Sequence[object]) -> list[int]:
         """Return for each a number that grows with every change in place."""
         ...
 
-    def copy_out(self, values: Sequence[object], targets: Sequence[object]) -> None:
-        """Copy the elements of each tensor to its target, in C order, and return when they are there."""
+    def copy_out(self, values: Sequence[object], targets: Sequence[object]) -> DeviceCopy | None:
+        """Copy the elements of each tensor to its target, in C order. Returns when they are there, or what tells when
+        those that devices copy by themselves are; nothing that these are told afterwards changes them."""
+        ...
+
+    def copy_beside(self, values: Sequence[object], targets: Sequence[object]) -> DeviceCopy | None:
+        """Have devices copy beside what they are told from now on, and not before `DeviceCopy.fence` in its way; None,
+        and nothing is done, if they cannot.
+
+        Only asked of what changes when an optimizer steps.
+        """
         ...
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:

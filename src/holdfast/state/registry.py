@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.core.errors import MissingDependency
 from holdfast.state.adapter import Adapter, Dispatch, Engine
@@ -21,6 +21,7 @@ __all__ = [
     "jax_group",
     "jax_is_loaded",
     "parameters",
+    "pinning",
     "replicated",
     "settle",
     "torch_broadcast",
@@ -133,13 +134,21 @@ def parameters(state: Mapping[str, object]) -> tuple[dict[int, str], set[int]]:
     return survey(state)
 
 
-def before_each_step(act: Callable[[], None]) -> Callable[[], None] | None:
-    """Call `act` before any optimizer of this process steps; return what ends that, or None without torch."""
+def before_each_step(act: Callable[[bool], None]) -> Callable[[], None] | None:
+    """Call `act` before any optimizer of this process steps, and say whether such steps may also come unannounced;
+    return what ends that, or None without torch."""
     if not torch_is_loaded():
         return None
     from holdfast.state.adapters.torch_steps import before_each_step as register
 
     return register(act)
+
+
+def pinning(values: Sequence[object]) -> Callable[[int, int], Callable[[], None] | None] | None:
+    """Return what pins host memory for copies of these tensors from devices, if there are any; see `Engine.pinning`."""
+    if not torch_is_loaded():
+        return None
+    return dispatch().engines["torch"].pinning(values)
 
 
 def torch_rng() -> types.ModuleType | None:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from holdfast.state.adapter import Engine, Joined
+from holdfast.state.adapter import DeviceCopy, Engine, Joined
 from holdfast.state.registry import dispatch
 from holdfast.state.tensors import TensorSource
 
@@ -78,17 +78,23 @@ class Transfer:
         `sources` are those of the beginning, or others of the same specs, with the same aliases where they last.
         Draws no random number.
         """
+        for copy in self.start(sources, lots):
+            copy.wait()
+
+    def start(self, sources: Sequence[TensorSource], lots: Iterable[Lot] | None = None) -> list[DeviceCopy]:
+        """As `copy`, but return what devices copy by themselves and may not be there yet."""
+        begun: list[DeviceCopy | None] = []
         single: dict[Engine, tuple[list[object], list[object]]] = {}
         for lot in self.lots if lots is None else lots:
             here = sources[lot.start : lot.stop]
             if lot.joined is not None:
-                lot.joined.copy(here)
+                begun.append(lot.joined.copy(here))
             else:
                 some, targets = single.setdefault(lot.engine, ([], []))
                 some += [source.value for source in here]
                 targets += lot.targets
-        for engine, (some, targets) in single.items():
-            engine.copy_out(some, targets)
+        begun += [engine.copy_out(some, targets) for engine, (some, targets) in single.items()]
+        return [copy for copy in begun if copy is not None]
 
 
 def _cut(

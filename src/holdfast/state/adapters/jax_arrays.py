@@ -91,6 +91,12 @@ class JaxEngine:
         # new memory for all of the state. docs/design/0024-jax.md has the figures.
         return None
 
+    def pinning(self, values: Sequence[object]) -> None:
+        return None
+
+    def copy_beside(self, values: Sequence[object], targets: Sequence[object]) -> None:
+        return None
+
     def versions(self, values: Sequence[object]) -> list[int]:
         return [0] * len(values)
 

@@ -122,6 +122,12 @@ class NumpyEngine:
     def addresses(self, values: Sequence[object]) -> list[int] | None:
         return None  # no optimizer tells when it is about to change them
 
+    def pinning(self, values: Sequence[object]) -> None:
+        return None
+
+    def copy_beside(self, values: Sequence[object], targets: Sequence[object]) -> None:
+        return None
+
     def versions(self, values: Sequence[object]) -> list[int]:
         return [0] * len(values)
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from holdfast.core.dtypes import DTYPES
+from holdfast.state.adapters import torch_devices
+from holdfast.state.adapters.torch_devices import Marked, Pair
 from holdfast.state.tensors import HostTensor, c_strides, layout_to_recreate
 
 __all__ = ["NAMES", "TORCH_DTYPES", "copy_all", "copy_in", "new_tensor", "overlaps", "raw"]
@@ -18,8 +20,6 @@ NAMES: dict[torch.dtype, str] = {t: n for n, t in TORCH_DTYPES.items()}
 
 COPIED_TOGETHER = 256
 _RAW = (torch.bool, torch.float4_e2m1fn_x2)
-
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def copy_in(pairs: Sequence[tuple[torch.Tensor, HostTensor]]) -> None:
@@ -157,20 +157,44 @@ def overlaps(t: torch.Tensor) -> bool:
     )
 
 
-def copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Copy each second tensor into the first, then wait for the devices that took part."""
-    by_device: dict[tuple[torch.device, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+def copy_all(pairs: Iterable[Pair]) -> Marked | None:
+    """Copy each second tensor into the first. Returns when that is done, or, where devices copy into pinned memory by
+    themselves, what tells when it is."""
     on_host: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    coming: list[Pair] = []
+    going: list[Pair] = []
+    other: list[Pair] = []
+    devices = torch_devices.DEVICES
     for target, source in pairs:
-        if target.is_cpu and source.is_cpu:  # asked first: a device is an object made anew each time
-            targets, sources = on_host
+        if devices.has(source):
+            (coming if torch_devices.pinned(target) else other).append((target, source))
+        elif devices.has(target):
+            going.append((target, source))
+        elif target.is_cpu and source.is_cpu:
+            on_host[0].append(target)
+            on_host[1].append(source)
         else:
-            targets, sources = by_device.setdefault((target.device, source.device), ([], []))
+            other.append((target, source))
+    coming_in = torch_devices.read_from(coming) if coming else None
+    if on_host[0]:
+        with torch.no_grad():
+            torch._foreach_copy_(*on_host)  # pyright: ignore[reportPrivateImportUsage]
+    if going:
+        torch_devices.write_to(going)
+    if other:
+        _copy_and_wait(other)
+    return coming_in
+
+
+def _copy_and_wait(pairs: Sequence[Pair]) -> None:
+    """Copy to, from and between devices of any kind."""
+    by_device: dict[tuple[torch.device, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for target, source in pairs:
+        targets, sources = by_device.setdefault((target.device, source.device), ([], []))
         targets.append(target)
         sources.append(source)
     with torch.no_grad():
-        if on_host[0]:
-            torch._foreach_copy_(*on_host)  # pyright: ignore[reportPrivateImportUsage]
         for (to, of), (targets, sources) in by_device.items():
             torch._foreach_copy_(targets, sources, non_blocking=True)  # pyright: ignore[reportPrivateImportUsage]
-            torch.accelerator.synchronize(of if of.type != "cpu" else to)
+            if to.type != "cpu" or of.type != "cpu":
+                torch.accelerator.synchronize(of if of.type != "cpu" else to)

@@ -10,6 +10,8 @@ import torch
 
 from holdfast.core.errors import UnsupportedValue
 from holdfast.format.values import TensorLeaf
+from holdfast.state.adapters import torch_devices
+from holdfast.state.adapters.torch_devices import Marked, Pair
 from holdfast.state.adapters.torch_distributed import (
     held_boxes,
     is_spread,
@@ -158,16 +160,22 @@ class _Joined:
     def __init__(self, flats: list[torch.Tensor], memory: memoryview) -> None:
         self._flats = flats
         self._slab = torch.frombuffer(memory, dtype=flats[0].dtype)
+        self._on_device = torch_devices.DEVICES.has(flats[0])
 
-    def copy(self, sources: Sequence[TensorSource]) -> None:
+    def copy(self, sources: Sequence[TensorSource]) -> Marked | None:
         # The flat views are of the same memory: the sources are lasting.
+        if self._on_device:
+            return torch_devices.slab_on(self._flats, self._slab)
         with torch.no_grad():
             torch.cat(self._flats, out=self._slab)
+        return None
 
 
 def _lies_as_stored(t: torch.Tensor) -> bool:
     """Return whether the bytes of a tensor in host memory are its elements in C order."""
-    if t.device.type != "cpu" or t.is_inference():  # inference tensors count no versions
+    if (
+        not t.is_cpu or torch_devices.DEVICES.has(t) or t.is_inference()
+    ):  # inference tensors count no versions
         return False
     return t.is_contiguous() and not (t.is_conj() or t.is_neg())
 
@@ -201,7 +209,11 @@ class TorchEngine:
         t = cast("torch.Tensor", alias)
         if not lasting or spec.stride is not None or not 0 < spec.nbytes <= JOIN_BYTES:
             return None
-        return None if t.is_conj() or t.is_neg() or t.device.type != "cpu" else spec.dtype
+        if t.is_conj() or t.is_neg():
+            return None
+        if torch_devices.DEVICES.has(t):
+            return spec.dtype, t.device
+        return spec.dtype if t.is_cpu else None
 
     def join(self, aliases: Sequence[object], memory: memoryview) -> _Joined:
         return _Joined([_flat(cast("torch.Tensor", alias)) for alias in aliases], memory)
@@ -220,15 +232,23 @@ class TorchEngine:
             return None
         return [t.data_ptr() for t in tensors]
 
+    def pinning(self, values: Sequence[object]) -> Callable[[int, int], Callable[[], None] | None] | None:
+        return torch_devices.pinning(values)
+
     def versions(self, values: Sequence[object]) -> list[int]:
         return [t._version for t in cast("Sequence[torch.Tensor]", values)]
 
-    def copy_out(self, values: Sequence[object], targets: Sequence[object]) -> None:
-        copy_all(
-            (cast("torch.Tensor", target), raw(cast("torch.Tensor", value)))
-            for value, target in zip(values, targets, strict=True)
-            if target is not None
-        )
+    def copy_out(self, values: Sequence[object], targets: Sequence[object]) -> Marked | None:
+        return copy_all(_pairs(values, targets))
+
+    def copy_beside(self, values: Sequence[object], targets: Sequence[object]) -> Marked | None:
+        has = torch_devices.DEVICES.has
+        pairs = _pairs(values, targets)
+        if not all(has(source) and torch_devices.pinned(target) for target, source in pairs):
+            return None
+        if any(source.is_inference() for _, source in pairs):  # they count no versions
+            return None
+        return torch_devices.read_from(pairs, beside=True)
 
     def copy_in(self, pairs: Sequence[tuple[object, HostTensor]]) -> None:
         copy_in(cast("Sequence[tuple[torch.Tensor, HostTensor]]", pairs))
@@ -240,6 +260,14 @@ class TorchEngine:
         if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
             return value
         return _moved(value, reference())
+
+
+def _pairs(values: Sequence[object], targets: Sequence[object]) -> list[Pair]:
+    return [
+        (cast("torch.Tensor", target), raw(cast("torch.Tensor", value)))
+        for value, target in zip(values, targets, strict=True)
+        if target is not None
+    ]
 
 
 def as_kind(t: torch.Tensor, kind: str) -> torch.Tensor:
