@@ -52,11 +52,17 @@ def test_a_thread_is_used_again_and_bears_the_name_of_its_work() -> None:
 
 
 def test_work_of_the_same_time_has_threads_of_its_own_and_few_stay() -> None:
+    before = set(threading.enumerate())
     together = threading.Barrier(MOST_IDLE + 3)
     for _ in range(MOST_IDLE + 2):
         run_behind(lambda: together.wait(60) and None, "holdfast-test")
     together.wait(60)
     settle(MOST_IDLE)
+    for _ in range(6000):
+        if len(set(threading.enumerate()) - before) == MOST_IDLE:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("more threads stay than may")
 
 
 def test_nothing_of_the_work_is_kept() -> None:

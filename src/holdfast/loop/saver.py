@@ -14,6 +14,7 @@ from holdfast.distributed.ranks import ranks_here
 from holdfast.loop.room import Room, WhenFull
 from holdfast.loop.session import Begun, SaveOrder, Session
 from holdfast.saving.arena import Arena, Arenas, Lent
+from holdfast.saving.keeping import take_over
 from holdfast.saving.overlap import Fence
 from holdfast.saving.plan import Plan, Planner
 from holdfast.saving.snapshot import Snapshot, Snapshotter
@@ -85,6 +86,7 @@ class Saver:
         self._arenas = Arenas(
             shared=session.shares_memory, budget_bytes=settings.memory_bytes, sharers=sharers
         )
+        self._take_over()
         self._snapshotter = Snapshotter(state, planner=planner)
         self._writer = Writer(background=settings.writer != "inline")
         self._waiting: Arena | None = None  # of the save that may still give way to a newer one
@@ -92,6 +94,15 @@ class Saver:
         self._fence = Fence()
         overlaps = settings.overlap and settings.writer != "inline"
         self._unguard = before_each_step(self._fence.before_step) if overlaps else None
+
+    def _take_over(self) -> None:
+        """Take over the memory of a trainer of this run that has died on this machine, if there is any."""
+        session = self._session
+        if session.shares_memory:
+            rank = session.meeting.ranks.rank if session.meeting is not None else 0
+            kept = take_over(session.identity.run, rank)
+            if kept is not None and self._arenas.adopt(kept.memory, kept.job.manifest.attempt, kept.image):
+                logger.info("step %d still lies in the memory of a trainer that died", kept.job.manifest.step)
 
     @property
     def busy(self) -> bool:

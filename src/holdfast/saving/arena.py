@@ -49,6 +49,11 @@ class Arena:
         view = self._memory.view if self._memory is not None else NO_MEMORY
         return [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
+    def adopt(self, memory: Memory, attempt: str, image: Image) -> None:
+        """Be memory in which the image of a committed checkpoint lies already."""
+        self._memory = memory
+        self.kept = attempt, image
+
     def fits(self, sizes: Sequence[int]) -> bool:
         """Return whether there is memory for these pieces already."""
         return sum(map(page_aligned, sizes)) <= _size(self._memory)
@@ -56,7 +61,6 @@ class Arena:
     def prewarm(self, sizes: Sequence[int]) -> None:
         """Map and touch the memory that `reserve` will need, in the background. No piece may be in use."""
         self._join()
-        self.kept = None
         total = sum(map(page_aligned, sizes))
         if self._hold(total) and self._memory is not None:
             self._warming = threading.Thread(
@@ -140,6 +144,13 @@ class Arenas:
             return self._budget
         found = available_memory()
         return None if found is None else (found + _size(self.first.memory)) // (2 * self._sharers)
+
+    def adopt(self, memory: Memory, attempt: str, image: Image) -> bool:
+        """Take memory in which a snapshot lies already for the first arena; return False if it is more than may be."""
+        if self.first.memory is not None or not self._fits(len(memory)):
+            return False
+        self.first.adopt(memory, attempt, image)
+        return True
 
     def take(self) -> Arena:
         """Return an arena that no image lies in, when there is one."""

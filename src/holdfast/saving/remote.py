@@ -201,7 +201,7 @@ class WriterProcess:
 
     def close(self) -> None:
         """Let the process end."""
-        self._say(Bye())
+        self._say(Bye(_is_failing()))
         self._letting_go()
 
 
@@ -212,6 +212,12 @@ def _without_keys(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name != PASSPHRASE_VARIABLE and "PRIVATE KEY-----" not in value
     }
+
+
+def _is_failing() -> bool:
+    """Return whether this is called because of an exception: on its way out of a `with`, or at the end of a process
+    that it ends."""
+    return isinstance(sys.exc_info()[1] or getattr(sys, "last_value", None), Exception)
 
 
 def _let_go(sock: socket.socket, process: subprocess.Popen[bytes], stderr: int) -> None:

@@ -1,6 +1,7 @@
 """The writer process: `python -m holdfast.saving.server`. Imports no framework and none of the user's code.
 
-It shares the arena with the trainer. When the trainer is killed it finishes what was snapshotted, and then ends.
+It shares the arena with the trainer. When the trainer is killed it finishes what was snapshotted, has the memory kept
+for the next one, and then ends.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from holdfast.format.signing import SigningKey
 from holdfast.saving.committing import committing
 from holdfast.saving.image import Image
 from holdfast.saving.job import Committing
+from holdfast.saving.keeping import Kept, keep
 from holdfast.saving.progress import Progress
 from holdfast.saving.wire import (
     Aborted,
@@ -60,6 +62,10 @@ class Server:
         self._committing: Committing | None = None
         self._meeting: Meeting | None = None
         self._error: BaseException | None = None
+        self._kept: Kept | None = (
+            None  # the last snapshot that was made a checkpoint, while it lies in memory
+        )
+        self._deserted = False  # the trainer has died
 
     def run(self) -> None:
         """Serve until the trainer says goodbye, or is gone and its last snapshot is durable."""
@@ -67,25 +73,34 @@ class Server:
         told = Told()
         while (order := self._orders.get()) is not None:
             begin, memory, progress = order
+            if self._kept is not None and self._kept.memory is memory:
+                self._kept = None
             view = memory.view if memory is not None else memoryview(b"")
             answer: Message
             try:
                 image = Image(told.expand(begin, view), progress)
                 assert self._committing is not None
                 answer = Done(self._committing.carry_out(begin.job, image))
+                if memory is not None and not begin.job.more:
+                    self._kept = Kept(begin.job, image, memory)
             except Exception as e:  # noqa: BLE001 - told to the trainer, who raises it
                 answer = Failed.of(e)
             with contextlib.suppress(OSError):  # the trainer is gone: nobody is left to be told
                 send(self._sock, answer)
         if self._error is not None:
             raise self._error
+        if self._deserted and self._kept is not None:
+            with contextlib.suppress(OSError):  # it is on the disk
+                keep(self._kept, self._meeting.ranks.rank if self._meeting is not None else 0)
 
     def _listen(self) -> None:
         try:
             for message in self._messages():
                 if isinstance(message, Bye):
+                    self._deserted = message.failed
                     return
                 self._take(message)
+            self._deserted = True
             if self._meeting is not None:
                 self._meeting.alone_since = time.monotonic()
             if self._lease is not None and (self._meeting is None or self._meeting.ranks.leads):

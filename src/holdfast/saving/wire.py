@@ -33,6 +33,7 @@ __all__ = [
     "Open",
     "PartMessage",
     "Told",
+    "framed",
     "send",
 ]
 
@@ -89,7 +90,9 @@ class Aborted(msgspec.Struct, tag=True):
 
 
 class Bye(msgspec.Struct, tag=True):
-    """No further job will come."""
+    """No further job will come. `failed`: because of an error, so that the trainer may be started again."""
+
+    failed: bool = False
 
 
 class Done(msgspec.Struct, tag=True):
@@ -123,10 +126,15 @@ Message = Open | Begin | Copied | Aborted | Bye | Done | Failed
 _DECODER = msgspec.json.Decoder(Message)
 
 
-def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
-    """Send a message, and file descriptors with it."""
+def framed(message: Message) -> bytes:
+    """Return a message with its length before it."""
     raw = msgspec.json.encode(message)
-    frame = _LENGTH.pack(len(raw)) + raw
+    return _LENGTH.pack(len(raw)) + raw
+
+
+def send(sock: socket.socket, message: Message | bytes, fds: Sequence[int] = ()) -> None:
+    """Send a message, which may be framed already, and file descriptors with it."""
+    frame = message if isinstance(message, bytes) else framed(message)
     if fds:
         sent = socket.send_fds(sock, [frame], list(fds))
         frame = frame[sent:]
