@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from bench.contestants import LIMIT, NO_OVERLAP, Entry
 from bench.figures import CaseResult
 from bench.limits import LimitDesk
+from bench.machine import free_bytes
 from bench.worker import Worker, WorkerFailed
 
 
@@ -157,6 +158,16 @@ def without_loop(plan: Plan) -> Plan:
     """The plan for states that rest: there, a mode that differs only inside a training loop would be measured twice."""
     entries = tuple(e for e in plan.entries if e.name != NO_OVERLAP)
     return replace(plan, entries=entries)
+
+
+def heats(entries: tuple[Entry, ...], worker_bytes: int) -> Iterator[tuple[Entry, ...]]:
+    """Yield who is measured side by side: as many as there is memory for, beside the limit.
+
+    Each is then compared with the limit of the rounds of its own heat.
+    """
+    at_once = max(1, int(0.9 * free_bytes() / worker_bytes) - 1)
+    for start in range(0, len(entries), at_once):
+        yield entries[start : start + at_once]
 
 
 def _folder(scratch: pathlib.Path, name: str) -> pathlib.Path:

@@ -114,8 +114,13 @@ def lora(quick: bool) -> Subject:
 
 
 def training(quick: bool) -> Subject:
-    """About 150 MB of state, steps of about 100 ms on one core."""
+    """177 MB of state, steps of about 100 ms on one core."""
     return Training(64, 1, 16) if quick else Training(512, 4, 64)
+
+
+def large_training(quick: bool) -> Subject:
+    """1.1 GB of state, steps of most of a second on one core: many times what a copy of the state takes."""
+    return Training(64, 1, 16) if quick else Training(1024, 7, 32)
 
 
 STATES = {
@@ -124,4 +129,5 @@ STATES = {
     "many": many,
     "lora": lora,
     "training": training,
+    "large training": large_training,
 }

@@ -10,7 +10,7 @@ from bench.cases.packing import packing_case
 from bench.cases.ranks import many_ranks_case, ranks_case
 from bench.cases.saving import tiny_case, transformer_case
 from bench.cases.scale import scale_case
-from bench.cases.training import training_case
+from bench.cases.training import large_training_case, training_case
 from bench.figures import CaseResult
 from bench.rounds import Plan
 
@@ -24,4 +24,5 @@ CASES: dict[str, Callable[[Plan], CaseResult]] = {
     "g": packing_case,
     "h": ranks_case,
     "i": many_ranks_case,
+    "j": large_training_case,
 }

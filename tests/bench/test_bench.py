@@ -21,6 +21,7 @@ FIGURES = {
     "d": {"step", "median slowdown", "total slowdown", "held", "lost", "memory"},
     "e": {"rolled back", "load", "load one", "load memory"},
     "f": {"held", "durable", "latest", "ls"},
+    "j": {"step", "median slowdown", "total slowdown", "held", "lost", "memory"},
     "g": {"weights", "first", "second", "bf16", "ratio", "pack", "unpack"},
 }
 # A launch of four ranks for each contestant takes its time: these are measured with holdfast alone.
@@ -33,6 +34,7 @@ LIMITS = {
     "b": {"held", "durable", "load"},
     "c": {"held", "durable"},
     "d": {"held"},
+    "j": {"held"},
     "e": {"rolled back", "load", "load one"},
     "f": {"held", "durable", "latest", "ls"},
     "g": {"pack", "unpack"},
