@@ -6,6 +6,7 @@ contestants/     who is measured: one file per way to save; __init__.py lists th
 limits.py        what the machine itself can do, measured in the same rounds
 worker.py        the process that each contestant of a case has to itself
 states.py        what is saved
+devices.py       where it is, and how clocks wait for that
 figures.py       raw figures of every round, medians, ratios
 report.py, chart.py, machine.py    tables, bars, what was measured on which machine
 """

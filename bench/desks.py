@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 
 from bench.contestants import Entry
+from bench.devices import finish
 from bench.disk import delete, drop_caches
 from bench.limits import Figures
-from bench.states import ONE_TENSOR, STATES, Training
+from bench.states import ONE_TENSOR, Recipe, Training
 
 now = time.perf_counter
 
@@ -21,13 +22,11 @@ now = time.perf_counter
 class SaveDesk:
     """Saves and loads a state that rests between saves."""
 
-    def __init__(
-        self, entry: Entry, state: str, quick: bool, scratch: pathlib.Path, keep_all: bool = False
-    ) -> None:
+    def __init__(self, entry: Entry, recipe: Recipe, scratch: pathlib.Path, keep_all: bool = False) -> None:
         self._scratch = scratch
         self._keep_all = keep_all
         self._make = entry.load()  # imported before memory is looked at
-        self.subject = STATES[state](quick)
+        self.subject = recipe.subject()
 
     def open(self) -> None:
         """Let the contestant prepare."""
@@ -42,6 +41,7 @@ class SaveDesk:
         The second includes the removal of the checkpoint before it. What others left dirty is written before.
         """
         self.subject.change()
+        finish(self.subject.device)
         os.sync()
         contestant = self._contestant
         started = now()
@@ -67,8 +67,10 @@ class SaveDesk:
         wanted = self._samples()
         for part in live:
             torch._foreach_zero_(list(live[part].values()))
+        finish(self.subject.device)
         started = now()
         load()
+        finish(self.subject.device)
         taken = now() - started
         for (part, name), value in wanted.items():
             found = self._contestant.loaded(part, name)
@@ -103,15 +105,13 @@ class SaveDesk:
 class TrainDesk:
     """Trains, with and without saving; both in every turn, so that what slows the machine slows both."""
 
-    def __init__(
-        self, entry: Entry, state: str, quick: bool, scratch: pathlib.Path, every: int, saves: int
-    ) -> None:
+    def __init__(self, entry: Entry, recipe: Recipe, scratch: pathlib.Path, every: int, saves: int) -> None:
         self._scratch = scratch
         self._every = every
         self._steps = every * saves
         self._saves = saves
         self._make = entry.load()
-        found = STATES[state](quick)
+        found = recipe.subject()
         assert isinstance(found, Training)
         self.subject = found
         self._held = 0.0
@@ -129,6 +129,7 @@ class TrainDesk:
 
     def turn(self) -> Figures:
         """Train a while without saving, then as long with a save every few steps."""
+        finish(self.subject.device)
         os.sync()
         plain = [self._plain_step() for _ in range(self._steps)]
         self._held = 0.0
@@ -147,7 +148,7 @@ class TrainDesk:
     def _plain_step(self) -> float:
         started = now()
         self.subject.backward()
-        self.subject.optimizer.step()
+        self.subject.step()
         return now() - started
 
     def _saving_step(self) -> float:
@@ -156,15 +157,12 @@ class TrainDesk:
         self.subject.backward()
         computed = now()
         self._contestant.settle()
-        marks: list[float] = []
-        last_hook = self.subject.optimizer.register_step_pre_hook(lambda *_: marks.append(now()))
-        self.subject.optimizer.step()
-        last_hook.remove()
+        stepping = self.subject.step()
         stepped = now()
         self._step += 1
         self._contestant.end_step(self._step)
         ended = now()
-        self._held += (marks[0] - computed) + (ended - stepped)
+        self._held += (stepping - computed) + (ended - stepped)
         return ended - started
 
     def close(self) -> None:

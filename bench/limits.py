@@ -9,8 +9,9 @@ import time
 
 import torch
 
+from bench.devices import finish
 from bench.disk import delete, drop_caches
-from bench.states import ONE_TENSOR, STATES
+from bench.states import ONE_TENSOR, Recipe
 
 CHUNK = 32 << 20
 PAGE = 4096
@@ -19,27 +20,35 @@ Figures = dict[str, float]
 
 
 class Limit:
-    """Copies, writes and reads of tensors' bytes through warm, page-aligned memory."""
+    """Copies, writes and reads of tensors' bytes through warm, page-aligned memory, pinned where they are on a GPU."""
 
     def __init__(self, tensors: list[torch.Tensor], path: pathlib.Path) -> None:
+        self._device = tensors[0].device.type
         size = -(-sum(t.nbytes for t in tensors) // PAGE) * PAGE
-        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self.view = memoryview(self._memory)
+        memory = _aligned(size, pinned=self._device == "cuda")
+        self.view = memory.numpy().data
         self.path = path
         self._sources = tensors
         self._targets: list[torch.Tensor] = []
         offset = 0
         for t in tensors:
-            flat = torch.frombuffer(self.view, dtype=t.dtype, count=t.numel(), offset=offset)
-            self._targets.append(flat.view(t.shape))
+            self._targets.append(memory[offset : offset + t.nbytes].view(t.dtype).view(t.shape))
             offset += t.nbytes
 
     def copy(self) -> float:
-        """Copy every tensor, in one call; return the seconds, as all these do."""
+        """Copy every tensor, in one call on one stream; return the seconds until all are there, as all these do."""
+        return self._copied(self._targets, self._sources)
+
+    def copy_back(self) -> float:
+        """Copy every tensor from that memory to where it came from."""
+        return self._copied(self._sources, self._targets)
+
+    def _copied(self, to: list[torch.Tensor], of: list[torch.Tensor]) -> float:
+        finish(self._device)
         started = time.perf_counter()
         with torch.no_grad():
-            torch._foreach_copy_(self._targets, self._sources)
+            torch._foreach_copy_(to, of, non_blocking=True)
+        finish(self._device)
         return time.perf_counter() - started
 
     def write(self) -> float:
@@ -70,8 +79,8 @@ class Limit:
 class LimitDesk(Limit):
     """The limit in a contestant's place."""
 
-    def __init__(self, state: str, quick: bool, scratch: pathlib.Path) -> None:
-        self.subject = STATES[state](quick)
+    def __init__(self, recipe: Recipe, scratch: pathlib.Path) -> None:
+        self.subject = recipe.subject()
         super().__init__(
             [t for part in self.subject.tensors().values() for t in part.values()], scratch / "limit"
         )
@@ -90,7 +99,6 @@ class LimitDesk(Limit):
 
     def turn(self) -> Figures:
         """What a loop has to wait for, at the least, when a save is a copy."""
-        torch.set_num_threads(1)
         return {"held": self.copy()}
 
     def load(self) -> Figures:
@@ -115,3 +123,21 @@ class LimitDesk(Limit):
 
     def close(self) -> None:
         delete(self.path)
+
+
+class DeviceLimitDesk(LimitDesk):
+    """The limit of a state that is not in the memory that files are read into: a copy to its device follows."""
+
+    def load(self) -> Figures:
+        found = super().load()
+        copied = self.copy_back()
+        return {key: seconds + copied for key, seconds in found.items()}
+
+
+def _aligned(size: int, *, pinned: bool) -> torch.Tensor:
+    """Return memory of whole pages, as bytes."""
+    if pinned:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -1,9 +1,13 @@
-"""What is measured. To add a case: a file here with a function `(Plan) -> CaseResult`, and a line in `CASES`."""
+"""What is measured. To add a case: a file here with a function `(Plan) -> CaseResult`, and a line in `CASES`.
+
+A case that this machine cannot have raises `LeftOut`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from bench.cases.gpu import gpu_case, gpu_training_case
 from bench.cases.loading import load_case
 from bench.cases.lora import lora_case
 from bench.cases.packing import packing_case
@@ -25,4 +29,6 @@ CASES: dict[str, Callable[[Plan], CaseResult]] = {
     "h": ranks_case,
     "i": many_ranks_case,
     "j": large_training_case,
+    "k": gpu_case,
+    "l": gpu_training_case,
 }

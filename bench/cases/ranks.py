@@ -30,7 +30,7 @@ def ranks_case(plan: Plan) -> CaseResult:
     )
     columns = (HELD, IN_A_LOOP, DURABLE, LOAD, BACK, PROCESSOR, DISK)
     result = CaseResult("h", "4 ranks, FSDP2 + AdamW", about, columns)
-    _measure(plan, result, "sharded", LARGE_BYTES, in_a_loop=True)
+    _measure(plan, result, "ranks.states:sharded", LARGE_BYTES, in_a_loop=True)
     return result
 
 
@@ -39,7 +39,7 @@ def many_ranks_case(plan: Plan) -> CaseResult:
     about = "20,000 DTensors, 4 ranks under torchrun, gloo: what each tensor costs. The slowest rank counts."
     columns = (HELD, DURABLE, LOAD, BACK, PROCESSOR, DISK)
     result = CaseResult("i", "4 ranks, 20,000 small tensors each", about, columns)
-    _measure(plan, result, "small", 0, in_a_loop=False)
+    _measure(plan, result, "ranks.states:small", 0, in_a_loop=False)
     return result
 
 

@@ -19,6 +19,7 @@ class Entry:
     where: str  # module:class, imported in the worker alone
     needs: tuple[str, ...]  # distributions; the first one's version is the contestant's
     settings: str
+    on_gpu: bool = True  # whether it takes tensors that are on a GPU as they are
 
     def missing(self) -> str | None:
         """Return why it cannot be measured here, or None."""
@@ -54,19 +55,22 @@ CONTESTANTS = (
         "DCP async",
         "dcp:DcpAsync",
         ("torch",),
-        "dcp.async_save in a process, one DefaultStager kept (shared memory, async); in a thread for many tensors",
+        "dcp.async_save in a process, one DefaultStager kept (shared memory, async; on a GPU pinned, non-blocking); "
+        "in a thread for many tensors",
     ),
     Entry(
         "torch_checkpointing",
         "torch_checkpointing:TorchCheckpointing",
         ("torch_checkpointing", "torch"),
-        "async, prewarmed shared memory, one writer thread per file, no direct I/O (it fails on ext4)",
+        "async, prewarmed shared memory (on a GPU pinned), one writer thread per file, "
+        "no direct I/O (it fails on ext4)",
     ),
     Entry(
         "Orbax",
         "orbax:Orbax",
         ("orbax-checkpoint", "jax", "torch"),
         "AsyncCheckpointer, no compression; jax arrays; numpy arrays in the loop and, with OCDBT, for many tensors",
+        on_gpu=False,
     ),
 )
 

@@ -13,7 +13,7 @@ MANY = 1000  # tensors; beyond, what is best for few large ones is not
 
 
 class Contestant:
-    """A way to save, driven through its public interface with its best settings for one process on a CPU.
+    """A way to save, driven through its public interface with its best settings for one process and a state's device.
 
     One checkpoint is: `save`, then `settle` before the state may change, then `finish` when it must be durable.
     """
@@ -33,6 +33,11 @@ class Contestant:
     def many(self) -> bool:
         """Whether the state has so many tensors that a file or a file descriptor for each is too much."""
         return sum(len(part) for part in self.subject.tensors().values()) >= MANY
+
+    @property
+    def pins(self) -> bool:
+        """Whether copies of the state go over a bus, which is faster into pinned memory."""
+        return self.subject.device == "cuda"
 
     def write(self, path: pathlib.Path, state: State) -> None:
         """Write a checkpoint to `path`, or start to."""

@@ -39,11 +39,12 @@ class Dcp(Contestant):
 
 
 class DcpAsync(Dcp):
-    """The best that runs without CUDA: staging in a thread into shared memory that is kept, writing in a process.
+    """Staging in a thread into shared memory that is kept, writing in a process.
 
-    Pinned memory and non-blocking copies need an accelerator. A thread instead of the process would write under the
-    training thread's interpreter lock. For very many tensors it is a thread all the same: in shared memory each tensor
-    takes a file descriptor, and they run out.
+    Pinned memory and non-blocking copies need an accelerator. There the stager copies on a stream of its own, which
+    does not wait for the training's: whoever calls must have caught up with that, as every clock here has when it
+    starts. A thread instead of the process would write under the training thread's interpreter lock. For very many
+    tensors it is a thread all the same: in shared memory each tensor takes a file descriptor, and they run out.
     """
 
     def __init__(
@@ -53,10 +54,10 @@ class DcpAsync(Dcp):
         os.environ.setdefault("MASTER_ADDR", "localhost")  # the process option wants a process group
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         options = StagingOptions(
-            use_pinned_memory=False,
+            use_pinned_memory=self.pins,
             use_shared_memory=not self.many,
             use_async_staging=True,
-            use_non_blocking_copy=False,
+            use_non_blocking_copy=self.pins,
         )
         self._type = AsyncCheckpointerType.THREAD if self.many else AsyncCheckpointerType.PROCESS
         self._stager = DefaultStager(options)

@@ -18,7 +18,8 @@ from bench.states import State, Subject
 
 
 class TorchCheckpointing(Contestant):
-    """What its page on troubles says for machines without CUDA; one thread for each of the state's three files.
+    """Its defaults for states on a GPU, for others what its page on troubles says for machines without CUDA; one thread
+    for each of the state's three files.
 
     Its direct I/O, on by default, ends in EINVAL on ext4 at version 0.1.1: it writes what is not aligned.
     Very many tensors are shared by name, since torch's default takes a file descriptor for each, and they run out.
@@ -32,7 +33,9 @@ class TorchCheckpointing(Contestant):
             multiprocessing.set_sharing_strategy("file_system")
         save = AsyncCheckpointSaverConfig(
             writer_config=CheckpointWriterConfig(file_write_max_threads=3),
-            staging_config=CheckpointStagerConfig(use_pinned_memory=False, use_non_blocking_copy=False),
+            staging_config=CheckpointStagerConfig(
+                use_pinned_memory=self.pins, use_non_blocking_copy=self.pins
+            ),
         )
         storage = LocalFileSystemStorageConfig(use_direct_io=False)
         self._manager = CheckpointManager(CheckpointManager.Config(save=save, storage_config=storage))

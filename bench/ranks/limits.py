@@ -9,15 +9,18 @@ import torch.distributed as dist
 
 from bench.disk import delete
 from bench.limits import Figures, Limit
-from bench.ranks.states import STATES
+from bench.ranks.states import Shared
 from bench.ranks.timing import processor_seconds, together
+from bench.states import Recipe
 
 
 class RankLimit:
     """The limit in the place of a contestant's rank."""
 
-    def __init__(self, state: str, quick: bool, scratch: pathlib.Path) -> None:
-        self.subject = STATES[state](quick)
+    def __init__(self, recipe: Recipe, scratch: pathlib.Path) -> None:
+        found = recipe.subject()
+        assert isinstance(found, Shared)
+        self.subject = found
         tensors = [t for of in self.subject.local().values() for t in of.values()]
         self._limit = Limit(tensors, scratch / f"limit{dist.get_rank()}")
 

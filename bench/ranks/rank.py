@@ -19,8 +19,9 @@ from bench.contestants.ranks import RanksContestant
 from bench.disk import drop_caches, size
 from bench.limits import Figures
 from bench.ranks.limits import RankLimit
-from bench.ranks.states import STATES, held
+from bench.ranks.states import Shared, held
 from bench.ranks.timing import processor_seconds, together
+from bench.states import Recipe
 
 now = time.perf_counter
 
@@ -28,10 +29,12 @@ now = time.perf_counter
 class RankDesk:
     """One contestant, this rank's share of one state, and the clock."""
 
-    def __init__(self, entry: Entry, state: str, quick: bool, scratch: pathlib.Path) -> None:
+    def __init__(self, entry: Entry, recipe: Recipe, scratch: pathlib.Path) -> None:
         self._scratch = scratch
         self._make: type[RanksContestant] = entry.load()
-        self.subject = STATES[state](quick)
+        found = recipe.subject()
+        assert isinstance(found, Shared)
+        self.subject = found
 
     def open(self) -> None:
         self._contestant = self._make(self._scratch, self.subject)
@@ -103,7 +106,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     pipe = Client(sys.argv[1], authkey=bytes.fromhex(sys.argv[2]))
     pipe.send(int(os.environ["RANK"]))
-    entry, state, quick, scratch = pipe.recv()
+    entry, recipe, scratch = pipe.recv()
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     target: RankDesk | RankLimit | None = None
@@ -112,7 +115,7 @@ def main() -> None:
         try:
             if target is None:
                 value = None
-                target = RankDesk(entry, state, quick, scratch) if entry else RankLimit(state, quick, scratch)
+                target = RankDesk(entry, recipe, scratch) if entry else RankLimit(recipe, scratch)
             else:
                 value = getattr(target, method)()
             pipe.send((None, value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -12,31 +12,23 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-State = dict[str, dict[str, torch.Tensor]]
+from bench.states import State, Subject
 
 
-class Shared:
-    """A state of tensors that are spread over the ranks, and how it changes."""
+class Shared(Subject):
+    """A state of DTensors, spread over the ranks, and how it changes."""
 
     def __init__(self, state: State) -> None:
-        self._state = state
-
-    @property
-    def live(self) -> Mapping[str, object]:
-        """What libraries that take objects are given."""
-        return self._state
-
-    def tensors(self) -> State:
-        """The same tensors by name, as DTensors."""
-        return self._state
+        super().__init__(state)
 
     def local(self) -> State:
         """What this rank holds of them, nothing copied."""
         return {p: {n: held(t) for n, t in of.items()} for p, of in self.tensors().items()}
 
-    def nbytes(self) -> int:
+    def nbytes(self, *parts: str) -> int:
         """Bytes that this rank holds."""
-        return sum(t.nbytes for of in self.local().values() for t in of.values())
+        local = self.local()
+        return sum(t.nbytes for part in parts or tuple(local) for t in local[part].values())
 
     def change(self) -> None:
         """Give every tensor a new value, in place."""
@@ -56,7 +48,7 @@ class Shared:
 class Sharded(Shared):
     """A transformer under FSDP2 with AdamW."""
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, device: str) -> None:
         super().__init__({})
         vocabulary = 2048
         with torch.device("meta"):  # the whole model is never in the memory of one rank
@@ -65,16 +57,16 @@ class Sharded(Shared):
             )
             encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
             self.model = nn.Sequential(nn.Embedding(vocabulary, width), encoder, nn.Linear(width, vocabulary))
-        mesh = _mesh()
+        mesh = _mesh(device)
         for module in (*encoder.layers, self.model):
             fully_shard(module, mesh=mesh)
-        self.model.to_empty(device="cpu")
+        self.model.to_empty(device=device)
         torch.manual_seed(dist.get_rank())
         with torch.no_grad():
             for p in self.model.parameters():
                 held(p).normal_(std=0.02)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, foreach=True)
-        self._batch = torch.randint(0, vocabulary, (1, 17))
+        self._batch = torch.randint(0, vocabulary, (1, 17), device=device)
         self.work()
         self.optimizer.step()  # the optimizer's state exists from its first step on
         self.optimizer.zero_grad()
@@ -105,16 +97,17 @@ class Sharded(Shared):
         return marks[0]
 
 
-def sharded(quick: bool) -> Shared:
+def sharded(quick: bool, device: str = "cpu") -> Shared:
     """2.1 GB in all: weights and both moments of a transformer, fp32."""
-    return Sharded(128, 2) if quick else Sharded(1024, 14)
+    return Sharded(128, 2, device) if quick else Sharded(1024, 14, device)
 
 
-def small(quick: bool) -> Shared:
+def small(quick: bool, device: str = "cpu") -> Shared:
     """Very many tensors, of each of which every rank holds 64 floats."""
-    mesh = _mesh()
+    mesh = _mesh(device)
     count = 500 if quick else 20_000
-    made = [DTensor.from_local(torch.randn(64), mesh, [Shard(0)], run_check=False) for _ in range(count)]
+    parts = [torch.randn(64, device=device) for _ in range(count)]
+    made = [DTensor.from_local(t, mesh, [Shard(0)], run_check=False) for t in parts]
     return Shared({"model": {f"layer{i}.weight": t for i, t in enumerate(made)}})
 
 
@@ -123,8 +116,5 @@ def held(t: torch.Tensor) -> torch.Tensor:
     return t._local_tensor if isinstance(t, DTensor) else t
 
 
-def _mesh() -> DeviceMesh:
-    return init_device_mesh("cpu", (dist.get_world_size(),))
-
-
-STATES: dict[str, Callable[[bool], Shared]] = {"sharded": sharded, "small": small}
+def _mesh(device: str) -> DeviceMesh:
+    return init_device_mesh(device, (dist.get_world_size(),))
