@@ -6,17 +6,17 @@ import mmap
 import os
 import pathlib
 import time
+from contextlib import AbstractContextManager
 
 import torch
 
 from bench.devices import finish
 from bench.disk import delete, drop_caches
 from bench.states import ONE_TENSOR, Recipe
+from bench.timing import Figures, quiet
 
 CHUNK = 32 << 20
 PAGE = 4096
-
-Figures = dict[str, float]
 
 
 class Limit:
@@ -47,7 +47,7 @@ class Limit:
         finish(self._device)
         started = time.perf_counter()
         with torch.no_grad():
-            torch._foreach_copy_(to, of, non_blocking=True)
+            torch._foreach_copy_(to, of, non_blocking=True)  # pyright: ignore[reportPrivateImportUsage]
         finish(self._device)
         return time.perf_counter() - started
 
@@ -79,11 +79,9 @@ class Limit:
 class LimitDesk(Limit):
     """The limit in a contestant's place."""
 
-    def __init__(self, recipe: Recipe, scratch: pathlib.Path) -> None:
+    def __init__(self, recipe: Recipe, scratch: pathlib.Path, file: str = "limit") -> None:
         self.subject = recipe.subject()
-        super().__init__(
-            [t for part in self.subject.tensors().values() for t in part.values()], scratch / "limit"
-        )
+        super().__init__([t for of in self.subject.local().values() for t in of.values()], scratch / file)
 
     def open(self) -> None:
         """Warm the memory up."""
@@ -92,10 +90,13 @@ class LimitDesk(Limit):
     def rest(self) -> None:
         """Nothing goes on before a save."""
 
+    def quiet(self) -> AbstractContextManager[None]:
+        return quiet(self._device)
+
     def save(self) -> Figures:
         """Copy every tensor into warm memory, in one call; write that memory past the page cache, and fsync."""
-        os.sync()
-        return {"held": self.copy(), "durable": self.write()}
+        with self.quiet():
+            return {"held": self.copy(), "durable": self.write()}
 
     def turn(self) -> Figures:
         """What a loop has to wait for, at the least, when a save is a copy."""
@@ -103,14 +104,16 @@ class LimitDesk(Limit):
 
     def load(self) -> Figures:
         """Read what was written into warm memory, in place: through the page cache, and past it."""
-        return {
-            "load": self.read(len(self.view), 0),
-            "load, O_DIRECT": self.read(len(self.view), os.O_DIRECT),
-        }
+        found: Figures = {}
+        for key, flags in (("load", 0), ("load, O_DIRECT", os.O_DIRECT)):
+            with self.quiet():
+                found[key] = self.read(len(self.view), flags)
+        return found
 
     def roll_back(self) -> Figures:
         """Copy every tensor from memory to memory."""
-        return {"rolled back": self.copy()}
+        with self.quiet():
+            return {"rolled back": self.copy()}
 
     def load_one(self) -> Figures:
         """Read the bytes of one tensor."""
@@ -118,7 +121,7 @@ class LimitDesk(Limit):
         nbytes = self.subject.tensors()[part][name].nbytes
         return {"load one": self.read(nbytes, 0), "load one, O_DIRECT": self.read(nbytes, os.O_DIRECT)}
 
-    def stored_bytes(self) -> int:
+    def state_bytes(self) -> int:
         return self.subject.nbytes()
 
     def close(self) -> None:

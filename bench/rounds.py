@@ -6,7 +6,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -51,7 +51,7 @@ class Rounds:
         self.workers: dict[str, Worker] = {}
         self.baseline: dict[str, int] = {}
         self._turns = 0
-        self._spent: Counter[str] = Counter()
+        self._spent: defaultdict[str, float] = defaultdict(float)
         self._had: set[tuple[str, str]] = set()
 
     def start(

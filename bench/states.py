@@ -14,6 +14,7 @@ from bench.devices import catch_up
 
 State = dict[str, dict[str, torch.Tensor]]
 
+VOCABULARY = 2048
 ONE_TENSOR = ("model", "h.1.qkv")  # what the load case reads alone
 
 
@@ -36,7 +37,7 @@ class Subject:
 
     def __init__(self, state: State, *, changing: tuple[str, ...] = ()) -> None:
         self._state = state
-        self._changing = [t for part in changing or tuple(state) for t in state[part].values()]
+        self._changing = changing
 
     @property
     def live(self) -> Mapping[str, object]:
@@ -45,43 +46,40 @@ class Subject:
     def tensors(self) -> State:
         return self._state
 
+    def local(self) -> State:
+        """What this process holds of tensors that are spread over several, nothing copied; all of the others."""
+        return {p: {n: held(t) for n, t in of.items()} for p, of in self.tensors().items()}
+
     @property
     def device(self) -> str:
-        return next(t.device.type for part in self.tensors().values() for t in part.values())
+        return next(t.device.type for of in self.tensors().values() for t in of.values())
 
     def nbytes(self, *parts: str) -> int:
-        state = self.tensors()
-        return sum(t.nbytes for part in parts or tuple(state) for t in state[part].values())
+        """Bytes that this process holds of some parts, or of all."""
+        return sum(t.nbytes for t in self._held(parts))
 
     def change(self) -> None:
         """Give every tensor that changes a new value, in place: nothing of it may be left out as unchanged."""
-        torch._foreach_add_(self._changing, 1e-3)
+        with torch.no_grad():
+            torch._foreach_add_(self._held(self._changing), 1e-3)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _held(self, parts: tuple[str, ...]) -> list[torch.Tensor]:
+        local = self.local()
+        return [t for part in parts or tuple(local) for t in local[part].values()]
 
 
 class Training(Subject):
     """A language model with AdamW: real steps, whose time a checkpointer may or may not lengthen. Each half of a step
     returns when the device has caught up, as it must where the program looks at its loss."""
 
-    def __init__(self, width: int, layers: int, batch: tuple[int, int], device: str) -> None:
-        torch.manual_seed(0)
-        if device == "cpu":
-            torch.set_num_threads(
-                1
-            )  # so that one of two cores trains, as a GPU would, and one is free to save
-        vocabulary, (rows, tokens) = 2048, batch
-        with torch.device(device):
-            layer = nn.TransformerEncoderLayer(
-                width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True
-            )
-            self.model = nn.Sequential(
-                nn.Embedding(vocabulary, width),
-                nn.TransformerEncoder(layer, layers, enable_nested_tensor=False),
-                nn.Linear(width, vocabulary),
-            )
-            self._batch = torch.randint(0, vocabulary, (rows, tokens + 1))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, foreach=True)
+    def __init__(self, model: nn.Module, batch: torch.Tensor) -> None:
+        super().__init__({})
+        self.model = model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
+        self._batch = batch
         self.backward()
         self.optimizer.step()  # the optimizer's state exists from its first step on
+        self.optimizer.zero_grad()
 
     @property
     def live(self) -> Mapping[str, object]:
@@ -100,7 +98,8 @@ class Training(Subject):
         """The part of a step that reads parameters and does not change them."""
         self.optimizer.zero_grad()
         logits = self.model(self._batch[:, :-1])
-        nn.functional.cross_entropy(logits.flatten(0, 1), self._batch[:, 1:].flatten()).backward()
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), self._batch[:, 1:].flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
         catch_up(self._batch.device.type)
 
     def step(self) -> float:
@@ -111,6 +110,22 @@ class Training(Subject):
         last_hook.remove()
         catch_up(self._batch.device.type)
         return marks[0]
+
+
+def held(t: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor: of a DTensor its own part, the very memory."""
+    found: torch.Tensor = getattr(t, "_local_tensor", t)
+    return found
+
+
+def language_model(width: int, layers: int) -> nn.Sequential:
+    """A transformer between an embedding and a linear layer."""
+    layer = nn.TransformerEncoderLayer(width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+    return nn.Sequential(
+        nn.Embedding(VOCABULARY, width),
+        nn.TransformerEncoder(layer, layers, enable_nested_tensor=False),
+        nn.Linear(width, VOCABULARY),
+    )
 
 
 def transformer(quick: bool, device: str = "cpu") -> Subject:
@@ -153,11 +168,22 @@ def lora(quick: bool, device: str = "cpu") -> Subject:
 
 def training(quick: bool, device: str = "cpu") -> Subject:
     """177 MB of state, steps of about 100 ms on one core."""
-    return Training(64, 1, (1, 16), device) if quick else Training(512, 4, (1, 64), device)
+    return _training(64, 1, (1, 16), device) if quick else _training(512, 4, (1, 64), device)
 
 
 def large_training(quick: bool, device: str = "cpu") -> Subject:
     """1.1 GB of state, steps that are longer than a copy of it: most of a second on one core, 50 ms on a large GPU."""
     if quick:
         return training(quick, device)
-    return Training(1024, 7, (1, 32) if device == "cpu" else (8, 512), device)
+    return _training(1024, 7, (1, 32) if device == "cpu" else (8, 512), device)
+
+
+def _training(width: int, layers: int, batch: tuple[int, int], device: str) -> Training:
+    torch.manual_seed(0)
+    if device == "cpu":
+        torch.set_num_threads(1)  # so that one of two cores trains, as a GPU would, and one is free to save
+    rows, tokens = batch
+    with torch.device(device):
+        model = language_model(width, layers)
+        data = torch.randint(0, VOCABULARY, (rows, tokens + 1))
+    return Training(model, data)

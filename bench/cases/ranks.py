@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from bench.cases.saving import DISK, STEP_SECONDS, first_figures
-from bench.contestants import LIMIT
+from bench.cases.saving import DISK, STEP_SECONDS, count_state, first_figures
 from bench.figures import CaseResult, Column
 from bench.ranks.desk import RanksDesk, RanksLimitDesk
 from bench.rounds import Plan, Rounds, heats, workers
@@ -48,7 +47,7 @@ def _measure(plan: Plan, result: CaseResult, state: str, nbytes: int, *, in_a_lo
     for entries in heats(plan.ranks, worker_bytes):
         heat = replace(plan, entries=entries)
         with workers(heat, result, state, RanksDesk, limit=RanksLimitDesk) as rounds:
-            result.facts["bytes"] = rounds.workers[LIMIT].call("state_bytes")
+            count_state(rounds)
             if not plan.quick:
                 time.sleep(STEP_SECONDS)
             rounds.turn("save", "saves for the first time", figures=first_figures)

@@ -42,7 +42,7 @@ def tiny_case(plan: Plan) -> CaseResult:
 
 def count_state(rounds: Rounds) -> None:
     """Note how large the state is."""
-    rounds.result.facts["bytes"] = rounds.workers[LIMIT].call("stored_bytes")
+    rounds.result.facts["bytes"] = rounds.workers[LIMIT].call("state_bytes")
 
 
 def first_figures(found: dict[str, float]) -> dict[str, float]:

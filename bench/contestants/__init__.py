@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
 from dataclasses import dataclass
 
-import holdfast
 from bench.contestants.base import Contestant
 
 
@@ -26,8 +24,6 @@ class Entry:
         absent = [n for n in self.needs if _version(n) is None]
         if absent:
             return f"not installed: {', '.join(absent)}"
-        if self.name == NO_OVERLAP and "overlap" not in inspect.signature(holdfast.Checkpointer).parameters:
-            return "this holdfast has no overlap to switch off"
         return None
 
     def version(self) -> str | None:
@@ -76,7 +72,7 @@ CONTESTANTS = (
 
 # As one of several ranks; the settings are those of CONTESTANTS where nothing is said.
 RANKS = (
-    Entry(HOLDFAST, "ranks:Holdfast", ("holdfast", "torch"), "a writer process for each rank"),
+    Entry(HOLDFAST, "holdfast:Holdfast", ("holdfast", "torch"), "a writer process for each rank"),
     Entry("DCP", "ranks_dcp:Dcp", ("torch",), "dcp.save, two writer threads, remembered plans"),
     Entry("DCP, as it comes", "ranks_dcp:DcpAsItComes", ("torch",), "dcp.save, nothing set"),
     Entry(

@@ -12,9 +12,8 @@ from multiprocessing.connection import Connection, Listener, wait
 from typing import Any
 
 from bench.contestants import Entry
-from bench.disk import delete
-from bench.limits import Figures
 from bench.states import Recipe
+from bench.timing import Figures
 
 RANKS = 4
 START_SECONDS = 240
@@ -26,7 +25,6 @@ class RanksDesk:
     `rank.py` says of all of them and of rank 0."""
 
     def __init__(self, entry: Entry | None, recipe: Recipe, scratch: pathlib.Path) -> None:
-        self._scratch = scratch
         key = secrets.token_bytes(16)
         with Listener(family="AF_UNIX", backlog=RANKS, authkey=key) as listener:  # in a temporary folder
             listener._listener._socket.settimeout(START_SECONDS)  # type: ignore[attr-defined]
@@ -85,7 +83,6 @@ class RanksDesk:
             self._launch.terminate()  # torchrun ends its ranks
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._launch.wait(END_SECONDS)  # whoever is still there then is killed by the worker's owner
-            delete(self._scratch)
 
     def _all(self, method: str) -> list[Any]:
         for pipe in self._ranks:
