@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 
 from bench.contestants import Entry
-from bench.disk import delete, drop_caches
-from bench.limits import Figures
-from bench.states import ONE_TENSOR, STATES, Training
+from bench.devices import finish
+from bench.disk import drop_caches
+from bench.states import ONE_TENSOR, Recipe, Training
+from bench.timing import Figures, quiet
 
 now = time.perf_counter
 
@@ -21,13 +22,11 @@ now = time.perf_counter
 class SaveDesk:
     """Saves and loads a state that rests between saves."""
 
-    def __init__(
-        self, entry: Entry, state: str, quick: bool, scratch: pathlib.Path, keep_all: bool = False
-    ) -> None:
+    def __init__(self, entry: Entry, recipe: Recipe, scratch: pathlib.Path, keep_all: bool = False) -> None:
         self._scratch = scratch
         self._keep_all = keep_all
         self._make = entry.load()  # imported before memory is looked at
-        self.subject = STATES[state](quick)
+        self.subject = recipe.subject()
 
     def open(self) -> None:
         """Let the contestant prepare."""
@@ -36,48 +35,51 @@ class SaveDesk:
     def rest(self) -> None:
         """Nothing goes on before a save: the memory of now is what the state takes."""
 
+    def quiet(self) -> AbstractContextManager[None]:
+        return quiet(self.subject.device)
+
     def save(self) -> Figures:
         """Change the state and save it: the time until the caller may go on and change it, and until it is durable.
 
-        The second includes the removal of the checkpoint before it. What others left dirty is written before.
+        The second includes the removal of the checkpoint before it.
         """
         self.subject.change()
-        os.sync()
         contestant = self._contestant
-        started = now()
-        contestant.save()
-        contestant.settle()
-        held = now() - started
-        contestant.finish()
-        contestant.prune()
-        return {"held": held, "durable": now() - started}
+        with self.quiet():
+            started = now()
+            contestant.save()
+            contestant.settle()
+            held = now() - started
+            contestant.finish()
+            contestant.prune()
+            return {"held": held, "durable": now() - started}
 
     def load(self) -> Figures:
         """Load the newest checkpoint from the disk, over zeros, and look whether it came back."""
         drop_caches(self._scratch)
-        return {"load": self._brought_back(self._contestant.load)}
+        return {"load": self.brought_back(self._contestant.load)}
 
     def roll_back(self) -> Figures:
         """Save, and load that again at once, over zeros, from wherever the contestant has it."""
         self.save()
-        return {"rolled back": self._brought_back(self._contestant.roll_back)}
+        return {"rolled back": self.brought_back(self._contestant.roll_back)}
 
-    def _brought_back(self, load: Callable[[], None]) -> float:
-        live = self.subject.tensors()
-        wanted = self._samples()
-        for part in live:
-            torch._foreach_zero_(list(live[part].values()))
-        started = now()
-        load()
-        taken = now() - started
+    def brought_back(self, load: Callable[[], None]) -> float:
+        """Set the live state to zero, and load it; return what that took. Raises ValueError if other values came."""
+        live = self.subject.local()
+        ends = [(part, name) for part, of in live.items() for name in (min(of), max(of))]
+        wanted = {(part, name): live[part][name].clone() for part, name in ends}
+        with torch.no_grad():
+            torch._foreach_zero_([t for of in live.values() for t in of.values()])  # pyright: ignore[reportPrivateImportUsage]
+        with self.quiet():
+            started = now()
+            load()
+            finish(self.subject.device)
+            taken = now() - started
+        self._contestant.take_over()
         for (part, name), value in wanted.items():
-            found = self._contestant.loaded(part, name)
-            if not torch.equal(found, value):
+            if not torch.equal(live[part][name], value):
                 raise ValueError(f"{part}/{name} came back with other values")
-        for part, tensors in live.items():
-            for name, t in tensors.items():
-                if (found := self._contestant.loaded(part, name)) is not t:
-                    t.copy_(found)  # who loads into new arrays: the next save is of values, not of zeros
         return taken
 
     def load_one(self) -> Figures:
@@ -87,31 +89,23 @@ class SaveDesk:
         self._contestant.load_one(*ONE_TENSOR)
         return {"load one": now() - started}
 
-    def _samples(self) -> dict[tuple[str, str], torch.Tensor]:
-        state = self.subject.tensors()
-        ends = [(part, name) for part, tensors in state.items() for name in (min(tensors), max(tensors))]
-        return {(part, name): state[part][name].clone() for part, name in ends}
-
     def stored_bytes(self) -> int:
         return self._contestant.stored_bytes()
 
     def close(self) -> None:
         self._contestant.close()
-        delete(self._scratch)
 
 
 class TrainDesk:
     """Trains, with and without saving; both in every turn, so that what slows the machine slows both."""
 
-    def __init__(
-        self, entry: Entry, state: str, quick: bool, scratch: pathlib.Path, every: int, saves: int
-    ) -> None:
+    def __init__(self, entry: Entry, recipe: Recipe, scratch: pathlib.Path, every: int, saves: int) -> None:
         self._scratch = scratch
         self._every = every
         self._steps = every * saves
         self._saves = saves
         self._make = entry.load()
-        found = STATES[state](quick)
+        found = recipe.subject()
         assert isinstance(found, Training)
         self.subject = found
         self._held = 0.0
@@ -129,8 +123,8 @@ class TrainDesk:
 
     def turn(self) -> Figures:
         """Train a while without saving, then as long with a save every few steps."""
-        os.sync()
-        plain = [self._plain_step() for _ in range(self._steps)]
+        with quiet(self.subject.device):
+            plain = [self._plain_step() for _ in range(self._steps)]
         self._held = 0.0
         saving = [self._saving_step() for _ in range(self._steps)]
         self._contestant.finish()
@@ -147,7 +141,7 @@ class TrainDesk:
     def _plain_step(self) -> float:
         started = now()
         self.subject.backward()
-        self.subject.optimizer.step()
+        self.subject.step()
         return now() - started
 
     def _saving_step(self) -> float:
@@ -156,17 +150,13 @@ class TrainDesk:
         self.subject.backward()
         computed = now()
         self._contestant.settle()
-        marks: list[float] = []
-        last_hook = self.subject.optimizer.register_step_pre_hook(lambda *_: marks.append(now()))
-        self.subject.optimizer.step()
-        last_hook.remove()
+        stepping = self.subject.step()
         stepped = now()
         self._step += 1
         self._contestant.end_step(self._step)
         ended = now()
-        self._held += (marks[0] - computed) + (ended - stepped)
+        self._held += (stepping - computed) + (ended - stepped)
         return ended - started
 
     def close(self) -> None:
         self._contestant.close()
-        delete(self._scratch)

@@ -8,6 +8,8 @@ import os
 import pathlib
 import platform
 
+import torch
+
 from bench.contestants import CONTESTANTS, RANKS
 
 
@@ -22,6 +24,7 @@ def describe(out: pathlib.Path) -> dict[str, object]:
         "python": platform.python_version(),
         "file system": kind,
         "disk": _disk(mount, device),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -47,9 +50,11 @@ def contestants() -> dict[str, dict[str, str | None]]:
 
 
 def in_a_line(machine: dict[str, object]) -> str:
+    gpu = "" if machine["gpu"] == "none" else f"{machine['gpu']}, "
     return (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory']} of memory, Linux {machine['kernel']}, "
-        f"{machine['file system']} on {machine['disk']}, Python {machine['python']}, {machine['date']}"
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory']} of memory, {gpu}"
+        f"Linux {machine['kernel']}, {machine['file system']} on {machine['disk']}, "
+        f"Python {machine['python']}, {machine['date']}"
     )
 
 

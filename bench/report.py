@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
@@ -61,7 +61,20 @@ def table(result: CaseResult) -> Table:
     return shown
 
 
-def markdown(results: list[CaseResult], machine: str, contestants: dict[str, dict[str, str | None]]) -> str:
+def left_out_line(left_out: Mapping[str, str]) -> str:
+    """Say which cases there are none of, and why."""
+    cases: dict[str, list[str]] = {}
+    for case, why in left_out.items():
+        cases.setdefault(why, []).append(case)
+    return "; ".join(f"Left out: {', '.join(keys)} ({why})" for why, keys in cases.items())
+
+
+def markdown(
+    results: list[CaseResult],
+    left_out: Mapping[str, str],
+    machine: str,
+    contestants: dict[str, dict[str, str | None]],
+) -> str:
     """Return all cases as a page; multiples of the limit of the same round stand in brackets."""
     lines = [f"{machine}.", ""]
     for result in results:
@@ -75,6 +88,8 @@ def markdown(results: list[CaseResult], machine: str, contestants: dict[str, dic
             f"| {who} | {why.splitlines()[0].replace('|', '/')} |" for who, why in result.missing.items()
         ]
         lines.append("")
+    if left_out:
+        lines += [f"{left_out_line(left_out)}.", ""]
     for who, about in contestants.items():
         lines.append(f"- {who} {about['version'] or '(not installed)'}: {about['settings']}")
     return "\n".join(lines) + "\n"

@@ -6,14 +6,17 @@ import os
 import pathlib
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from bench import devices
 from bench.contestants import LIMIT, NO_OVERLAP, Entry
 from bench.figures import CaseResult
 from bench.limits import LimitDesk
+from bench.machine import free_bytes
+from bench.states import Recipe
 from bench.worker import Worker, WorkerFailed
 
 
@@ -27,6 +30,11 @@ class Plan:
     entries: tuple[Entry, ...]
     ranks: tuple[Entry, ...]  # as one of several ranks
     say: Callable[[str], None]  # shows what is being done
+    device: str = "cuda"  # where the states of the cases for a GPU are
+
+
+class LeftOut(Exception):
+    """There is nothing here that a case could be measured on; the message says what is missing."""
 
 
 SLOW_SECONDS = 30.0  # whoever has used so much in a case is not measured again in what he was measured in
@@ -43,24 +51,23 @@ class Rounds:
         self.workers: dict[str, Worker] = {}
         self.baseline: dict[str, int] = {}
         self._turns = 0
-        self._spent: Counter[str] = Counter()
+        self._spent: defaultdict[str, float] = defaultdict(float)
         self._had: set[tuple[str, str]] = set()
 
     def start(
-        self, state: str, scratch: pathlib.Path, open_desk: Callable[..., object], *args: object
+        self, recipe: Recipe, scratch: pathlib.Path, open_desk: Callable[..., object], *args: object
     ) -> None:
         """Start a worker for the limit and for each contestant that is there, and let them prepare."""
         log = self.plan.out / "workers.log"
-        quick = self.plan.quick
         before = {key: len(values) for key, values in self.result.rounds.get(LIMIT, {}).items()}
         self.result.limits_before |= {entry.name: before for entry in self.plan.entries}
-        self.workers[LIMIT] = Worker(log, self._limit, state, quick, _folder(scratch, LIMIT))
+        self.workers[LIMIT] = Worker(log, self._limit, recipe, _folder(scratch, LIMIT))
         for entry in self.plan.entries:
             if (why := entry.missing()) is not None:
                 self.result.missing[entry.name] = why
             else:
                 folder = _folder(scratch, entry.name)
-                self.workers[entry.name] = Worker(log, open_desk, entry, state, quick, folder, *args)
+                self.workers[entry.name] = Worker(log, open_desk, entry, recipe, folder, *args)
         self._each("starts", lambda worker: worker.ready())
         self._each("measures memory before", self._note_baseline)
         self._each("prepares", lambda worker: worker.call("open"))
@@ -142,12 +149,13 @@ def workers(
     desk: Callable[..., object],
     *args: object,
     limit: Callable[..., object] = LimitDesk,
+    device: str = "cpu",
 ) -> Iterator[Rounds]:
-    """The workers of a case, ready, each with an empty directory; all gone afterwards."""
+    """The workers of a case, ready, each with an empty directory; all gone afterwards. `state` is module:function."""
     with tempfile.TemporaryDirectory(dir=plan.out, prefix="scratch-", ignore_cleanup_errors=True) as scratch:
         rounds = Rounds(plan, result, limit)
         try:
-            rounds.start(state, pathlib.Path(scratch), desk, *args)
+            rounds.start(Recipe(state, plan.quick, device), pathlib.Path(scratch), desk, *args)
             yield rounds
         finally:
             rounds.close()
@@ -157,6 +165,23 @@ def without_loop(plan: Plan) -> Plan:
     """The plan for states that rest: there, a mode that differs only inside a training loop would be measured twice."""
     entries = tuple(e for e in plan.entries if e.name != NO_OVERLAP)
     return replace(plan, entries=entries)
+
+
+def heats(
+    entries: tuple[Entry, ...], worker_bytes: int, on_device: tuple[str, int] = ("cpu", 0)
+) -> Iterator[tuple[Entry, ...]]:
+    """Yield who is measured side by side: as many as there is memory for, beside the limit. `on_device` is a device,
+    and the bytes of its own memory that a worker needs.
+
+    Each is then compared with the limit of the rounds of its own heat.
+    """
+    device, device_bytes = on_device
+    room = free_bytes() / worker_bytes
+    if (free := devices.free_bytes(device)) is not None:
+        room = min(room, free / device_bytes)
+    at_once = max(1, int(0.9 * room) - 1)
+    for start in range(0, len(entries), at_once):
+        yield entries[start : start + at_once]
 
 
 def _folder(scratch: pathlib.Path, name: str) -> pathlib.Path:

@@ -6,7 +6,7 @@ from bench.cases.saving import LOAD, count_state
 from bench.desks import SaveDesk
 from bench.figures import CaseResult, Column
 from bench.rounds import Plan, without_loop, workers
-from bench.states import ONE_TENSOR, STATES
+from bench.states import ONE_TENSOR, transformer
 
 COLUMNS = (
     LOAD,
@@ -21,8 +21,8 @@ def load_case(plan: Plan) -> CaseResult:
     about = "The state of case a, into live tensors: right after a save, and from the disk; one of its tensors alone."
     result = CaseResult("e", "Load", about, COLUMNS)
     part, name = ONE_TENSOR
-    result.facts["one tensor bytes"] = STATES["transformer"](plan.quick).tensors()[part][name].nbytes
-    with workers(without_loop(plan), result, "transformer", SaveDesk) as rounds:
+    result.facts["one tensor bytes"] = transformer(plan.quick).tensors()[part][name].nbytes
+    with workers(without_loop(plan), result, "states:transformer", SaveDesk) as rounds:
         count_state(rounds)
         rounds.turn("save", "saves", figures=lambda _: {})
         for i in range(plan.rounds):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
-from bench.cases.saving import DISK, STEP_SECONDS, first_figures
-from bench.contestants import LIMIT, Entry
+from bench.cases.saving import DISK, STEP_SECONDS, count_state, first_figures
 from bench.figures import CaseResult, Column
-from bench.machine import free_bytes
 from bench.ranks.desk import RanksDesk, RanksLimitDesk
-from bench.rounds import Plan, Rounds, workers
+from bench.rounds import Plan, Rounds, heats, workers
 
 HELD = Column("held", "held", against="held", chart=True)
 IN_A_LOOP = Column("held in a loop", "held in a loop", against="held in a loop")
@@ -32,7 +29,7 @@ def ranks_case(plan: Plan) -> CaseResult:
     )
     columns = (HELD, IN_A_LOOP, DURABLE, LOAD, BACK, PROCESSOR, DISK)
     result = CaseResult("h", "4 ranks, FSDP2 + AdamW", about, columns)
-    _measure(plan, result, "sharded", LARGE_BYTES, in_a_loop=True)
+    _measure(plan, result, "ranks.states:sharded", LARGE_BYTES, in_a_loop=True)
     return result
 
 
@@ -41,15 +38,16 @@ def many_ranks_case(plan: Plan) -> CaseResult:
     about = "20,000 DTensors, 4 ranks under torchrun, gloo: what each tensor costs. The slowest rank counts."
     columns = (HELD, DURABLE, LOAD, BACK, PROCESSOR, DISK)
     result = CaseResult("i", "4 ranks, 20,000 small tensors each", about, columns)
-    _measure(plan, result, "small", 0, in_a_loop=False)
+    _measure(plan, result, "ranks.states:small", 0, in_a_loop=False)
     return result
 
 
 def _measure(plan: Plan, result: CaseResult, state: str, nbytes: int, *, in_a_loop: bool) -> None:
-    for entries in _heats(plan, 0 if plan.quick else nbytes):
+    worker_bytes = LAUNCH_BYTES + (0 if plan.quick else int(COPIES * nbytes))
+    for entries in heats(plan.ranks, worker_bytes):
         heat = replace(plan, entries=entries)
         with workers(heat, result, state, RanksDesk, limit=RanksLimitDesk) as rounds:
-            result.facts["bytes"] = rounds.workers[LIMIT].call("state_bytes")
+            count_state(rounds)
             if not plan.quick:
                 time.sleep(STEP_SECONDS)
             rounds.turn("save", "saves for the first time", figures=first_figures)
@@ -70,11 +68,3 @@ def _round(rounds: Rounds, number: int, *, in_a_loop: bool) -> None:
 
 def _first_in_a_loop(found: dict[str, float]) -> dict[str, float]:
     return {"first held in a loop": found["held in a loop"]}
-
-
-def _heats(plan: Plan, nbytes: int) -> Iterator[tuple[Entry, ...]]:
-    """Yield who is measured side by side: as many as there is memory for, beside the limit."""
-    room = 0.9 * free_bytes() / (COPIES * nbytes + LAUNCH_BYTES)
-    at_once = max(1, int(room) - 1)
-    for start in range(0, len(plan.ranks), at_once):
-        yield plan.ranks[start : start + at_once]

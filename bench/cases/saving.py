@@ -24,8 +24,9 @@ def transformer_case(plan: Plan) -> CaseResult:
         "Weights and Adam moments of a transformer, fp32. Every tensor changes between saves; one is kept."
     )
     result = CaseResult("a", "Transformer + Adam", about, (FIRST, HELD, DURABLE, MEMORY, DISK))
-    with workers(without_loop(plan), result, "transformer", SaveDesk) as rounds:
-        _save_and_count(rounds)
+    with workers(without_loop(plan), result, "states:transformer", SaveDesk) as rounds:
+        save_and_count(rounds)
+        rounds.memory("save", "memory")
     return result
 
 
@@ -33,27 +34,29 @@ def tiny_case(plan: Plan) -> CaseResult:
     """Save and load very many tensors of 256 bytes."""
     about = "Tensors of 64 floats: what each tensor costs besides its bytes. Every one changes between saves."
     result = CaseResult("b", "Tiny tensors", about, (FIRST, HELD, DURABLE, LOAD, MEMORY, DISK))
-    with workers(without_loop(plan), result, "tiny", SaveDesk) as rounds:
-        _save_and_count(rounds, load=True)
+    with workers(without_loop(plan), result, "states:tiny", SaveDesk) as rounds:
+        save_and_count(rounds, load=True)
+        rounds.memory("save", "memory")
     return result
 
 
 def count_state(rounds: Rounds) -> None:
     """Note how large the state is."""
-    rounds.result.facts["bytes"] = rounds.workers[LIMIT].call("stored_bytes")
+    rounds.result.facts["bytes"] = rounds.workers[LIMIT].call("state_bytes")
 
 
 def first_figures(found: dict[str, float]) -> dict[str, float]:
     return {"first held": found["held"], "first durable": found["durable"]}
 
 
-def _save_and_count(rounds: Rounds, *, load: bool = False) -> None:
+def save_and_count(rounds: Rounds, *, load: bool = False) -> None:
+    """Save a first time, then save in each round, and load; count the bytes of what is left on the disk."""
     count_state(rounds)
-    time.sleep(STEP_SECONDS)
+    if not rounds.plan.quick:
+        time.sleep(STEP_SECONDS)
     rounds.turn("save", "saves for the first time", figures=first_figures)
     for i in range(rounds.plan.rounds):
         rounds.turn("save", f"saves, round {i + 1}")
         if load:
             rounds.turn("load", f"loads, round {i + 1}")
     rounds.stored("disk", per=rounds.result.facts["bytes"])
-    rounds.memory("save", "memory")

@@ -46,7 +46,7 @@ def scale_case(plan: Plan) -> CaseResult:
     result = CaseResult("f", "Scale", about, COLUMNS, {"tensors": tensors, "checkpoints": checkpoints})
     entries = tuple(e for e in plan.entries if e.name == HOLDFAST)
     alone = replace(plan, entries=entries)
-    with workers(alone, result, "many", SaveDesk) as rounds:
+    with workers(alone, result, "states:many", SaveDesk) as rounds:
         count_state(rounds)
         rounds.turn("save", "saves for the first time", figures=first_figures)
         for i in range(plan.rounds):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
 from dataclasses import dataclass
 
-import holdfast
 from bench.contestants.base import Contestant
 
 
@@ -19,14 +17,13 @@ class Entry:
     where: str  # module:class, imported in the worker alone
     needs: tuple[str, ...]  # distributions; the first one's version is the contestant's
     settings: str
+    on_gpu: bool = True  # whether it takes tensors that are on a GPU as they are
 
     def missing(self) -> str | None:
         """Return why it cannot be measured here, or None."""
         absent = [n for n in self.needs if _version(n) is None]
         if absent:
             return f"not installed: {', '.join(absent)}"
-        if self.name == NO_OVERLAP and "overlap" not in inspect.signature(holdfast.Checkpointer).parameters:
-            return "this holdfast has no overlap to switch off"
         return None
 
     def version(self) -> str | None:
@@ -54,25 +51,28 @@ CONTESTANTS = (
         "DCP async",
         "dcp:DcpAsync",
         ("torch",),
-        "dcp.async_save in a process, one DefaultStager kept (shared memory, async); in a thread for many tensors",
+        "dcp.async_save in a process, one DefaultStager kept (shared memory, async; on a GPU pinned, non-blocking); "
+        "in a thread for many tensors",
     ),
     Entry(
         "torch_checkpointing",
         "torch_checkpointing:TorchCheckpointing",
         ("torch_checkpointing", "torch"),
-        "async, prewarmed shared memory, one writer thread per file, no direct I/O (it fails on ext4)",
+        "async, prewarmed shared memory (on a GPU pinned), one writer thread per file, "
+        "no direct I/O (it fails on ext4)",
     ),
     Entry(
         "Orbax",
         "orbax:Orbax",
         ("orbax-checkpoint", "jax", "torch"),
         "AsyncCheckpointer, no compression; jax arrays; numpy arrays in the loop and, with OCDBT, for many tensors",
+        on_gpu=False,
     ),
 )
 
 # As one of several ranks; the settings are those of CONTESTANTS where nothing is said.
 RANKS = (
-    Entry(HOLDFAST, "ranks:Holdfast", ("holdfast", "torch"), "a writer process for each rank"),
+    Entry(HOLDFAST, "holdfast:Holdfast", ("holdfast", "torch"), "a writer process for each rank"),
     Entry("DCP", "ranks_dcp:Dcp", ("torch",), "dcp.save, two writer threads, remembered plans"),
     Entry("DCP, as it comes", "ranks_dcp:DcpAsItComes", ("torch",), "dcp.save, nothing set"),
     Entry(

@@ -13,7 +13,7 @@ MANY = 1000  # tensors; beyond, what is best for few large ones is not
 
 
 class Contestant:
-    """A way to save, driven through its public interface with its best settings for one process on a CPU.
+    """A way to save, driven through its public interface with its best settings for a state's device.
 
     One checkpoint is: `save`, then `settle` before the state may change, then `finish` when it must be durable.
     """
@@ -34,7 +34,12 @@ class Contestant:
         """Whether the state has so many tensors that a file or a file descriptor for each is too much."""
         return sum(len(part) for part in self.subject.tensors().values()) >= MANY
 
-    def write(self, path: pathlib.Path, state: State) -> None:
+    @property
+    def pins(self) -> bool:
+        """Whether copies of the state go over a bus, which is faster into pinned memory."""
+        return self.subject.device == "cuda"
+
+    def write(self, path: pathlib.Path) -> None:
         """Write a checkpoint to `path`, or start to."""
         raise NotImplementedError
 
@@ -54,7 +59,7 @@ class Contestant:
         """Save the state as it is now; return when the caller may go on."""
         self._count += 1
         self.path = self.scratch / f"step{self._count}"
-        self.write(self.path, self.subject.tensors())
+        self.write(self.path)
 
     def settle(self) -> None:
         """Return when the state may be changed. Called before each change."""
@@ -79,9 +84,8 @@ class Contestant:
             self.wait()
             self.save()
 
-    def loaded(self, part: str, name: str) -> torch.Tensor:
-        """Return a tensor as the last `load` left it."""
-        return self.subject.tensors()[part][name]
+    def take_over(self) -> None:
+        """Put what the last `load` made anew into the tensors of the bench. Others than JAX load into these."""
 
     def stored_bytes(self) -> int:
         """Bytes of everything it stored and has not removed."""
@@ -95,4 +99,4 @@ class Contestant:
         live = self.subject.tensors()
         pairs = [(t, found[part][name]) for part, tensors in live.items() for name, t in tensors.items()]
         with torch.no_grad():
-            torch._foreach_copy_([to for to, _ in pairs], [value for _, value in pairs])
+            torch._foreach_copy_([to for to, _ in pairs], [value for _, value in pairs])  # pyright: ignore[reportPrivateImportUsage]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import pathlib
 
 import holdfast
 from bench.contestants.base import Contestant
 from bench.states import Subject
-
-HAS_OVERLAP = "overlap" in inspect.signature(holdfast.Checkpointer).parameters
 
 
 class Holdfast(Contestant):
@@ -27,13 +24,12 @@ class Holdfast(Contestant):
         super().__init__(scratch, subject, every=every, keep_all=keep_all)
         self.path = scratch / "run"
         steps = every or (1 if keep_all else None)
-        switches = {"overlap": False} if HAS_OVERLAP and (keep_all or not self.overlap) else {}
         self._ckpt = holdfast.Checkpointer(
             self.path,
             subject.live,
             save=holdfast.every(steps=steps) if steps else None,
             keep=None if keep_all else holdfast.last(1),
-            **switches,
+            overlap=self.overlap and not keep_all,
         )
 
     def save(self) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from bench.contestants.base import Contestant
 from bench.states import State, Subject
@@ -34,8 +35,9 @@ class Orbax(Contestant):
         self._checkpointer = ocp.AsyncCheckpointer(handler)
         self._found: Any = None
 
-    def write(self, path: pathlib.Path, state: State) -> None:
-        self._checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(self._arrays(state)))
+    def write(self, path: pathlib.Path) -> None:
+        arrays = self._arrays(self.subject.tensors())
+        self._checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(arrays))
 
     def _arrays(self, state: State) -> dict[str, dict[str, Any]]:
         make = np.asarray if self._numpy else jax.dlpack.from_dlpack
@@ -62,9 +64,9 @@ class Orbax(Contestant):
         found = self._checkpointer.restore(self.path.absolute(), args=restore)
         return jax.block_until_ready(found)
 
-    def loaded(self, part: str, name: str) -> torch.Tensor:
-        found = self._found[part][name]
-        return torch.from_numpy(found) if self._numpy else torch.from_dlpack(found)
+    def take_over(self) -> None:
+        seen = torch.from_numpy if self._numpy else from_dlpack
+        self.place({part: {name: seen(t) for name, t in of.items()} for part, of in self._found.items()})
 
     def close(self) -> None:
         self._checkpointer.close()

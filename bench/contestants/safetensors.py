@@ -8,14 +8,14 @@ import safetensors
 import safetensors.torch
 
 from bench.contestants.base import Contestant
-from bench.states import State
 
 
 class Safetensors(Contestant):
     """One file. `load_file` maps it, and copying into the live tensors reads it."""
 
-    def write(self, path: pathlib.Path, state: State) -> None:
-        flat = {f"{part}/{name}": t for part, tensors in state.items() for name, t in tensors.items()}
+    def write(self, path: pathlib.Path) -> None:
+        parts = self.subject.tensors()
+        flat = {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
         safetensors.torch.save_file(flat, path)
 
     def load(self) -> None:

@@ -14,11 +14,12 @@ from torch_checkpointing.staging import CheckpointStagerConfig
 from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
 
 from bench.contestants.base import Contestant
-from bench.states import State, Subject
+from bench.states import Subject
 
 
 class TorchCheckpointing(Contestant):
-    """What its page on troubles says for machines without CUDA; one thread for each of the state's three files.
+    """Its defaults for states on a GPU, for others what its page on troubles says for machines without CUDA; one thread
+    for each of the state's three files.
 
     Its direct I/O, on by default, ends in EINVAL on ext4 at version 0.1.1: it writes what is not aligned.
     Very many tensors are shared by name, since torch's default takes a file descriptor for each, and they run out.
@@ -29,18 +30,20 @@ class TorchCheckpointing(Contestant):
     ) -> None:
         super().__init__(scratch, subject, every=every, keep_all=keep_all)
         if self.many:
-            multiprocessing.set_sharing_strategy("file_system")
+            multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
         save = AsyncCheckpointSaverConfig(
             writer_config=CheckpointWriterConfig(file_write_max_threads=3),
-            staging_config=CheckpointStagerConfig(use_pinned_memory=False, use_non_blocking_copy=False),
+            staging_config=CheckpointStagerConfig(
+                use_pinned_memory=self.pins, use_non_blocking_copy=self.pins
+            ),
         )
         storage = LocalFileSystemStorageConfig(use_direct_io=False)
         self._manager = CheckpointManager(CheckpointManager.Config(save=save, storage_config=storage))
-        self._manager.prewarm_staging(subject.tensors())
+        self._manager.prewarm_staging(subject.local())
         self._saving: Future[object] | None = None
 
-    def write(self, path: pathlib.Path, state: State) -> None:
-        self._saving = self._manager.save(str(path), state)
+    def write(self, path: pathlib.Path) -> None:
+        self._saving = self._manager.save(str(path), self.subject.local())
 
     def settle(self) -> None:
         with self._manager.lock():  # what `with manager.lock(): optimizer.step()` waits for
@@ -51,7 +54,7 @@ class TorchCheckpointing(Contestant):
             self._saving.result()
 
     def load(self) -> None:
-        self._manager.load(str(self.path), into=self.subject.tensors(), strict=True)
+        self._manager.load(str(self.path), into=self.subject.local(), strict=True)
 
     def load_one(self, part: str, name: str) -> None:
         like = self.subject.tensors()[part][name]

@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection, Listener, wait
 from typing import Any
 
 from bench.contestants import Entry
-from bench.disk import delete
-from bench.limits import Figures
+from bench.states import Recipe
+from bench.timing import Figures
 
 RANKS = 4
 START_SECONDS = 240
@@ -24,8 +24,7 @@ class RanksDesk:
     """One contestant under torchrun. Of what its ranks find the largest counts; of bytes and processor time, what
     `rank.py` says of all of them and of rank 0."""
 
-    def __init__(self, entry: Entry | None, state: str, quick: bool, scratch: pathlib.Path) -> None:
-        self._scratch = scratch
+    def __init__(self, entry: Entry | None, recipe: Recipe, scratch: pathlib.Path) -> None:
         key = secrets.token_bytes(16)
         with Listener(family="AF_UNIX", backlog=RANKS, authkey=key) as listener:  # in a temporary folder
             listener._listener._socket.settimeout(START_SECONDS)  # type: ignore[attr-defined]
@@ -42,7 +41,7 @@ class RanksDesk:
                 while len(met) < RANKS:
                     pipe = listener.accept()
                     met[pipe.recv()] = pipe
-                    pipe.send((entry, state, quick, scratch))
+                    pipe.send((entry, recipe, scratch))
                 self._ranks = [met[rank] for rank in range(RANKS)]
                 self._answers()
             except BaseException:
@@ -84,7 +83,6 @@ class RanksDesk:
             self._launch.terminate()  # torchrun ends its ranks
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._launch.wait(END_SECONDS)  # whoever is still there then is killed by the worker's owner
-            delete(self._scratch)
 
     def _all(self, method: str) -> list[Any]:
         for pipe in self._ranks:
@@ -116,5 +114,5 @@ def _largest(found: list[Figures]) -> Figures:
 class RanksLimitDesk(RanksDesk):
     """The limit: every rank copies, writes and reads at once."""
 
-    def __init__(self, state: str, quick: bool, scratch: pathlib.Path) -> None:
-        super().__init__(None, state, quick, scratch)
+    def __init__(self, recipe: Recipe, scratch: pathlib.Path) -> None:
+        super().__init__(None, recipe, scratch)

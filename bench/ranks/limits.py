@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
+from contextlib import AbstractContextManager
 
 import torch.distributed as dist
 
-from bench.disk import delete
-from bench.limits import Figures, Limit
-from bench.ranks.states import STATES
-from bench.ranks.timing import processor_seconds, together
+from bench.limits import LimitDesk
+from bench.ranks.timing import Together
+from bench.states import Recipe
+from bench.timing import Figures
 
 
-class RankLimit:
+class RankLimitDesk(LimitDesk):
     """The limit in the place of a contestant's rank."""
 
-    def __init__(self, state: str, quick: bool, scratch: pathlib.Path) -> None:
-        self.subject = STATES[state](quick)
-        tensors = [t for of in self.subject.local().values() for t in of.values()]
-        self._limit = Limit(tensors, scratch / f"limit{dist.get_rank()}")
+    def __init__(self, recipe: Recipe, scratch: pathlib.Path) -> None:
+        super().__init__(recipe, scratch, f"limit{dist.get_rank()}")
+        self._together = Together()
 
-    def open(self) -> None:
-        """Warm the memory up."""
-        self._limit.copy()
+    def quiet(self) -> AbstractContextManager[None]:
+        return self._together.quiet()
 
     def save(self) -> Figures:
-        """Copy every tensor; write the memory past the page cache, and sync it."""
-        with together():
-            spent = processor_seconds()
-            copied = self._limit.copy()
-            written = self._limit.write()
-            spent = processor_seconds() - spent
-        return {"held": copied, "durable": written} | ({"processor": spent} if dist.get_rank() == 0 else {})
+        return super().save() | self._together.processor()
 
     def step(self) -> Figures:
         """What a loop has to wait for, at the least, when a save is a copy."""
-        with together():
-            return {"held in a loop": self._limit.copy()}
+        with self.quiet():
+            return {"held in a loop": self.copy()}
 
     def load(self) -> Figures:
-        """Copy every tensor from memory to memory; read what was written into warm memory, in place."""
-        size = len(self._limit.view)
-        with together():
-            found: Figures = {"rolled back": self._limit.copy()}
-        for key, flags in (("load", 0), ("load, O_DIRECT", os.O_DIRECT)):
-            with together():
-                found[key] = self._limit.read(size, flags)
-        return found
-
-    def state_bytes(self) -> int:
-        return self.subject.nbytes()
-
-    def stored_bytes(self) -> int:
-        return self.subject.nbytes()
-
-    def close(self) -> None:
-        delete(self._limit.path)
+        return self.roll_back() | super().load()

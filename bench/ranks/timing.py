@@ -10,20 +10,33 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
+from bench.timing import Figures
 from bench.worker import descendants
 
 TICK = os.sysconf("SC_CLK_TCK")
 
 
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Let all ranks begin at once, with nothing that is still to be written, and return when all are through."""
-    dist.barrier()
-    if dist.get_rank() == 0:
-        os.sync()
-    dist.barrier()
-    yield
-    dist.barrier()
+class Together:
+    """What all ranks do at once, one thing after the other."""
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Let all ranks begin at once, with nothing that is still to be written, and return when all are through."""
+        dist.barrier()
+        if dist.get_rank() == 0:
+            os.sync()
+        dist.barrier()
+        before = processor_seconds()
+        yield
+        self._spent = processor_seconds() - before
+        dist.barrier()
+
+    def processor(self) -> Figures:
+        """Return the processor time that rank 0 spent in the last thing that was done; other ranks return nothing."""
+        return {"processor": self._spent} if dist.get_rank() == 0 else {}
 
 
 def processor_seconds() -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {
@@ -21,6 +21,9 @@ FIGURES = {
     "d": {"step", "median slowdown", "total slowdown", "held", "lost", "memory"},
     "e": {"rolled back", "load", "load one", "load memory"},
     "f": {"held", "durable", "latest", "ls"},
+    "j": {"step", "median slowdown", "total slowdown", "held", "lost", "memory"},
+    "k": {"first held", "held", "durable", "load", "disk"},
+    "l": {"step", "median slowdown", "total slowdown", "held", "lost"},
     "g": {"weights", "first", "second", "bf16", "ratio", "pack", "unpack"},
 }
 # A launch of four ranks for each contestant takes its time: these are measured with holdfast alone.
@@ -33,6 +36,9 @@ LIMITS = {
     "b": {"held", "durable", "load"},
     "c": {"held", "durable"},
     "d": {"held"},
+    "j": {"held"},
+    "k": {"held", "durable", "load"},
+    "l": {"held"},
     "e": {"rolled back", "load", "load one"},
     "f": {"held", "durable", "latest", "ls"},
     "g": {"pack", "unpack"},
@@ -54,9 +60,11 @@ def run_bench(out: Path, *arguments: str, **environment: str) -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All cases once, at their smallest, with holdfast and one other."""
+    """All cases once, at their smallest, with holdfast and one other; those for a GPU on the CPU."""
     found = tmp_path_factory.mktemp("bench")
-    done = run_bench(found, "--contestants", "holdfast;torch.save", "--cases", ",".join(FIGURES))
+    done = run_bench(
+        found, "--contestants", "holdfast;torch.save", "--cases", ",".join(FIGURES), "--device", "cpu"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return found
 
@@ -79,6 +87,27 @@ def test_every_figure_of_every_case_is_there(results: dict[str, Any], case: str)
     for who in {"holdfast"} | others:
         assert set(medians[who]) >= FIGURES[case]
     assert case == "g" or found["times the limit"]["holdfast"].keys() >= LIMITS[case]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_without_a_gpu_its_cases_are_left_out_in_one_line(tmp_path: Path) -> None:
+    done = run_bench(tmp_path, "--cases", "k,l")
+    assert done.returncode == 0, done.stdout + done.stderr
+    line = "Left out: k, l (no CUDA device here)."
+    assert done.stdout.count(line) == (tmp_path / "bench.md").read_text().count(line) == 1
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["cases"] == {}
+    assert set(found["left out"]) == {"k", "l"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_everyone_saves_from_a_gpu(tmp_path: Path) -> None:
+    done = run_bench(tmp_path, "--cases", "k,l")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for found in json.loads((tmp_path / "bench.json").read_text())["cases"].values():
+        assert not [why for why in found["missing"].values() if not why.startswith("not installed")]
+        assert "Orbax" not in found["medians"]
 
 
 @pytest.mark.slow
