@@ -108,7 +108,6 @@ class TrainDesk:
         found = recipe.subject()
         assert isinstance(found, Training)
         self.subject = found
-        self._held = 0.0
         self._step = every // 2  # so that a turn ends in the middle between two saves
 
     def open(self) -> None:
@@ -124,9 +123,8 @@ class TrainDesk:
     def turn(self) -> Figures:
         """Train a while without saving, then as long with a save every few steps."""
         with quiet(self.subject.device):
-            plain = [self._plain_step() for _ in range(self._steps)]
-        self._held = 0.0
-        saving = [self._saving_step() for _ in range(self._steps)]
+            plain, before = zip(*[self._plain_step() for _ in range(self._steps)], strict=True)
+        saving, waits = zip(*[self._saving_step() for _ in range(self._steps)], strict=True)
         self._contestant.finish()
         self._contestant.prune()
         return {
@@ -134,18 +132,21 @@ class TrainDesk:
             "step, saving": statistics.median(saving),
             "median slowdown": statistics.median(saving) / statistics.median(plain),
             "total slowdown": sum(saving) / sum(plain),
-            "held": self._held / self._saves,
+            "held": (sum(waits) - sum(before)) / self._saves,
             "lost": (sum(saving) - sum(plain)) / self._saves,
         }
 
-    def _plain_step(self) -> float:
+    def _plain_step(self) -> tuple[float, float]:
+        """One step; return what it took, and of that what torch does before an optimizer's hooks are asked."""
         started = now()
         self.subject.backward()
-        self.subject.step()
-        return now() - started
+        computed = now()
+        stepping = self.subject.step()
+        return now() - started, stepping - computed
 
-    def _saving_step(self) -> float:
-        """One step; what the loop waits for the contestant, in its calls or in the optimizer's hooks, is held time."""
+    def _saving_step(self) -> tuple[float, float]:
+        """One step; return what it took, and of that what the loop waited for the contestant, in its calls or before
+        the optimizer stepped."""
         started = now()
         self.subject.backward()
         computed = now()
@@ -155,8 +156,7 @@ class TrainDesk:
         self._step += 1
         self._contestant.end_step(self._step)
         ended = now()
-        self._held += (stepping - computed) + (ended - stepped)
-        return ended - started
+        return ended - started, (stepping - computed) + (ended - stepped)
 
     def close(self) -> None:
         self._contestant.close()
