@@ -84,13 +84,11 @@ class _Behind:
 
     def takes(self, lot: Lot) -> bool:
         """Take a lot that may be copied later and say so; what devices copy they begin with here."""
-        if lot.volatile or lot.joined is not None or lot.end - lot.start_byte < WORTH_BYTES:
+        targets = lot.places
+        if lot.volatile or targets is None or lot.end - lot.start_byte < WORTH_BYTES:
             return False
         sources = self._of._sources[lot.start : lot.stop]
         values = [s.value for s in sources]
-        targets = lot.engine.addresses(lot.targets)
-        if targets is None:
-            return False
         sizes = [s.spec.nbytes for s in sources]
         # Compared are bytes that are copied twice: now, and later over that.
         expected = self._copied_now(lot, targets, sizes) if self._check else []

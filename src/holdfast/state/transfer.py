@@ -31,7 +31,7 @@ class Lot:
     """Neighbours in memory that are copied together: the sources `start` to `stop`, which take the bytes `start_byte`
     to `end` of the whole; all volatile, or none.
 
-    They are moved in one go (`joined`), or one by one to `targets`.
+    They are moved in one go (`joined`), or one by one to `targets`, which lie at the addresses `places`.
     """
 
     start: int
@@ -42,6 +42,7 @@ class Lot:
     engine: Engine
     joined: Joined | None
     targets: list[object]
+    places: list[int] | None
 
 
 class Transfer:
@@ -62,14 +63,15 @@ class Transfer:
             for start, stop, engine, join in _cut(here, last, known.engine_of):
                 bounds = stretch.bounds[start:stop]
                 lot = here[start:stop]
-                joined, targets = None, []
+                joined, targets, places = None, [], None
                 if join:
                     joined = engine.join([s.value for s in lot], stretch.memory[bounds[0][0] : bounds[-1][1]])
                 else:
                     targets = engine.targets([s.spec for s in lot], [stretch.memory[a:b] for a, b in bounds])
+                    places = engine.addresses(targets)
                 a, b = stretch.offset + bounds[0][0], stretch.offset + bounds[-1][1]
                 numbers = first + start, first + stop
-                self.lots.append(Lot(*numbers, a, b, lot[0].volatile, engine, joined, targets))
+                self.lots.append(Lot(*numbers, a, b, lot[0].volatile, engine, joined, targets, places))
             first += len(here)
 
     def copy(self, sources: Sequence[TensorSource], lots: Iterable[Lot] | None = None) -> None:

@@ -242,6 +242,8 @@ class TorchEngine:
         return copy_all(_pairs(values, targets))
 
     def copy_beside(self, values: Sequence[object], targets: Sequence[object]) -> Marked | None:
+        if not torch_devices.DEVICES.used():
+            return None
         has = torch_devices.DEVICES.has
         pairs = _pairs(values, targets)
         if not all(has(source) and torch_devices.pinned(target) for target, source in pairs):
