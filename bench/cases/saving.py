@@ -49,7 +49,8 @@ def first_figures(found: dict[str, float]) -> dict[str, float]:
 
 def _save_and_count(rounds: Rounds, *, load: bool = False) -> None:
     count_state(rounds)
-    time.sleep(STEP_SECONDS)
+    if not rounds.plan.quick:
+        time.sleep(STEP_SECONDS)
     rounds.turn("save", "saves for the first time", figures=first_figures)
     for i in range(rounds.plan.rounds):
         rounds.turn("save", f"saves, round {i + 1}")
