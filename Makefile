@@ -16,7 +16,9 @@ $(VENV)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/python examples/kill_and_resume.py --out out/demo
 
+# Compiled ahead for the thousand processes that tests start, also where PYTHONDONTWRITEBYTECODE is set.
 test: setup lint types
+	$(BIN)/python -m compileall -q src tests bench
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The promises of a store on Azurite, SeaweedFS and rclone, which are installed for it beside the environment.
