@@ -16,7 +16,9 @@ $(VENV)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/python examples/kill_and_resume.py --out out/demo
 
+# Compiled ahead for the thousand processes that tests start, also where PYTHONDONTWRITEBYTECODE is set.
 test: setup lint types
+	$(BIN)/python -m compileall -q src tests bench
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The promises of a store on Azurite, SeaweedFS and rclone, which are installed for it beside the environment.
@@ -27,9 +29,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Side by side: each takes one core.
 types: setup
-	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/mypy & mypy=$$!; $(BIN)/pyright; found=$$?; wait $$mypy && exit $$found
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import uuid
 from collections.abc import Iterator
@@ -43,3 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # jax says so at every fork of a process that has imported it; what our tests fork does not use jax.
     config.addinivalue_line("filterwarnings", r"ignore:os\.fork\(\) was called:RuntimeWarning")
+
+
+def pytest_collection_finish() -> None:
+    # What the collection has imported stays: who asks for a collection of garbage need not go through it each time.
+    gc.collect()
+    gc.freeze()

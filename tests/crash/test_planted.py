@@ -20,12 +20,12 @@ SAYS = re.compile(
 )
 
 
-def outcome(test: str, defect: str) -> tuple[int, str]:
-    """Run one test in a process of its own, with a defect ("" for none)."""
+def outcome(defect: str, *tests: str) -> tuple[int, str]:
+    """Run tests in a process of their own, with a defect ("" for none)."""
     path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), *sys.path])
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HOLDFAST_", "PYTEST_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "crash.planted", "-p", "no:cacheprovider", str(TESTS / test)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "crash.planted", "-p", "no:cacheprovider", *(str(TESTS / test) for test in tests)],
         capture_output=True, text=True, check=False, cwd=TESTS.parent,
         env={**env, "PYTHONPATH": path, "HOLDFAST_PLANT": defect},
     )  # fmt: skip
@@ -36,7 +36,7 @@ def outcome(test: str, defect: str) -> tuple[int, str]:
 def test_a_planted_defect_is_caught(defect: str) -> None:
     caught = 0
     for test in CAUGHT_BY[defect] if ledger.LONG else CAUGHT_BY[defect][:1]:
-        code, output = outcome(test, defect)
+        code, output = outcome(defect, test)
         if "1 skipped" in output:
             continue
         assert code == 1, f"with {defect!r} planted, {test} ends with {code}:\n{output}"
@@ -47,6 +47,7 @@ def test_a_planted_defect_is_caught(defect: str) -> None:
 
 
 def test_without_a_defect_they_are_green() -> None:
-    for test in sorted({test for tests in CAUGHT_BY.values() for test in tests[:1]}):
-        code, output = outcome(test, "")
-        assert code == 0, f"{test}:\n{output}"
+    tests = sorted({test for tests in CAUGHT_BY.values() for test in tests[:1]})
+    code, output = outcome("", *tests)
+    assert code == 0, output
+    assert f"{len(tests)} passed" in output, output

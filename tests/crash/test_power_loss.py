@@ -41,6 +41,8 @@ CHANGING = [
 ]
 MODEL, EXT4 = "power cut (every legal image, sampled beyond 64)", "power cut (real ext4, shut down)"
 
+SHARED_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
 CELLS = [(MODEL, o.name) for o in CHANGING] + [(EXT4, o.name) for o in CHANGING]
 
 
@@ -65,11 +67,18 @@ def check_image(image: Image, operation: Operation, *, done: bool) -> None:
         invariants.needed_exists(store)
 
 
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory in memory, where there is one: the model says what a disk would keep of it."""
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as made:
+        yield Path(made)
+
+
 @pytest.mark.parametrize("operation", CHANGING, ids=lambda o: o.name)
-def test_images(operation: Operation, tmp_path: Path) -> None:
-    operation.prepare(LocalStore(tmp_path / "run"))
-    disk = PowerLossDisk(tmp_path)
-    operation.act(LocalStore(tmp_path / "run", disk))
+def test_images(operation: Operation, scratch: Path) -> None:
+    operation.prepare(LocalStore(scratch / "run"))
+    disk = PowerLossDisk(scratch)
+    operation.act(LocalStore(scratch / "run", disk))
     disk.mark("returned")
     seen: set[tuple[object, ...]] = set()
     recovered = 0
@@ -95,7 +104,7 @@ def test_images(operation: Operation, tmp_path: Path) -> None:
 
 def check_recovery(image: Image, operation: Operation) -> None:
     """With the power back, the same operation and the next save work."""
-    with tempfile.TemporaryDirectory() as found:
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as found:
         lay_out(image, found)
         forget_this_process()
         operation.act(LocalStore(f"{found}/run"))
@@ -162,7 +171,7 @@ def ext4() -> Iterator[Ext4]:
         pytest.skip("mounting a file system takes root")
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("there is no mkfs.ext4")
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as scratch:
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as scratch:
         made = Ext4(Path(scratch))
         why = made.make()
         if why:

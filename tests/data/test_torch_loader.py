@@ -193,7 +193,11 @@ def test_seeking_reads_no_skipped_sample() -> None:
 @pytest.mark.parametrize(
     "workers", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}], ids=str
 )
-def test_an_iterator_older_than_the_restore_refuses(workers: dict[str, Any]) -> None:
+def test_an_iterator_older_than_the_restore_refuses(
+    workers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The seconds that torch gives each worker of an iterator that is let go in the middle.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
     (first, _), states = reference()
     loader = build(workers)
     stale = iter(loader)

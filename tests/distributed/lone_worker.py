@@ -17,7 +17,7 @@ import numpy as np
 import holdfast
 from holdfast import EarlyStopping, best, every
 from holdfast.core.errors import OutOfSpace
-from holdfast.distributed import lanes
+from holdfast.distributed import lanes, meeting
 from holdfast.saving import job
 
 POINTS = {  # when a rank is killed: at the n-th time that this function of this file is entered
@@ -67,6 +67,7 @@ def main() -> None:
     order = json.loads(sys.argv[1])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     lanes.StoreLane.meet_seconds = order.get("meet", 0.05)
+    meeting.LOOK_SECONDS, meeting.GONE_SECONDS = 0.2, 0.5  # on one disk a word is there once it is said
     if order.get("broadcast") or order.get("gloo"):  # a process group, and its key-value store for turns
         import datetime
 

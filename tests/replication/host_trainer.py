@@ -19,10 +19,13 @@ from blake3 import blake3
 from holdfast import Checkpointer, every, last
 from holdfast.core.errors import NotReplicated
 from holdfast.replication import Mirror
+from holdfast.stores.peers import link
 
 ROWS = 20_000
 DURABLE_AT = 4
 SECONDS = 60.0
+CONNECT_SECONDS = 1.5  # who is there answers at once, and a host that is lost never does
+MIRROR_SECONDS = 5.0
 
 
 def say(*words: object) -> None:
@@ -48,7 +51,7 @@ def main(seed: int, run: str, total: int, hold_at: int, shared: str, peers: list
     mirrors.append(Mirror(shared, keep=last(1), interval="1h"))
     ack = "all" if hold_at and peers else "local"
     ckpt = Checkpointer(
-        run, state, save=every(steps=1), keep=last(2), mirrors=mirrors, ack=ack, mirror_seconds=8
+        run, state, save=every(steps=1), keep=last(2), mirrors=mirrors, ack=ack, mirror_seconds=MIRROR_SECONDS
     )
     try:
         train(ckpt, state, total, hold_at)
@@ -81,5 +84,6 @@ def train(ckpt: Checkpointer, state: dict[str, Any], total: int, hold_at: int) -
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    link.CONNECT_SECONDS = CONNECT_SECONDS
     seed, run, total, hold_at, shared, *peers = sys.argv[1:]
     main(int(seed), run, int(total), int(hold_at), shared, peers)

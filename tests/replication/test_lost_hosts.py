@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,9 @@ class World:
         self.hosts = found
         self.durable = durable
         self._stack = stack
-        self.peers = [Peer("64MB", f"{host.address}:7070", host.inside) for host in found]
+        with ThreadPoolExecutor(HOSTS) as pool:
+            starting = [pool.submit(Peer, "64MB", f"{host.address}:7070", host.inside) for host in found]
+        self.peers = [peer.result() for peer in starting]
         for peer in self.peers:
             stack.callback(peer.kill)
 

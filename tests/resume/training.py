@@ -184,13 +184,23 @@ def _feed(hasher: Any, value: object) -> None:
 
 
 def run(
-    case: Case, url: str | None, until: int, *, which: int | None = None, weights_only: bool = False
+    case: Case,
+    url: str | None,
+    until: int,
+    *,
+    which: int | None = None,
+    weights_only: bool = False,
+    passing: int | None = None,
 ) -> dict[str, object]:
-    """Train up to a step, from a checkpoint if there is one; return fingerprint, losses, and the number of skipped steps."""
+    """Train up to a step, from a checkpoint if there is one; return fingerprint, losses, the number of skipped steps, and
+    the fingerprint of a step that an untouched run passes on its way."""
     t = Training(case)
+    passed = None
     if url is None:  # without holdfast: the run that nothing ever touched
         iterator = itertools.chain.from_iterable(iter(t.loader) for _ in itertools.count())
         for number in range(until):
+            if number == passing:
+                passed = t.fingerprint()
             t.step(number, next(iterator))
     else:
         ckpt = Checkpointer(url, t.state, save=at(SAVE_AT) | on("start"))
@@ -206,7 +216,7 @@ def run(
             for number, batch in ckpt.steps(until, data=t.loader):
                 t.step(number, batch)
         ckpt.close()
-    return {"fingerprint": t.fingerprint(), "losses": t.losses, "skipped": t.skipped}
+    return {"fingerprint": t.fingerprint(), "losses": t.losses, "skipped": t.skipped, "passed": passed}
 
 
 def _forever(loader: Any) -> Iterator[Any]:
