@@ -73,10 +73,10 @@ def flaky_proxy(upstream: int) -> Iterator[Flaky]:
                 return self.say(int(plan.fault.split()[0]), [], b"<Error><Code>Made</Code></Error>")
             connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=60)
             headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
-            connection.request(self.command, self.path, body, headers)
-            answer = connection.getresponse()
-            data = answer.read()
-            connection.close()
+            with contextlib.closing(connection):  # also when its client goes, or the server does
+                connection.request(self.command, self.path, body, headers)
+                answer = connection.getresponse()
+                data = answer.read()
             if plan is None:
                 return self.say(answer.status, answer.getheaders(), data)
             plan.then()
