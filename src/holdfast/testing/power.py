@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from holdfast.core.buffers import Buffer
 from holdfast.stores.disk import OsDisk
 from holdfast.testing.plan import Crash
+from holdfast.testing.serial import one_at_a_time
 
 __all__ = ["Image", "Moment", "PowerLossDisk", "lay_out"]
 
@@ -239,6 +240,7 @@ class Moment:
             yield self._nodes.image(_Sampled(source))
 
 
+@one_at_a_time
 class PowerLossDisk(OsDisk):
     """Real files below `base`, and a record of every changing call, from which the images of a power cut at any moment
     are made. `cut_at` ends the n-th changing call before it takes effect, and every one after it, with `Crash`."""
@@ -253,11 +255,7 @@ class PowerLossDisk(OsDisk):
         self._next = 0
         self._paths: dict[int, str] = {}  # descriptor -> path
         self._appends: set[int] = set()
-        self._begin = _Nodes()
-        self._adopt()
-
-    def _adopt(self) -> None:
-        """Take what lies on the disk as durable."""
+        self._begin = _Nodes()  # what lies on the disk is durable
         for directory, below, files in os.walk(self.base):
             here = self._begin.directories[self._nodes_by_path[directory]]
             for name in (*below, *files):
