@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -137,19 +137,12 @@ def _verify_blocks(file: DataFile, progress: Callable[[int], None]) -> Iterator[
         finally:
             free.put(memory)
 
-    if len(stretches) < 2:  # a thread for one alone would only be waited for
-        yield from _problems(map(verify, stretches), progress)
-        return
     with Workers(THREADS, "holdfast-verify") as pool:
-        yield from _problems(pool.map(verify, stretches), progress)
-
-
-def _problems(verified: Iterable[list[int | Problem]], progress: Callable[[int], None]) -> Iterator[Problem]:
-    for found in itertools.chain.from_iterable(verified):
-        if isinstance(found, Problem):
-            yield found
-        else:
-            progress(found)
+        for found in itertools.chain.from_iterable(pool.map(verify, stretches)):
+            if isinstance(found, Problem):
+                yield found
+            else:
+                progress(found)
 
 
 def _stretches(file: DataFile) -> Iterator[tuple[range, int, int]]:

@@ -22,9 +22,8 @@ _POPULATE_WRITE = 23  # Linux 5.14; refused where it is not known, and then noth
 
 NO_MEMORY = memoryview(bytearray())
 
-Pinning = Callable[
-    [int, int], "Callable[[], None] | None"
-]  # of an address and a size; returns what takes it back
+# Pins memory, given its address and size; returns what takes that back, or None where it does not work.
+Pinning = Callable[[int, int], "Callable[[], None] | None"]
 
 
 def page_aligned(size: int) -> int:

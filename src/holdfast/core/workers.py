@@ -53,7 +53,12 @@ class Workers:
         return future
 
     def map(self, act: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Yield the results of a call for each item, in their order."""
+        """Yield the results of a call for each item, in their order. One alone is called here: a thread for it would
+        only be waited for."""
+        items = list(items)
+        if len(items) == 1:
+            yield act(items[0])
+            return
         futures = [self.submit(act, item) for item in items]
         for future in futures:
             yield future.result()

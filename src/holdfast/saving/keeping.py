@@ -50,8 +50,7 @@ def keep(kept: Kept, rank: int, seconds: float | None = None) -> subprocess.Pope
     """Have memory kept by a process of its own, which ends once it is handed over, after so many seconds (by default
     `KEEP_SECONDS`), or when memory gets short."""
     run = kept.job.manifest.run
-    before = take_over(run, rank)  # a rest of an earlier trainer, which nobody asked for
-    del before
+    take_over(run, rank)  # a rest of an earlier trainer, which nobody asked for
     words = os.memfd_create("holdfast-kept")
     with socket.socket(socket.AF_UNIX) as waiting, open(words, "r+b") as file:
         waiting.bind(_address(run, rank))

@@ -62,9 +62,7 @@ class Server:
         self._committing: Committing | None = None
         self._meeting: Meeting | None = None
         self._error: BaseException | None = None
-        self._kept: Kept | None = (
-            None  # the last snapshot that was made a checkpoint, while it lies in memory
-        )
+        self._kept: Kept | None = None  # the last checkpoint, while it lies in memory
         self._deserted = False  # the trainer has died
 
     def run(self) -> None:

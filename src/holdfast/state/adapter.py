@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from holdfast.core.memory import Pinning
 from holdfast.state.tensors import HostTensor, TensorSource, TensorSpec
 
 if TYPE_CHECKING:
@@ -150,9 +151,9 @@ class Engine(Protocol):
         """
         ...
 
-    def pinning(self, values: Sequence[object]) -> Callable[[int, int], Callable[[], None] | None] | None:
+    def pinning(self, values: Sequence[object]) -> Pinning | None:
         """Return what makes host memory such as devices copy to by themselves, if any of the tensors is on such a
-        device. Given an address and a size it returns what takes that back, or None where it does not work."""
+        device."""
         ...
 
     def versions(self, values: Sequence[object]) -> list[int]:

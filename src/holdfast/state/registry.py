@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 
 from holdfast.core.errors import MissingDependency
+from holdfast.core.memory import Pinning
 from holdfast.state.adapter import Adapter, Dispatch, Engine
 from holdfast.state.adapters.containers import Atoms, Mappings, Sequences, Sets
 from holdfast.state.adapters.records import Dataclasses, Enums, NamedTuples
@@ -144,7 +145,7 @@ def before_each_step(act: Callable[[bool], None]) -> Callable[[], None] | None:
     return register(act)
 
 
-def pinning(values: Sequence[object]) -> Callable[[int, int], Callable[[], None] | None] | None:
+def pinning(values: Sequence[object]) -> Pinning | None:
     """Return what pins host memory for copies of these tensors from devices, if there are any; see `Engine.pinning`."""
     if not torch_is_loaded():
         return None

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
+from holdfast.core.memory import Pinning
+
 __all__ = ["Devices", "Marked", "Pair", "pinned", "pinning", "read_from", "slab_on", "write_to"]
 
 logger = logging.getLogger("holdfast")
@@ -93,7 +95,7 @@ class Cuda:
     has = staticmethod(attrgetter("is_cuda"))  # asked of every tensor
 
     def used(self) -> bool:
-        return torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
     def capturing(self) -> bool:
         return self.used() and torch.cuda.is_current_stream_capturing()
@@ -158,9 +160,8 @@ class Marked:
         self._needs = None
 
 
-def pinning(values: Iterable[object]) -> Callable[[int, int], Callable[[], None] | None] | None:
-    """Return what pins memory, given its address and size, and returns what unpins it (None: that failed); None as a
-    whole if none of these tensors is on a device that cares."""
+def pinning(values: Iterable[object]) -> Pinning | None:
+    """Return what pins memory, or None if none of these tensors is on a device that cares."""
     if not DEVICES.used() or not any(isinstance(v, torch.Tensor) and DEVICES.has(v) for v in values):
         return None
     return _pin
@@ -209,12 +210,12 @@ def read_from(pairs: Sequence[Pair], *, beside: bool = False) -> Marked:
 
 def slab_on(flats: Sequence[torch.Tensor], slab: torch.Tensor) -> Marked | None:
     """Copy flat tensors of one device into one piece of host memory: put together there, and moved in one go."""
-    device = flats[0].device
+    device, asynchronous = flats[0].device, pinned(slab)
     with _stream(device) as stream, torch.no_grad():
         together = torch.empty(slab.shape, dtype=slab.dtype, device=device)
         torch.cat(list(flats), out=together)
-        slab.copy_(together, non_blocking=pinned(slab))
-        return Marked({device: DEVICES.mark(stream)}) if pinned(slab) else None
+        slab.copy_(together, non_blocking=asynchronous)
+        return Marked({device: DEVICES.mark(stream)}) if asynchronous else None
 
 
 def write_to(pairs: Sequence[Pair]) -> None:
@@ -224,8 +225,9 @@ def write_to(pairs: Sequence[Pair]) -> None:
             through = _Ring(stream)
             for target, source in zip(targets, sources, strict=True):
                 alike = target.dtype == source.dtype and target.is_contiguous() and source.is_contiguous()
-                if not alike or pinned(source):
-                    target.copy_(source, non_blocking=pinned(source))
+                asynchronous = pinned(source)
+                if not alike or asynchronous:
+                    target.copy_(source, non_blocking=asynchronous)
                 elif source.numel():
                     through.put(target.view(-1).view(torch.uint8), source.view(-1).view(torch.uint8))
             DEVICES.mark(stream).synchronize()

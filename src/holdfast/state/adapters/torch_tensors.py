@@ -9,6 +9,7 @@ from typing import cast
 import torch
 
 from holdfast.core.errors import UnsupportedValue
+from holdfast.core.memory import Pinning
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapters import torch_devices
 from holdfast.state.adapters.torch_devices import Marked, Pair
@@ -173,9 +174,8 @@ class _Joined:
 
 def _lies_as_stored(t: torch.Tensor) -> bool:
     """Return whether the bytes of a tensor in host memory are its elements in C order."""
-    if (
-        not t.is_cpu or torch_devices.DEVICES.has(t) or t.is_inference()
-    ):  # inference tensors count no versions
+    # Tensors of inference count no versions.
+    if not t.is_cpu or torch_devices.DEVICES.has(t) or t.is_inference():
         return False
     return t.is_contiguous() and not (t.is_conj() or t.is_neg())
 
@@ -232,7 +232,7 @@ class TorchEngine:
             return None
         return [t.data_ptr() for t in tensors]
 
-    def pinning(self, values: Sequence[object]) -> Callable[[int, int], Callable[[], None] | None] | None:
+    def pinning(self, values: Sequence[object]) -> Pinning | None:
         return torch_devices.pinning(values)
 
     def versions(self, values: Sequence[object]) -> list[int]:
@@ -259,7 +259,7 @@ class TorchEngine:
         return as_kind(new_tensor(host), kind)
 
     def like(self, reference: Callable[[], object], value: object) -> object:
-        if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+        if not torch_devices.DEVICES.used():
             return value
         return _moved(value, reference())
 
