@@ -45,12 +45,16 @@ class DataFile:
     def blocks_that_hold(self, indices: Iterable[int]) -> list[int]:
         """Return the indices of the blocks that some tensors, given by index in rising order, lie in."""
         blocks, found, at = self.header.blocks, list[int](), 0
+        last = -1  # tensor of the newest block found: those before it lie in that block alone
         for index in indices:
+            if index < last:
+                continue
             while at < len(blocks) and blocks[at].last < index:
                 at += 1
             while at < len(blocks) and blocks[at].first <= index:
                 if not found or found[-1] < at:
                     found.append(at)
+                    last = blocks[at].last
                 if blocks[at].last > index:
                     break
                 at += 1

@@ -90,7 +90,8 @@ def restore_state(
     passed_over: dict[int, str] = dict(left_out)
 
     def restore(view: View, wanted: RestoreOptions) -> Restored:
-        return _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch, lent=lent)
+        with collector_held():  # until all that was read is let go
+            return _restore_one(history, view, state, wanted, passed_over, rng=rng, fetch=fetch, lent=lent)
 
     def attempt(one: int | str) -> Restored:
         entry, manifest = history.resolve(one)
@@ -185,19 +186,18 @@ def _restore_one(
     parts = [p for p in manifest.parts if p != RNG_PART or with_rng]
     if manifest.demoted:
         _refuse_demoted(manifest, state, options)
-    with collector_held():
-        reader = Reader(history.store, manifest, parts, own=view.own, mine=view.mine)
-        rng_tree = reader.tree.pop(RNG_PART, None)
-        plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
-        wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}
-        kept = lent.image_of(manifest.attempt)
-        if kept is not None:
-            reader.remember(Remembered((part.tensors, part.data) for part in kept.parts.values()))
-        else:
-            reader.lend(lent.spare(), plan.passing)
-        # Every byte is verified here, before anything live changes. In stored order, which sorts and remembers best.
-        tensors = fetch(reader, [name for name in reader.specs if name in wanted], plan.parts)
-        plan.apply(tensors)
+    reader = Reader(history.store, manifest, parts, own=view.own, mine=view.mine)
+    rng_tree = reader.tree.pop(RNG_PART, None)
+    plan: RestorePlan = plan_restore(state, reader.tree, reader.specs, reader.aliases, options=options)
+    wanted = plan.needed | {reader.aliases.get(t.name, t.name) for t in tensor_leaves(rng_tree)}
+    kept = lent.image_of(manifest.attempt)
+    if kept is not None:
+        reader.remember(Remembered((part.tensors, part.data) for part in kept.parts.values()))
+    else:
+        reader.lend(lent.spare(), plan.passing)
+    # Every byte is verified here, before anything live changes. In stored order, which sorts and remembers best.
+    tensors = fetch(reader, [name for name in reader.specs if name in wanted], plan.parts)
+    plan.apply(tensors)
     for note in differences(manifest.environment, fingerprint()):
         plan.report.notes.append(note)
     if not manifest.exact:

@@ -90,7 +90,27 @@ class Reader:
             self.tree[name] = part.values(name) if trees is None else trees[name]
             self.aliases |= part.aliases
             names = [leaf.name for leaf in tensor_leaves(self.tree[name])]
-            self._place([part.aliases.get(n, n) for n in names] if part.aliases else names)
+            if part.aliases:
+                names = [part.aliases.get(n, n) for n in names]
+            self._place(self._not_in_newest(name, names))
+
+    def _not_in_newest(self, part: str, names: list[str]) -> list[str]:
+        """Place those tensors of a part that lie whole in its newest file, as nearly all do; return the others."""
+        entries = self.manifest.parts[part].files
+        if not (names and entries) or self._own or self._mine or self.manifest.derived:
+            return names
+        file = self._open(entries[0])
+        by_name, tensors, specs, places = file.by_name, file.header.tensors, self.specs, self._places
+        prefix, rest = f"{part}/", []
+        for name in names:
+            index = by_name.get(name[len(prefix) :]) if name.startswith(prefix) else None
+            if index is None or tensors[index].box is not None:
+                rest.append(name)
+                continue
+            t = tensors[index]
+            specs[name] = TensorSpec(name, t.dtype, t.shape, t.stride)
+            places[name] = (file, index)
+        return rest
 
     def _place(self, names: Iterable[str]) -> None:
         """Find what holds each tensor: the first file its part lists that has the name, and where that has a part of it
@@ -233,14 +253,11 @@ class Reader:
         split: list[str] = []
         following: list[str] = []
         for name in names:
-            if name in self._derived:
-                following.append(name)
-                continue
-            if name in self._parted:
-                split.append(name)
-                continue
-            file, index = self._places[name]
-            wanted[file.entry.key].append((index, name, self.specs[name]))
+            place = self._places.get(name)
+            if place is None:
+                (following if name in self._derived else split).append(name)
+            else:
+                wanted[place[0].entry.key].append((place[1], name, self.specs[name]))
         others = self._find_parts(parts, wanted)
         slabs: dict[str, list[Slab]] = {}
         for key, found in wanted.items():

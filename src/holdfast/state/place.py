@@ -62,7 +62,9 @@ class RestorePlan:
         for name, spec in self._work.specs.items():  # in stored order, as they lie in memory
             if name not in self.needed:
                 continue
-            problems += _unlike(name, spec, tensors.get(name))
+            host = tensors.get(name)
+            if host is None or host.spec is not spec or not host.whole:
+                problems += _unlike(name, spec, host)
         for key, part in self.parts.items():
             spec = TensorSpec(part.name, self._work.specs[part.name].dtype, part.shape)
             problems += _unlike(key, spec, tensors.get(key))
@@ -89,7 +91,7 @@ def _unlike(name: str, spec: TensorSpec, host: HostTensor | None) -> Iterator[st
     """Yield what is wrong with the bytes for a tensor."""
     if host is None:
         yield f"{name}: its bytes are missing; expected {spec.nbytes} bytes"
-    elif not (host.spec is spec or _alike(host.spec, spec)) or not host.whole:
+    elif not (_alike(host.spec, spec) and host.whole):
         yield (
             f"{name}: expected {spec.describe()} of {spec.nbytes} bytes, "
             f"found {host.spec.describe()} of {host.data.nbytes} bytes"

@@ -141,9 +141,12 @@ class Restoring:
 
     def need(self, leaf: TensorLeaf, path: str) -> TensorSpec | None:
         """Return the spec of the stored tensor of `leaf` and register that it must be read."""
-        spec = self._readable(leaf, path)
-        if spec is not None:
-            self.needed.add(self.stored_name(leaf))
+        name = self.stored_name(leaf)
+        spec = self.specs.get(name)
+        if spec is None:
+            self._note_lost(leaf, path)
+        else:
+            self.needed.add(name)
         return spec
 
     def _need_new(self, leaf: TensorLeaf, path: str) -> None:
@@ -151,13 +154,10 @@ class Restoring:
         if self.need(leaf, path) is not None:
             self.kept.add(self.stored_name(leaf))
 
-    def _readable(self, leaf: TensorLeaf, path: str) -> TensorSpec | None:
-        spec = self.spec(leaf)
-        if spec is None:
-            self.problems.append(
-                f"{path}: the checkpoint's tree names the tensor {leaf.name!r}, which no file holds"
-            )
-        return spec
+    def _note_lost(self, leaf: TensorLeaf, path: str) -> None:
+        self.problems.append(
+            f"{path}: the checkpoint's tree names the tensor {leaf.name!r}, which no file holds"
+        )
 
     def _need_framework(self, leaf: TensorLeaf, path: str) -> None:
         """Report that a new tensor is wanted of a framework that the program does not use."""
@@ -170,8 +170,9 @@ class Restoring:
     def need_part(self, leaf: TensorLeaf, box: Box, shape: tuple[int, ...], path: str) -> str:
         """Register that a part of the stored tensor of `leaf` must be read; return the key under which it will be among
         the tensors, for `copy` and for builds. Of one tensor several parts may be needed."""
-        self._readable(leaf, path)
         name = self.stored_name(leaf)
+        if name not in self.specs:
+            self._note_lost(leaf, path)
         key = f"{name} {list(box[0])}+{list(shape)}"
         self.parts[key] = BoxWanted(name, box, shape)
         return key

@@ -38,12 +38,11 @@ def plan_tensor(t: torch.Tensor, node: object, path: str, ctx: Restoring) -> Bui
         return None
     if not _type_fits(t, stored, path, ctx):
         return None
-    name = ctx.stored_name(node)
-    claim = ctx.claim(memory_of(t), name, path)
+    claim = ctx.claim(memory_of(t), stored.name, path)
     if claim == "taken":
         return None
     if claim == "new":
-        ctx.copy(ENGINE, t, name)
+        ctx.copy(ENGINE, t, stored.name)
     ctx.report.restored.append((path, ""))
     return Kept(t)
 
