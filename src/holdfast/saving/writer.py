@@ -60,6 +60,8 @@ class Writer:
 
     def raise_failure(self) -> None:
         """Raise what a finished job raised, once."""
+        if self._failure is None:  # asked in every step of the loop
+            return
         with self._changed:
             failure, self._failure = self._failure, None
         if failure is not None:
