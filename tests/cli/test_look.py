@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -279,3 +281,38 @@ def test_runs_below_a_file_url(cli, tmp_path: Path) -> None:
     holdfast.save(tmp_path / "some runs" / "a", {"n": 1}, step=3)
     told = cli("ls", (tmp_path / "some runs").as_uri(), "--json").json
     assert [r["run"] for r in told["runs"]] == [(tmp_path / "some runs" / "a").as_uri()]
+
+
+def test_a_verb_waits_for_no_other_one(run: Path) -> None:
+    """Who lists a run does not wait until numpy and what compares tensors are imported."""
+    shown = (
+        "import sys; from holdfast.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", shown, "ls", str(run)], capture_output=True, text=True, check=True
+    )
+    found = set(done.stderr.split())
+    verbs = {path.stem for path in (Path(holdfast.__file__).parent / "cli").glob("*.py")} & set(HELPED)
+    assert "holdfast.cli.ls" in found
+    assert not found & {f"holdfast.cli.{verb}" for verb in verbs - {"ls"}}
+    assert "numpy" not in found
+
+
+HELPED = [
+    "ls", "show", "diff", "cat", "verify", "doctor", "scrub", "status", "sync", "repair", "cp", "tag", "untag", "plan",
+    "prune", "rm", "trash", "undo", "collect", "export", "sign", "keygen", "peer",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [["--help"], [], ["-h", "ls"]])
+def test_the_help_tells_every_verb(cli, asked: list[str]) -> None:
+    said = cli(*asked).out.partition("Commands:")[2].partition("Examples:")[0]
+    assert [row.split()[0] for row in said.splitlines() if row.strip()] == HELPED
+
+
+@pytest.mark.parametrize("verb", HELPED)
+def test_every_verb_has_help_of_its_own(cli, verb: str) -> None:
+    result = cli(verb, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"Usage: holdfast {verb} ")
+    assert ("Rules, joined" in result.out) == (verb in ("plan", "prune"))

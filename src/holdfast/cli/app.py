@@ -2,68 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from holdfast import __version__
-from holdfast.cli.cat import cat
-from holdfast.cli.collect import collect
-from holdfast.cli.cp import cp
-from holdfast.cli.diff import diff
-from holdfast.cli.doctor import doctor
 from holdfast.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, UNEXPECTED, USAGE, code_of
-from holdfast.cli.export import export
-from holdfast.cli.keygen import keygen
-from holdfast.cli.ls import ls
 from holdfast.cli.output import fail, line, note
-from holdfast.cli.peer import peer
-from holdfast.cli.plan import plan
-from holdfast.cli.prune import prune
-from holdfast.cli.repair import repair
-from holdfast.cli.rm import rm
-from holdfast.cli.scrub import scrub
-from holdfast.cli.show import show
-from holdfast.cli.sign import sign
-from holdfast.cli.status import status
-from holdfast.cli.sync import sync
-from holdfast.cli.tag import tag, untag
 from holdfast.cli.teaching import HELP, epilog, rules
-from holdfast.cli.trash import trash
-from holdfast.cli.undo import undo
-from holdfast.cli.verify import verify
 from holdfast.core.errors import HoldfastError
 
 __all__ = ["build", "main"]
 
-_VERBS: tuple[Callable[..., None], ...] = (
-    ls,
-    show,
-    diff,
-    cat,
-    verify,
-    doctor,
-    scrub,
-    status,
-    sync,
-    repair,
-    cp,
-    tag,
-    untag,
-    plan,
-    prune,
-    rm,
-    trash,
-    undo,
-    collect,
-    export,
-    sign,
-    keygen,
-    peer,
-)
+_VERBS = (
+    "ls", "show", "diff", "cat", "verify", "doctor", "scrub", "status", "sync", "repair", "cp", "tag", "untag", "plan",
+    "prune", "rm", "trash", "undo", "collect", "export", "sign", "keygen", "peer",
+)  # fmt: skip
+_BESIDE = {"untag": "tag"}  # verbs that stand in the file of another one
+_WITH_RULES = ("plan", "prune")
 
 # click's UsageError, by way of a subclass that every typer has: newer ones bring a click of their own.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -93,8 +53,16 @@ def _options(
     pass
 
 
-def build() -> typer.Typer:
-    """Return the program."""
+def _wanted(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the verbs without which this cannot be answered: to import all takes longer than most of them do."""
+    first = arguments[0]
+    if first in _VERBS:
+        return (first,)
+    return () if first == "--version" else _VERBS
+
+
+def build(verbs: Sequence[str] = _VERBS) -> typer.Typer:
+    """Return the program, with all of its verbs or some."""
     app = typer.Typer(
         name="holdfast",
         add_completion=False,
@@ -103,8 +71,9 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(help=HELP, epilog=epilog())(_options)
-    for verb in _VERBS:
-        app.command(epilog=rules() if verb in (plan, prune) else None)(verb)
+    for name in verbs:
+        verb = getattr(importlib.import_module(f"holdfast.cli.{_BESIDE.get(name, name)}"), name)
+        app.command(name, epilog=rules() if name in _WITH_RULES else None)(verb)
     return app
 
 
@@ -118,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notes = _Notes(logging.WARNING)
     logging.getLogger("holdfast").addHandler(notes)
     try:
-        code = build()(given, prog_name="holdfast", standalone_mode=False)
+        code = build(_wanted(given))(given, prog_name="holdfast", standalone_mode=False)
         return code if isinstance(code, int) else OK
     except Exception as error:
         if debug and not isinstance(error, (_USAGE_ERROR, typer.Abort)):
