@@ -1,13 +1,37 @@
-"""Whether a process of this machine is still there: by its number, its start time, and the namespace both are of."""
+"""Processes of this machine: to start one of our own, and whether one is still there, which is told by its number, its
+start time, and the namespace both are of."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["has_ended", "namespace", "process_start"]
+__all__ = ["has_ended", "namespace", "process_start", "start_module"]
+
+
+def start_module(
+    name: str,
+    *arguments: object,
+    fds: Sequence[int],
+    stderr: int = subprocess.DEVNULL,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start one of our modules as a process that gets these file descriptors: by exec alone, so that nothing of the
+    user's program runs in it, and in a session of its own, since Ctrl-C in a terminal is for the user's."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", name, *map(str, arguments)],
+        pass_fds=fds,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def _read_text(path: str) -> str:

@@ -24,7 +24,7 @@ from holdfast.loop.interrupts import Interrupts
 from holdfast.loop.pending import PendingGradients
 from holdfast.loop.resume import ALONE, Fetch, Picked, Restored, mender, nobody_to_tell, restore_state
 from holdfast.loop.room import Room
-from holdfast.loop.saver import SaveHow, Saver, SaveSettings
+from holdfast.loop.saver import SaveHow, Saver, SaveSettings, host_maker
 from holdfast.loop.session import SaveOrder, Session
 from holdfast.loop.taking_turns import take_turn
 from holdfast.loop.together import Together, check_settings
@@ -33,9 +33,6 @@ from holdfast.policies import EarlyStopping, Rule, Verdict
 from holdfast.replication.replicas import Replicas
 from holdfast.restoring.reader import Reader
 from holdfast.saving.arena import Lent
-from holdfast.saving.committing import Here
-from holdfast.saving.job import Host
-from holdfast.saving.remote import WriterProcess, can_have_process
 from holdfast.state.reports import CaptureReport, RestoreOptions, RestoreReport
 from holdfast.stores import Store
 
@@ -74,25 +71,8 @@ class Engine:
         self._time = time
         self._trust = signing.trust
         self.tracker = Tracker(save, stop, time, judges=together is None or together.ranks.leads)
-        able = can_have_process(store)
-        if settings.writer == "process" and not able:
-            raise PolicyError(
-                f'writer="process": no other process can write to {store.url} for this one: that takes Linux and a '
-                'store that can be opened by URL; use writer="thread"'
-            )
         self.replicas = replicas
-        if together is None or together.ranks.leads:
-            replicas.bring_back()
-        in_process = able and settings.writer in ("process", "auto")
-        host: Host = WriterProcess() if in_process else Here()
-        if together is not None:
-            self.session = together.session(state, time, signing, host)
-        else:
-            behind = settings.writer != "inline"
-            self.session = Session(store, time, wait=True, host=host, key=signing.key, behind=behind)
-        if together is None or together.ranks.leads:
-            replicas.remember(self.session.identity.run)
-        self.session.upkeep.owed = lambda: replicas.owed(self.session.history, self.session.identity.run)
+        self.session = self._take(store, settings, signing)
         self.tell_mirrors()
         self.gradients = PendingGradients(state)
         self.interrupts = Interrupts(deadline_seconds, self.session.newest)
@@ -116,6 +96,23 @@ class Engine:
         self.saved_clock: Clock | None = None
         self.leaving = False  # with several ranks: all have agreed to leave for a signal
         self._leave_by: float | None = None  # after a signal, on the machine's monotonic clock
+
+    def _take(self, store: Store, settings: SaveSettings, signing: Signing) -> Session:
+        """Take the run, with all that its mirrors have of it."""
+        host = host_maker(store, settings.writer)
+        replicas, together = self.replicas, self._together
+        leads = together is None or together.ranks.leads
+        if leads:
+            replicas.bring_back()
+        if together is not None:
+            session = together.session(self.state, self._time, signing, host())
+        else:
+            behind = settings.writer != "inline"
+            session = Session(store, self._time, wait=True, host=host(), key=signing.key, behind=behind)
+        if leads:
+            replicas.remember(session.identity.run)
+        session.upkeep.owed = lambda: replicas.owed(session.history, session.identity.run)
+        return session
 
     @property
     def clock(self) -> Clock:

@@ -8,22 +8,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from holdfast.core.errors import LeaseLost, OutOfSpace, SaveFailed
+from holdfast.core.errors import LeaseLost, OutOfSpace, PolicyError, SaveFailed
 from holdfast.core.units import format_bytes
 from holdfast.distributed.ranks import ranks_here
 from holdfast.loop.room import Room, WhenFull
 from holdfast.loop.session import Begun, SaveOrder, Session
 from holdfast.saving.arena import Arena, Arenas, Lent
+from holdfast.saving.committing import Here
+from holdfast.saving.job import Host
 from holdfast.saving.keeping import take_over
 from holdfast.saving.overlap import Fence
 from holdfast.saving.plan import Plan, Planner
+from holdfast.saving.remote import WriterProcess, can_have_process
 from holdfast.saving.snapshot import Snapshot, Snapshotter
 from holdfast.saving.waves import in_waves
 from holdfast.saving.writer import Writer
 from holdfast.state.registry import before_each_step
 from holdfast.state.reports import CaptureReport
+from holdfast.stores import Store
 
-__all__ = ["Overlapping", "SaveHow", "SaveSettings", "Saver", "WhenBusy", "WriterKind"]
+__all__ = ["Overlapping", "SaveHow", "SaveSettings", "Saver", "WhenBusy", "WriterKind", "host_maker"]
 
 logger = logging.getLogger("holdfast")
 
@@ -44,6 +48,17 @@ class SaveSettings:
     derive: bool = False
     grace_seconds: int = 0
     when_full: WhenFull = "warn"
+
+
+def host_maker(store: Store, writer: WriterKind) -> Callable[[], Host]:
+    """Return what makes that which carries saves out. Raises PolicyError if a process is asked for and cannot be."""
+    able = can_have_process(store)
+    if writer == "process" and not able:
+        raise PolicyError(
+            f'writer="process": no other process can write to {store.url} for this one: that takes Linux and a store '
+            'that can be opened by URL; use writer="thread"'
+        )
+    return WriterProcess if able and writer in ("process", "auto") else Here
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from holdfast.core.errors import HoldfastError
 from holdfast.core.machine import available_memory
 from holdfast.core.memory import Memory
+from holdfast.core.processes import start_module
 from holdfast.saving.image import Image
 from holdfast.saving.job import Job
 from holdfast.saving.wire import Begin, Inbox, Told, framed, send
@@ -58,17 +59,9 @@ def keep(kept: Kept, rank: int, seconds: float | None = None) -> subprocess.Pope
         file.write(framed(Begin(kept.job, *Told().shorten(kept.image), new_memory=True)))
         file.flush()
         fds = [waiting.fileno(), words, kept.memory.fd]
-        return subprocess.Popen(
-            [
-                sys.executable, "-P", "-m", "holdfast.saving.keeping",
-                *map(str, fds), str(KEEP_SECONDS if seconds is None else seconds),
-            ],
-            pass_fds=fds,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
+        return start_module(
+            "holdfast.saving.keeping", *fds, KEEP_SECONDS if seconds is None else seconds, fds=fds
+        )
 
 
 def take_over(run: str, rank: int) -> Kept | None:

@@ -19,6 +19,7 @@ from holdfast.catalog.keyfiles import PASSPHRASE_VARIABLE
 from holdfast.catalog.lease import Lease
 from holdfast.core.errors import CommitUnknown, HoldfastError, SaveFailed
 from holdfast.core.memory import Memory
+from holdfast.core.processes import start_module
 from holdfast.distributed.meeting import Meeting
 from holdfast.distributed.words import Company
 from holdfast.format.signing import SigningKey
@@ -64,25 +65,17 @@ class WriterProcess:
         self._spawn()
 
     def _spawn(self) -> None:
-        """Start the process: by exec alone, so that nothing of the user's program runs in it."""
         ours, theirs = socket.socketpair()
         self._stderr = os.memfd_create("holdfast-writer-stderr")
+        path = os.pathsep.join(p for p in sys.path if p)
         with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "holdfast.saving.server",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+            self._process = start_module(
+                "holdfast.saving.server",
+                theirs.fileno(),
+                os.getpid(),
+                fds=[theirs.fileno()],
                 stderr=self._stderr,
-                env={**_without_keys(os.environ), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-                start_new_session=True,  # Ctrl-C in a terminal is for the trainer
+                environment={**_without_keys(os.environ), "PYTHONPATH": path},
             )
         self._inbox = Inbox(ours)
         self._heard: deque[Message] = deque()
