@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 SAMPLE_SECONDS = 0.02
+RESET_PEAK = "5"  # written to clear_refs: what is in memory now is the peak so far
 PATIENCE_SECONDS = 600.0
 
 
@@ -45,14 +46,16 @@ class Worker:
         return self._answer(None)
 
     def watched(self, method: str, *args: object) -> tuple[Any, int]:
-        """Call a method and return what it returned and the most memory, in bytes, seen meanwhile."""
-        peak = [self.memory()]
+        """Call a method and return what it returned and the most memory, in bytes, that it took: of the process, as the
+        kernel keeps count of it, and beside that the most that its descendants were seen to have for themselves."""
+        _process(self._pid, "clear_refs").write_text(RESET_PEAK)
+        beside = [self._beside()]
         self._send(method, args)
-        return self._answer(lambda: peak.append(self.memory())), max(peak)
+        found = self._answer(lambda: beside.append(self._beside()))
+        return found, _kibibytes(self._pid, "status", "VmHWM") + max(beside)
 
-    def memory(self) -> int:
-        """Proportional set size of the process and all its descendants, in bytes."""
-        return sum(_pss(pid) for pid in descendants(self._pid))
+    def _beside(self) -> int:
+        return sum(_kibibytes(pid, "smaps_rollup", "Private_") for pid in descendants(self._pid)[1:])
 
     def close(self) -> None:
         """End it; whoever does not end by himself is killed, with his children."""
@@ -146,9 +149,14 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def _pss(pid: int) -> int:
+def _process(pid: int, name: str) -> pathlib.Path:
+    return pathlib.Path("/proc", str(pid), name)
+
+
+def _kibibytes(pid: int, name: str, field: str) -> int:
+    """Return the sum of those fields of a file about a process, in bytes; 0 when it has ended."""
     try:
-        lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = _process(pid, name).read_text().splitlines()
     except OSError:
-        return 0  # it ended meanwhile
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
