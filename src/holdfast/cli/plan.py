@@ -130,19 +130,15 @@ def plan(
     workload, costs, said = assume(given, measured, speed, hours)
     prices = dict(map(parse_price, price or ()))
     primary = name_of(store or path or "local")
+    speed_there = float(parse_bytes(mirror_speed))
     mirrors = [
-        Place(
-            url,
-            None if rule is None else parse_rule(rule),
-            float(parse_bytes(mirror_speed)),
-            packed,
-            price_of(url, prices),
-        )
+        Place(url, None if rule is None else parse_rule(rule), speed_there, packed, price_of(url, prices))
         for url, rule in map(parse_mirror, mirror or ())
     ]
+    pairs = pair_rules(save or [f"auto(mtbf={exact_seconds(costs.mtbf)!r})"], keep or ["last(3)"])
     scenarios = [
         Scenario(parse_rule(s), (Place(primary, parse_rule(k), price=price_of(primary, prices)), *mirrors))
-        for s, k in pair_rules(save or [f"auto(mtbf={exact_seconds(costs.mtbf)!r})"], keep or ["last(3)"])
+        for s, k in pairs
     ]
     metrics, invented = evaluations(scenarios, workload.steps)
     outcomes = [simulate(scenario, workload, costs, metrics) for scenario in scenarios]

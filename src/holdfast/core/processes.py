@@ -22,7 +22,7 @@ def start_module(
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start one of our modules as a process that gets these file descriptors: by exec alone, so that nothing of the
-    user's program runs in it, and in a session of its own, since Ctrl-C in a terminal is for the user's."""
+    user's program runs in it, and in a session of its own: Ctrl-C in a terminal is for the trainer."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", name, *map(str, arguments)],
         pass_fds=fds,

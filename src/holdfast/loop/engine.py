@@ -70,7 +70,8 @@ class Engine:
         self._options = options
         self._time = time
         self._trust = signing.trust
-        self.tracker = Tracker(save, stop, time, judges=together is None or together.ranks.leads)
+        self._leads = together is None or together.ranks.leads
+        self.tracker = Tracker(save, stop, time, judges=self._leads)
         self.replicas = replicas
         self.session = self._take(store, settings, signing)
         self.tell_mirrors()
@@ -101,15 +102,14 @@ class Engine:
         """Take the run, with all that its mirrors have of it."""
         host = host_maker(store, settings.writer)
         replicas, together = self.replicas, self._together
-        leads = together is None or together.ranks.leads
-        if leads:
+        if self._leads:
             replicas.bring_back()
         if together is not None:
             session = together.session(self.state, self._time, signing, host())
         else:
             behind = settings.writer != "inline"
             session = Session(store, self._time, wait=True, host=host(), key=signing.key, behind=behind)
-        if leads:
+        if self._leads:
             replicas.remember(session.identity.run)
         session.upkeep.owed = lambda: replicas.owed(session.history, session.identity.run)
         return session

@@ -50,6 +50,13 @@ class _Group(NamedTuple):
     files: list[FileEntry]
 
 
+class _Listed(NamedTuple):
+    """The files of a part: by the save that wrote them, and in the order in which they are asked."""
+
+    groups: list[_Group]
+    in_turn: list[FileEntry]
+
+
 class Reader:
     """The values and tensors of one checkpoint, or of some of its parts; `trees` gives decoded (and cut) value trees,
     `own` the files of tensors that one of several ranks has for itself, and `mine` is in the keys of those files that
@@ -77,7 +84,7 @@ class Reader:
         self._parted: dict[str, _Parted] = {}  # what was saved in parts
         self._pieces: dict[str, tuple[Piece, ...]] = {}  # of these, where all of them were looked for
         self._derived: dict[str, DerivedTensor] = {}  # what follows from other tensors
-        self._groups: dict[int, list[_Group]] = {}  # by the identity of a list of files
+        self._known: dict[int, _Listed] = {}  # by the identity of a list of files
         self._opened: dict[str, DataFile] = {}
         self.from_memory = 0  # bytes that were found there
         self._remembered: Remembered | None = None
@@ -92,31 +99,12 @@ class Reader:
             names = [leaf.name for leaf in tensor_leaves(self.tree[name])]
             if part.aliases:
                 names = [part.aliases.get(n, n) for n in names]
-            self._place(self._not_in_newest(name, names))
+            self._place(name, names)
 
-    def _not_in_newest(self, part: str, names: list[str]) -> list[str]:
-        """Place those tensors of a part that lie whole in its newest file, as nearly all do; return the others."""
-        entries = self.manifest.parts[part].files
-        if not (names and entries) or self._own or self._mine or self.manifest.derived:
-            return names
-        file = self._open(entries[0])
-        by_name, tensors, specs, places = file.by_name, file.header.tensors, self.specs, self._places
-        prefix, rest = f"{part}/", []
-        for name in names:
-            index = by_name.get(name[len(prefix) :]) if name.startswith(prefix) else None
-            if index is None or tensors[index].box is not None:
-                rest.append(name)
-                continue
-            t = tensors[index]
-            specs[name] = TensorSpec(name, t.dtype, t.shape, t.stride)
-            places[name] = (file, index)
-        return rest
-
-    def _place(self, names: Iterable[str]) -> None:
-        """Find what holds each tensor: the first file its part lists that has the name, and where that has a part of it
-        only, the next ones for the rest."""
-        owners: dict[str, str] = {}  # of what lies in one place, most often many tensors
-        derived = self.manifest.derived
+    def _place(self, part: str, names: Iterable[str]) -> None:
+        """Find what holds each tensor of a part, or tied to one of it: the first file that its own part lists and that
+        has the name, and where that has a part of it only, the next ones for the rest."""
+        derived, files, within = self.manifest.derived, self.manifest.parts[part].files, f"{part}/"
         for name in names:
             if name in self.specs:
                 continue
@@ -124,20 +112,16 @@ class Reader:
                 d = derived[name]
                 self._derived[name] = DerivedTensor.of(self.manifest, name, d, self._open)
                 self.specs[name] = TensorSpec(name, DERIVED_DTYPE, d.shape, d.stride)
-                continue
-            if name in self._own:
+            elif name in self._own:
                 self._find(name, name, self._own[name])
-                continue
-            above = name.rpartition("/")[0]
-            part = name if name in self.manifest.parts else owners.get(above)
-            if part is None:
-                part = owners[above] = self.manifest.part_of(name)
-            inside = name_in_file(part, name)
-            self._find(name, inside, self.manifest.parts[part].files)
+            elif name.startswith(within):
+                self._find(name, name[len(within) :], files)
+            else:
+                owner = self.manifest.part_of(name)
+                self._find(name, name_in_file(owner, name), self.manifest.parts[owner].files)
 
     def _find(self, name: str, inside: str, entries: Sequence[FileEntry]) -> None:
-        groups = self._grouped(entries)
-        for entry in chain.from_iterable(chain(group.own, group.files) for group in groups):
+        for entry in self._listed(entries).in_turn:
             file = self._open(entry)
             index = file.by_name.get(inside)
             if index is None:
@@ -153,15 +137,17 @@ class Reader:
             return
         find((), inside, name)  # which says that it is in no file
 
-    def _grouped(self, entries: Sequence[FileEntry]) -> list[_Group]:
+    def _listed(self, entries: Sequence[FileEntry]) -> _Listed:
         """Return the files of a part, as listed, by the save that wrote them. What several ranks have written in one
         save does not contradict itself, so that the files of a group may be asked in any order."""
-        found = self._groups.get(id(entries))
+        found = self._known.get(id(entries))
         if found is None:
-            found = self._groups[id(entries)] = []
+            groups: list[_Group] = []
             for _, group in groupby(entries, lambda entry: entry.key.rpartition("/")[0]):
                 files = list(group)
-                found.append(_Group([f for f in files if self._mine and self._mine in f.key], files))
+                groups.append(_Group([f for f in files if self._mine and self._mine in f.key], files))
+            in_turn = [file for group in groups for file in (*group.own, *group.files)]
+            found = self._known[id(entries)] = _Listed(groups, in_turn)
         return found
 
     def _open(self, entry: FileEntry) -> DataFile:
@@ -217,7 +203,7 @@ class Reader:
         gaps = [(run.at, run.at + run.size) for run in wanted]
         pieces: list[Piece] = []
         place = wanted[0].at / spec.nbytes
-        groups = (chain(group.own, _outwards(group.files, place)) for group in self._grouped(entries))
+        groups = (chain(group.own, _outwards(group.files, place)) for group in self._listed(entries).groups)
         asked = chain.from_iterable(groups)
         while gaps and (entry := next(asked, None)) is not None:
             file = self._open(entry)

@@ -58,17 +58,12 @@ class RestorePlan:
         self.replaced = {key: value for key, value in values.items() if value is not self._state[key]}
 
     def _check(self, tensors: Mapping[str, HostTensor]) -> None:
-        problems: list[str] = []
-        for name, spec in self._work.specs.items():  # in stored order, as they lie in memory
-            if name not in self.needed:
-                continue
-            host = tensors.get(name)
-            if host is None or host.spec is not spec or not host.whole:
-                problems += _unlike(name, spec, host)
+        specs = self._work.specs  # in stored order, as they lie in memory
+        found = [_unlike(n, spec, tensors.get(n)) for n, spec in specs.items() if n in self.needed]
         for key, part in self.parts.items():
-            spec = TensorSpec(part.name, self._work.specs[part.name].dtype, part.shape)
-            problems += _unlike(key, spec, tensors.get(key))
-        problems.sort()
+            spec = TensorSpec(part.name, specs[part.name].dtype, part.shape)
+            found.append(_unlike(key, spec, tensors.get(key)))
+        problems = sorted(filter(None, found))
         if not problems:
             for path, first, second in self._work.must_equal:
                 if not host_bytes_equal(tensors[first], tensors[second]):
@@ -87,19 +82,17 @@ class RestorePlan:
             engine.copy_in(pairs)
 
 
-def _unlike(name: str, spec: TensorSpec, host: HostTensor | None) -> Iterator[str]:
-    """Yield what is wrong with the bytes for a tensor."""
+def _unlike(name: str, spec: TensorSpec, host: HostTensor | None) -> str | None:
+    """Return what is wrong with the bytes for a tensor, or None."""
     if host is None:
-        yield f"{name}: its bytes are missing; expected {spec.nbytes} bytes"
-    elif not (_alike(host.spec, spec) and host.whole):
-        yield (
-            f"{name}: expected {spec.describe()} of {spec.nbytes} bytes, "
-            f"found {host.spec.describe()} of {host.data.nbytes} bytes"
-        )
-
-
-def _alike(a: TensorSpec, b: TensorSpec) -> bool:
-    return (a.dtype, a.shape) == (b.dtype, b.shape)
+        return f"{name}: its bytes are missing; expected {spec.nbytes} bytes"
+    alike = host.spec is spec or (host.spec.dtype, host.spec.shape) == (spec.dtype, spec.shape)
+    if alike and host.whole:
+        return None
+    return (
+        f"{name}: expected {spec.describe()} of {spec.nbytes} bytes, "
+        f"found {host.spec.describe()} of {host.data.nbytes} bytes"
+    )
 
 
 class _Renamed(Mapping[str, HostTensor]):

@@ -141,23 +141,24 @@ class Restoring:
 
     def need(self, leaf: TensorLeaf, path: str) -> TensorSpec | None:
         """Return the spec of the stored tensor of `leaf` and register that it must be read."""
-        name = self.stored_name(leaf)
-        spec = self.specs.get(name)
-        if spec is None:
-            self._note_lost(leaf, path)
-        else:
-            self.needed.add(name)
+        spec = self._readable(leaf, path)
+        if spec is not None:
+            self.needed.add(spec.name)
         return spec
 
     def _need_new(self, leaf: TensorLeaf, path: str) -> None:
         self._need_framework(leaf, path)
-        if self.need(leaf, path) is not None:
-            self.kept.add(self.stored_name(leaf))
+        spec = self.need(leaf, path)
+        if spec is not None:
+            self.kept.add(spec.name)
 
-    def _note_lost(self, leaf: TensorLeaf, path: str) -> None:
-        self.problems.append(
-            f"{path}: the checkpoint's tree names the tensor {leaf.name!r}, which no file holds"
-        )
+    def _readable(self, leaf: TensorLeaf, path: str) -> TensorSpec | None:
+        spec = self.spec(leaf)
+        if spec is None:
+            self.problems.append(
+                f"{path}: the checkpoint's tree names the tensor {leaf.name!r}, which no file holds"
+            )
+        return spec
 
     def _need_framework(self, leaf: TensorLeaf, path: str) -> None:
         """Report that a new tensor is wanted of a framework that the program does not use."""
@@ -170,9 +171,8 @@ class Restoring:
     def need_part(self, leaf: TensorLeaf, box: Box, shape: tuple[int, ...], path: str) -> str:
         """Register that a part of the stored tensor of `leaf` must be read; return the key under which it will be among
         the tensors, for `copy` and for builds. Of one tensor several parts may be needed."""
+        self._readable(leaf, path)
         name = self.stored_name(leaf)
-        if name not in self.specs:
-            self._note_lost(leaf, path)
         key = f"{name} {list(box[0])}+{list(shape)}"
         self.parts[key] = BoxWanted(name, box, shape)
         return key
