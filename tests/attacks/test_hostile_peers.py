@@ -32,6 +32,7 @@ from holdfast.stores.peers.handshake import MAGIC, introduce
 from holdfast.stores.peers.secret import FILE_VARIABLE, VARIABLE, Secret, find_secret, write_secret
 from holdfast.stores.peers.service import PeerService
 from holdfast.stores.peers.wire import DATA, DOCUMENT, Channel
+from patience import until
 
 WORDS = "PLANTED s3cr3t of peers"
 SECRET = Secret(WORDS)
@@ -52,10 +53,7 @@ def service() -> Iterator[PeerService]:
         assert store.read("precious") == b"as it was"  # whatever was tried, it serves, and holds what it held
         assert store.names("") == ["precious"]
         store.delete(["precious"])
-        deadline = time.monotonic() + PATIENCE
-        while service.shelf.used_bytes and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert service.shelf.used_bytes == 0
+        until(lambda: service.shelf.used_bytes == 0, "its memory to be free")
 
 
 def knock(service: PeerService) -> socket.socket:
@@ -420,6 +418,20 @@ def test_an_object_that_outgrows_the_memory_is_refused_while_it_comes_and_nothin
     assert taken < 1000
     store.create("k", b"x" * (1 << 20))  # the connection is still of use, and the memory free
     store.delete(["k"])
+
+
+def test_the_memory_of_a_refused_object_is_free_before_its_sender_ends_it(service: PeerService) -> None:
+    before = service.shelf.used_bytes
+    channel = enter(service)
+    channel.send(DOCUMENT, [m.encode(m.Begin("k", "create", b"", 0, None, exact=False))])
+    assert isinstance(m.decode_answer(channel.receive_document(PATIENCE)), m.Fine)
+    for _ in range(LIMIT + 1 >> 20):
+        channel.send(DATA, [b"x" * (1 << 20)])
+    channel.send(DATA, [b"x" * (1 << 20)])
+    assert isinstance(m.decode_answer(channel.receive_document(PATIENCE)), m.Failed)
+    until(lambda: service.shelf.used_bytes == before, "its memory to be free")
+    channel.send(DOCUMENT, [m.encode(m.End(whole=True))])
+    channel.close()
 
 
 def test_an_object_whose_sender_goes_away_is_forgotten(service: PeerService) -> None:

@@ -1,4 +1,4 @@
-"""Wait for what processes do, with an end; and what a training of `trainer.py` without any scheduler gives."""
+"""What a training of `trainer.py` without any scheduler gives."""
 
 from __future__ import annotations
 
@@ -6,28 +6,18 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import holdfast
+from patience import TIMEOUT
 
 TRAINER = Path(__file__).with_name("trainer.py")
-TIMEOUT = 120.0
 STEPS = 40
 
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    """Return once it is true; fail when that takes too long."""
-    end = time.monotonic() + TIMEOUT
-    while not true():
-        assert time.monotonic() < end, f"waited {TIMEOUT:g} s for {what}"
-        time.sleep(0.02)
 
 
 def steps_of(log: Path) -> int:

@@ -19,15 +19,14 @@ import pytest
 import holdfast
 from integrations.watching import (
     STEPS,
-    TIMEOUT,
     TRAINER,
     environment,
     left,
     steps_of,
     tensors_of,
     undisturbed,
-    until,
 )
+from patience import TIMEOUT, until
 
 yaml = pytest.importorskip("yaml")
 FILE = Path(__file__).parents[3] / "examples" / "kubernetes" / "job.yaml"

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import holdfast
-from integrations.watching import environment, until
+from integrations.watching import environment
+from patience import until
 
 pytest.importorskip("pydantic", reason="ray[train] is not installed")
 ray_is_there = (

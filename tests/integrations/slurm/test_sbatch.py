@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from integrations.watching import STEPS, TIMEOUT, environment, left, steps_of, training, undisturbed, until
+from integrations.watching import STEPS, environment, left, steps_of, training, undisturbed
+from patience import TIMEOUT, until
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "slurm" / "train.sbatch"
 COMMANDS = {

@@ -79,16 +79,17 @@ class Conversation:
     def _take_in(self, request: m.Begin) -> None:
         """Take an object in, or say at once why not, and then let pass what still comes of it."""
         check_key(request.key)
-        upload = self._shelf.begin(
-            request.key,
-            request.mode,
-            request.token,
-            head=request.head,
-            body=request.body,
-            exact=request.exact,
+        intake = _Intake(
+            self._shelf.begin(
+                request.key,
+                request.mode,
+                request.token,
+                head=request.head,
+                body=request.body,
+                exact=request.exact,
+            )
         )
         self._say(m.Fine())
-        intake = _Intake(upload)
         told = False
         while True:
             kind, _ = self._channel.receive(intake.room, None)
