@@ -12,6 +12,7 @@ import time
 import pytest
 
 from holdfast import Run
+from patience import until
 
 PRELUDE = """
 import sys, time
@@ -41,20 +42,20 @@ def loop(url: pathlib.Path, *, deadline: float = 20.0, pause: float = 0.02) -> s
     return start(LOOP.replace("DEADLINE", str(deadline)).replace("PAUSE", str(pause)), url)
 
 
-def until(process: subprocess.Popen[str], words: str) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(words):
+def hear(process: subprocess.Popen[str], words: str, *, errors: bool = False) -> None:
+    """Read up to the end of the line that begins so, and no further: the rest is for `finish`."""
+    said, line = process.stderr if errors else process.stdout, b""
+    assert said is not None
+    while one := os.read(said.fileno(), 1):
+        line += one
+        if one == b"\n" and line.startswith(words.encode()):
             return
-    raise AssertionError(f"never said {words!r}: {process.stderr.read() if process.stderr else ''}")
+        line = b"" if one == b"\n" else line
+    raise AssertionError(f"never said {words!r}: {process.communicate()[1]}")
 
 
 def until_saved(url: pathlib.Path) -> None:
-    for _ in range(600):
-        if Run(url).steps:
-            return
-        time.sleep(0.05)
-    raise AssertionError("nothing was saved")
+    until(lambda: bool(Run(url).steps), "a checkpoint")
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -65,7 +66,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_a_stop_signal_saves_at_the_safe_point(tmp_path: pathlib.Path, number: int, code: int) -> None:
     process = loop(tmp_path)
-    until(process, "step 5")
+    hear(process, "step 5")
     process.send_signal(number)
     returned, out, err = finish(process)
     # Python turns an uncaught KeyboardInterrupt into death by SIGINT, which a shell reports as 130.
@@ -80,10 +81,10 @@ def test_a_stop_signal_saves_at_the_safe_point(tmp_path: pathlib.Path, number: i
 
 def test_sigusr1_saves_and_goes_on(tmp_path: pathlib.Path) -> None:
     process = loop(tmp_path)
-    until(process, "step 3")
+    hear(process, "step 3")
     process.send_signal(signal.SIGUSR1)
     until_saved(tmp_path)
-    until(process, "step")
+    hear(process, "step")
     process.kill()
     finish(process)
     assert len(Run(tmp_path).steps) == 1
@@ -92,16 +93,16 @@ def test_sigusr1_saves_and_goes_on(tmp_path: pathlib.Path) -> None:
 
 def test_two_interrupts_stop_at_once(tmp_path: pathlib.Path) -> None:
     process = loop(tmp_path, pause=0.02)
-    until(process, "step 2")
+    hear(process, "step 2")
     process.send_signal(signal.SIGUSR1)
     until_saved(tmp_path)
     process.kill()
     finish(process)
     old = Run(tmp_path).steps
     slow = loop(tmp_path, pause=30)
-    until(slow, "step")
+    hear(slow, "step")
     slow.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    hear(slow, "holdfast: SIGINT", errors=True)  # two signals of which none was seen yet are one
     before = time.monotonic()
     slow.send_signal(signal.SIGINT)
     code, _, err = finish(slow)
@@ -114,7 +115,7 @@ def test_two_interrupts_stop_at_once(tmp_path: pathlib.Path) -> None:
 
 def test_a_deadline_ends_the_process_and_says_what_there_is(tmp_path: pathlib.Path) -> None:
     process = loop(tmp_path, deadline=0.5, pause=60)
-    until(process, "step 0")
+    hear(process, "step 0")
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
     assert code == 143
@@ -156,7 +157,7 @@ for step in ckpt.steps(3):
 
 def test_the_second_process_is_told_who_holds_the_run(tmp_path: pathlib.Path) -> None:
     first = loop(tmp_path)
-    until(first, "step 1")
+    hear(first, "step 1")
     second = loop(tmp_path)
     code, _, err = finish(second)
     assert code == 1
@@ -164,7 +165,7 @@ def test_the_second_process_is_told_who_holds_the_run(tmp_path: pathlib.Path) ->
     first.kill()
     finish(first)
     third = loop(tmp_path)  # a dead holder is no holder: no waiting
-    until(third, "step 0")
+    hear(third, "step 0")
     third.kill()
     finish(third)
 
@@ -181,11 +182,11 @@ for step in ckpt.steps(10**6):
         [sys.executable, "-c", PRELUDE + code, str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until(process, "step 0")
+    hear(process, "step 0")
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    until(process, "step 1")
+    hear(process, "step 1")
     until_saved(tmp_path)
     os.kill(process.pid, signal.SIGSTOP)
     _steal(tmp_path)
