@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from patience import TIMEOUT
+
 PATIENCE_SECONDS = 0.2  # of other threads: so long they leave it to the training thread to wait for a mark
 
 _aten = torch.ops.aten
 
 
 class ModelStream:
-    def __init__(self) -> None:
+    def __init__(self, may_be_hurried: threading.Event) -> None:
+        self.may_be_hurried = may_be_hurried
         self.told: list[Callable[[], object]] = []
         self.done = 0
         self.follows = False  # what is told now comes after what the device was told elsewhere
@@ -61,6 +64,7 @@ class ModelMark:
                 if self.stream.done >= self.end:
                     return
                 pause.wait(PATIENCE_SECONDS / 50)
+            assert self.stream.may_be_hurried.wait(TIMEOUT)
         self.stream.run(self.end)
 
 
@@ -70,7 +74,9 @@ class ModelDevices:
     def __init__(self) -> None:
         self.own: set[int] = set()
         self.memory: dict[int, int] = {}  # that was pinned
-        self.main, self.side = ModelStream(), ModelStream()
+        self.may_be_hurried = threading.Event()  # by other threads than the training thread
+        self.may_be_hurried.set()
+        self.main, self.side = ModelStream(self.may_be_hurried), ModelStream(self.may_be_hurried)
         self.captures = False
         self.pins = True
         self._kept: list[torch.Tensor] = []
