@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import pathlib
+import threading
 
 import pytest
 
 import holdfast
 from crash.operations import state
 from holdfast.core.errors import CommitUnknown, OutOfSpace, SaveFailed
+from holdfast.saving.arena import Arena, Arenas
 from holdfast.stores import LocalStore, MemoryStore
 from holdfast.testing import Fault, FaultPlan, FaultStore, FaultyDisk
 
@@ -32,8 +34,20 @@ def test_a_commit_that_is_open_is_said_to_be_even_when_the_store_stays_away() ->
     plan.check_fired()
 
 
-def test_a_background_failure_is_raised_at_the_next_step(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_background_failure_is_raised_at_the_next_step(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """However late the thread that saves goes on once the memory of a save that failed may be used again."""
     disk = FaultyDisk(10**9, errno.ENOSPC, sticky=True)
+    go_on, give_back = threading.Event(), Arenas.give_back
+
+    def given(self: Arenas, arena: Arena) -> None:
+        give_back(self, arena)
+        if late and disk.fired and threading.current_thread() is not threading.main_thread():
+            go_on.wait(2)
+
+    monkeypatch.setattr(Arenas, "give_back", given)
     live = state(1)
     ckpt = holdfast.Checkpointer(LocalStore(tmp_path, disk), live, save=holdfast.every(steps=1))
     reached = []
@@ -43,6 +57,7 @@ def test_a_background_failure_is_raised_at_the_next_step(tmp_path: pathlib.Path)
             if step == 3:
                 ckpt.wait()
                 disk.fail_at = 0
+    go_on.set()
     assert reached[-1] <= 5  # at the next boundary, or the one after, and not at the end
     # Where another save was under way behind it, the disk was full for that one too.
     with contextlib.suppress(SaveFailed):

@@ -147,11 +147,12 @@ class Quorum:
     def _votes(self, make: Callable[[bytes], m.Request], doing: str) -> list[m.Vote]:
         return [a for a in self._ask(make, doing).values() if isinstance(a, m.Vote)]
 
-    def change(self, key: str, decide: Decide, doing: str) -> m.Value:
+    def change(self, key: str, decide: Decide, doing: str, *, newest: bool = True) -> m.Value:
         """Have a majority accept what `decide` makes of a key's value, and return that.
 
         `decide` is told the value and the time, and gives the new value, with an error to raise once it is accepted.
-        It is called again when another proposal came in between.
+        It is called again when another proposal came in between. Where the `newest` value that was accepted need not
+        have been decided, the one before it counts without it: any majority that has promised will do.
 
         Raises:
             StoreError: whether the value was accepted is not known, or nothing was.
@@ -163,7 +164,8 @@ class Quorum:
             votes = self._votes(lambda ring: m.Prepare(self.prefix, ring, key, ballot), doing)  # noqa: B023
             granted = [v for v in votes if v.granted]
             if len(granted) >= self.majority:
-                latest = max(granted, key=lambda v: v.accepted)
+                granted.sort(key=lambda v: v.accepted)
+                latest = granted[-1 if newest else self.majority - 1]
                 new, refusal = decide(latest.value, max(v.time for v in votes))
                 votes = self._votes(lambda ring: m.Accept(self.prefix, ring, key, ballot, new), doing)  # noqa: B023
                 if sum(v.granted for v in votes) >= self.majority:  # durability: the decision
@@ -181,7 +183,18 @@ class Quorum:
         latest = max(votes, key=lambda v: v.accepted)
         if sum(v.accepted == latest.accepted for v in votes) >= self.majority:
             return latest.value
-        return self.change(key, lambda value, now: (value, None), doing)  # what a writer that died began
+        return self._ended(key, doing)
+
+    def _ended(self, key: str, doing: str) -> m.Value:
+        """Bring to its end what a writer that died, or was refused, began; return what is decided then."""
+
+        def keep(value: m.Value, now: float) -> tuple[m.Value, None]:
+            return value, None
+
+        try:
+            return self.change(key, keep, doing)
+        except OutOfSpace:  # no majority has room for it, and what is full must be listed to be emptied
+            return self.change(key, keep, doing, newest=False)
 
     def registers(self, below: str, doing: str) -> Iterator[tuple[str, bool, int, float]]:
         """Yield key, whether it is dead, size and time of what was decided for the keys below another."""
@@ -200,7 +213,7 @@ class Quorum:
             if count >= self.majority:
                 yield key, *latest[1:]
             else:
-                value = self.change(key, lambda value, now: (value, None), doing)
+                value = self._ended(key, doing)
                 yield key, value.dead, value.size, value.time
 
     def _pages(

@@ -128,7 +128,9 @@ class Votes:
         granted = request.ballot >= register.promised
         if granted:
             value = request.value
-            held = None if value.dead else self._shelf.take(len(value.data))
+            held = register.held  # accepting the same again takes no more
+            if value != register.value:
+                held = None if value.dead else self._shelf.take(len(value.data))
             register.promised = register.accepted = request.ballot
             register.value, register.held = value, held
         return register.vote(granted=granted)
