@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from holdfast.format.signing import SigningKey
 from holdfast.saving.environment import fingerprint
 from holdfast.saving.wire import Open
 from holdfast.stores import open_store
+from patience import until
 
 SECRET = "PLANTED+s3cr3t/Xx9"
 FORMS = [
@@ -231,7 +231,7 @@ def test_a_key_that_cannot_be_read_is_not_shown(tmp_path: Path, monkeypatch: pyt
 
 def test_a_passphrase_on_a_terminal_is_not_echoed(tmp_path: Path) -> None:
     """A real terminal: what is typed does not come back."""
-    pty = pytest.importorskip("pty")
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
     environment = {k: v for k, v in os.environ.items() if v != SECRET}
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
@@ -244,7 +244,8 @@ def test_a_passphrase_on_a_terminal_is_not_echoed(tmp_path: Path) -> None:
         for _ in range(2):
             while not shown.rstrip().endswith(b":"):
                 shown += os.read(controller, 1000)
-            time.sleep(0.2)  # it turns the echo off with the prompt on the screen
+            # It turns the echo off with the prompt on the screen, and forgets what was typed before.
+            until(lambda: not termios.tcgetattr(controller)[3] & termios.ECHO, "the echo to be off")
             os.write(controller, SECRET.encode() + b"\n")
             shown += b"|"
         while True:

@@ -20,6 +20,7 @@ import pytest
 from holdfast import Checkpointer, Run, load
 from holdfast.saving import keeping
 from holdfast.saving.keeping import Kept, keep, take_over
+from patience import TIMEOUT, until_gone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux")
 
@@ -49,7 +50,7 @@ def train(run: pathlib.Path, end: str) -> int:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(TRAINER), str(run), end],
         check=False,
-        timeout=60,
+        timeout=TIMEOUT,
         stderr=subprocess.DEVNULL,
     ).returncode
 
@@ -126,7 +127,7 @@ def test_bytes_that_changed_in_memory_are_read_from_the_disk(tmp_path: pathlib.P
     with resumed(tmp_path) as (_, held):
         assert set(held["w"]) == {3.0}
         assert held["small"].tolist() == [3, 3, 3]
-    assert keeper.wait(20) == 0
+    assert keeper.wait(TIMEOUT) == 0
 
 
 def test_a_state_that_has_grown_keeps_what_lies_there(tmp_path: pathlib.Path) -> None:
@@ -171,6 +172,7 @@ RANK = """
         held["mine"][:], held["all"][:] = rank, 7.0
         ckpt.save()
         ckpt.wait()
+        print(ckpt._engine.session._host.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     ckpt.restore()
     assert set(held["mine"]) == {rank} and set(held["all"]) == {7.0}
@@ -191,10 +193,13 @@ def test_each_rank_finds_its_own_share(tmp_path: pathlib.Path) -> None:
             )
             for rank in (0, 1)
         ]
-        said = [rank.communicate(timeout=90)[0] for rank in ranks]
+        said = [rank.communicate(timeout=TIMEOUT)[0] for rank in ranks]
         return [(rank.returncode, words) for rank, words in zip(ranks, said, strict=True)]
 
-    assert launch("kill") == [(-signal.SIGKILL, "")] * 2
+    killed = launch("kill")
+    assert [code for code, _ in killed] == [-signal.SIGKILL] * 2
+    for _, writer in killed:
+        until_gone(int(writer))  # by then the memory is kept
     own = [f for f in tmp_path.glob("data/*/*.safetensors") if f.stat().st_size > 8 * SIZE]
     assert len(own) == 2
     for file in own:
@@ -216,14 +221,14 @@ def test_the_keeper_ends(tmp_path: pathlib.Path) -> None:
     kept = kept_of(tmp_path)
     gc.collect()
     run = identity(tmp_path)
-    assert keep(kept, 0, seconds=0.1).wait(20) == 0
+    assert keep(kept, 0, seconds=0.1).wait(TIMEOUT) == 0
     assert take_over(run, 0) is None
     # A newer one takes the place of an older one.
     first = keep(kept, 0)
     second = keep(kept, 0)
-    assert first.wait(20) == 0
+    assert first.wait(TIMEOUT) == 0
     assert take_over(run, 0) is not None
-    assert second.wait(20) == 0
+    assert second.wait(TIMEOUT) == 0
 
 
 def test_the_keeper_gives_way_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

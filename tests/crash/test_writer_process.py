@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from holdfast import Checkpointer, Run, every, load
 from holdfast.errors import SaveFailed
 from holdfast.saving.remote import WriterProcess
 from holdfast.stores import LocalStore
+from patience import TIMEOUT, until_gone
 
 POINTS = 14
 
@@ -27,7 +27,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the writer proc
 def trainer(run: pathlib.Path, at: str) -> subprocess.CompletedProcess[str]:
     script = pathlib.Path(__file__).with_name("killed_trainer.py")
     return subprocess.run(
-        [sys.executable, str(script), str(run), at], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(script), str(run), at],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
     )
 
 
@@ -69,7 +73,7 @@ def test_a_writer_that_dies_between_saves_is_replaced(tmp_path: pathlib.Path) ->
         ckpt.wait()
         before = writer_of(ckpt).pid
         os.kill(before, signal.SIGKILL)
-        writer_of(ckpt)._process.wait(30)
+        writer_of(ckpt)._process.wait(TIMEOUT)
         held["model"]["b"][:] = 5
         ckpt.save(tag="after")
         ckpt.wait()
@@ -137,7 +141,7 @@ HALF_COPIED = """
 
 def test_a_trainer_that_is_killed_amid_the_copy_leaves_no_half(tmp_path: pathlib.Path) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(HALF_COPIED), str(tmp_path)], check=False, timeout=60
+        [sys.executable, "-c", textwrap.dedent(HALF_COPIED), str(tmp_path)], check=False, timeout=TIMEOUT
     )
     assert ran.returncode == -signal.SIGKILL
     held = {"w": np.zeros(2_000_000)}
@@ -152,7 +156,7 @@ FORKED = """
     import numpy as np
     from holdfast import Checkpointer
     ckpt = Checkpointer(sys.argv[1], {"w": np.arange(100.0)}, writer="process")
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
     worker.start()
     print(worker.pid, ckpt._engine.session._host.pid, flush=True)
     ckpt.save()
@@ -167,34 +171,22 @@ def test_a_forked_worker_that_outlives_the_trainer_does_not_keep_the_writer(tmp_
     assert ran.stdout is not None
     worker, writer = map(int, ran.stdout.readline().split())
     try:
-        ran.wait(30)
+        ran.wait(TIMEOUT)
         with Checkpointer(tmp_path, {"w": np.zeros(100)}) as ckpt:
             ckpt.restore()
             assert ckpt.state["w"][-1] == 99.0
         assert pathlib.Path(f"/proc/{worker}").exists()  # it still holds the socket
-        gone_at_last(writer)
+        until_gone(writer)
     finally:
         os.kill(worker, signal.SIGKILL)
         ran.stdout.close()
-
-
-def gone_at_last(pid: int) -> None:
-    for _ in range(500):
-        try:
-            state_of = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        if state_of in "ZX":
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"process {pid} does not end")
 
 
 def test_the_writer_ends_with_the_checkpointer(tmp_path: pathlib.Path) -> None:
     ckpt = Checkpointer(tmp_path, state(1), writer="process")
     pid = writer_of(ckpt).pid
     ckpt.close()
-    gone_at_last(pid)
+    until_gone(pid)
 
 
 def test_a_store_that_no_other_process_can_open_gets_a_thread(tmp_path: pathlib.Path) -> None:

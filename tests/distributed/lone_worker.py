@@ -17,7 +17,7 @@ import numpy as np
 import holdfast
 from holdfast import EarlyStopping, best, every
 from holdfast.core.errors import OutOfSpace
-from holdfast.distributed import lanes, meeting
+from holdfast.distributed import lanes, meeting, turns
 from holdfast.saving import job
 
 POINTS = {  # when a rank is killed: at the n-th time that this function of this file is entered
@@ -63,6 +63,17 @@ def fill(full_at: int) -> None:
     job.persist_parts = full  # type: ignore[assignment]
 
 
+def mark_when_told(mark: Path) -> None:
+    """Make a file once this rank has told rank 0 of a signal."""
+    real = turns.Turns.wish
+
+    def wish(self, **what):  # type: ignore[no-untyped-def]
+        real(self, **what)
+        mark.touch()
+
+    turns.Turns.wish = wish  # type: ignore[method-assign]
+
+
 def main() -> None:
     order = json.loads(sys.argv[1])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -88,6 +99,10 @@ def main() -> None:
         kill_at(order["point"], order["at"], found)
     if order.get("full") == rank:
         fill(order["at"])
+    signalled, at = order.get("signal") or (None, -1)
+    told = Path(order["out"], f"{order['name']}-told")
+    if signalled == rank:
+        mark_when_told(told)
     stop = EarlyStopping("loss", mode="min", patience=3) if order.get("stop") else None
     ckpt = holdfast.Checkpointer(
         order["run"], state, save=rules[order.get("save", "steps")], stop=stop,
@@ -107,8 +122,10 @@ def main() -> None:
             losses = order.get("losses")
             if losses:
                 ckpt.log(loss=losses[step] if rank == 0 else 100.0 - step)
-            if order.get("signal") == [rank, step]:
+            if (signalled, at) == (rank, step):
                 os.kill(os.getpid(), getattr(signal, order.get("number", "SIGTERM")))
+            while signalled != rank and at == step and not told.exists():
+                threading.Event().wait(0.01)  # else it might be at its end before the other has its turn
             if order.get("asks") == step:
                 ckpt.save(tag="asked")
             done.append(step)

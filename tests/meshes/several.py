@@ -4,7 +4,7 @@ python several.py RANK WORLD PORT save URL 4            save a state whose array
 python several.py RANK WORLD PORT restore URL 4         restore it, and compare bit for bit what lies here
 python several.py RANK WORLD PORT save-rows URL         save 32 MiB of which each process holds some rows
 python several.py RANK WORLD PORT restore-rows URL      restore them, and print how many MiB were read for that
-python several.py RANK WORLD PORT train URL 2x2 STEPS   train; the first process prints each loss
+python several.py RANK WORLD PORT train URL 2x2 STEPS   train; the first process prints each loss; a further number: where to stay
 """
 
 from __future__ import annotations

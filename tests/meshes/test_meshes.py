@@ -34,7 +34,7 @@ def test_killed_and_started_again_it_is_the_undisturbed_run(tmp_path: Path) -> N
     assert sorted(expected) == list(range(STEPS))
     assert len(set(expected.values())) == STEPS
 
-    process = started(4, "worker.py", "train", tmp_path / "killed", "2x2", STEPS)
+    process = started(4, "worker.py", "train", tmp_path / "killed", "2x2", STEPS, 13)
     before: list[str] = []
     assert process.stdout is not None
     for line in process.stdout:

@@ -42,7 +42,7 @@ def test_two_killed_processes_go_on_as_if_nothing_had_been(tmp_path: Path) -> No
     expected = losses(whole[0])
     assert sorted(expected) == list(range(STEPS))
 
-    first, second = start_several(2, 2, "train", tmp_path / "killed", "2x2", STEPS)
+    first, second = start_several(2, 2, "train", tmp_path / "killed", "2x2", STEPS, 10)
     assert first.stdout is not None
     for line in first.stdout:
         if line.startswith("step 10 "):

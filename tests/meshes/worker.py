@@ -3,14 +3,15 @@
 python worker.py save URL 4x2            save a state that is spread over a mesh
 python worker.py restore URL 4x2 8 ...   restore it on other meshes, and compare it bit for bit
 python worker.py train URL 2x2 STEPS     train, and print each loss; at the end a digest of all of the state
+python worker.py train URL 2x2 STEPS 7   ... but stay at step 7, to be killed there
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import signal
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ def restore(url: str, *meshes: str) -> None:
         print(f"exact on {mesh} of {len(jax.devices())}", flush=True)
 
 
-def train(url: str, mesh: str, steps: str) -> None:
+def train(url: str, mesh: str, steps: str, stay_at: str = "") -> None:
     where = mesh_of(mesh)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 
@@ -140,7 +141,8 @@ def train(url: str, mesh: str, steps: str) -> None:
             run["now"], loss = step(run["now"], x)
             assert given.is_deleted()
             print(f"step {number} {float(loss).hex()}", flush=True)
-            time.sleep(0.02)
+            if str(number) == stay_at:
+                signal.pause()
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(run["now"]):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

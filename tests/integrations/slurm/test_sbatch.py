@@ -83,16 +83,16 @@ def test_a_job_that_runs_out_of_time_is_queued_again_and_goes_on_exactly(
     slurm: Slurm, tmp_path: Path, capfd: pytest.CaptureFixture[str], world: int, reached: str
 ) -> None:
     slurm.reached = reached
-    job = slurm.start(*training(tmp_path, "run", world=world, pace=0.05))
+    job = slurm.start(*training(tmp_path, "run", world=world, pace=0.3))
     written = tmp_path / "run-log-0"
-    until(lambda: steps_of(written) >= 10, "ten steps")
+    until(lambda: steps_of(written) >= 3, "three steps")  # of forty, so that it is far from its end
     job.send_signal(signal.SIGUSR1)
     assert job.wait(TIMEOUT) == (143 if world == 1 else 1)  # torchrun says 1
     assert slurm.asked == ["requeue 7"]
     assert "the writer process had ended" not in capfd.readouterr().err  # it gets the signal too, and stays
     [saved] = list(holdfast.Run(str(tmp_path / "run")))
     assert saved.reasons == ("preempted by a signal",)
-    assert 10 <= saved.step < STEPS
+    assert 3 <= saved.step < STEPS
     for rank in range(world):  # not a step is lost, nor done twice
         assert steps_of(tmp_path / f"run-log-{rank}") == saved.step
 
@@ -105,15 +105,15 @@ def test_a_job_that_runs_out_of_time_is_queued_again_and_goes_on_exactly(
 def test_a_job_that_is_told_to_end_saves_and_is_queued_again_unless_it_is_cancelled(
     slurm: Slurm, tmp_path: Path, how: str, asked: list[str]
 ) -> None:
-    job = slurm.start(*training(tmp_path, "run", pace=0.05))
+    job = slurm.start(*training(tmp_path, "run", pace=0.3))
     written = tmp_path / "run-log-0"
-    until(lambda: steps_of(written) >= 5, "five steps")
+    until(lambda: steps_of(written) >= 3, "three steps")
     if how == "cancelled":  # Slurm tells the script, too
         job.send_signal(signal.SIGTERM)
     slurm.cancel_step()
     assert job.wait(TIMEOUT) == 143
     assert slurm.asked == asked
-    assert 5 <= holdfast.Run(str(tmp_path / "run")).latest.step == steps_of(written) < STEPS
+    assert 3 <= holdfast.Run(str(tmp_path / "run")).latest.step == steps_of(written) < STEPS
 
 
 def test_a_training_that_fails_is_not_queued_again(slurm: Slurm) -> None:
