@@ -168,6 +168,16 @@ def test_a_resume_at_the_newest_step_cuts_nothing() -> None:
     assert timeline(events) == events
 
 
+def test_what_was_seen_at_the_same_step_after_the_save_is_cut_off_too() -> None:
+    save = Saved(0.0, (2, 0, 0, 0, 0.0), "aa", ["x"])
+    events = [seen(1), seen(2), save, seen(2, epoch=1), seen(3, epoch=1)]
+    assert timeline([*events, resumed(2)]) == [seen(1), seen(2), save, resumed(2)]
+    end = Saved(0.0, (2, 1, 0, 0, 0.0), "aa", ["x"])
+    assert timeline([*events, end, resumed(2)]) == [*events[:-1], end, resumed(2)]
+    unknown = Resumed(0.0, 2, "bb")
+    assert timeline([*events, unknown]) == [*events[:-1], unknown]
+
+
 def test_verdicts_are_cut_with_the_branch_they_ended() -> None:
     assert timeline([seen(5), Verdicted(5, "stop", "x"), resumed(4)]) == [resumed(4)]
 

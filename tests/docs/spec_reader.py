@@ -384,10 +384,14 @@ class SpecRun:
 
     def timeline(self) -> list[dict[str, Any]]:
         kept: list[dict[str, Any]] = []
+        saved: dict[str, list[float]] = {}
         clock = None
         for e in self.events():
+            if e["event"] == "saved":
+                saved[e["attempt"]] = e["clock"]
             if e["event"] == "resumed":
-                kept = [k for k in kept if not _beyond(k, e["step"])]
+                end = saved.get(e["attempt"], [e["step"], float("inf")])
+                kept = [k for k in kept if not _beyond(k, end)]
                 clock = None
             if e["event"] == "observed" and e["attempt"] is None:
                 if clock is not None and e["clock"] <= clock:
@@ -397,10 +401,10 @@ class SpecRun:
         return kept
 
 
-def _beyond(event: dict[str, Any], step: int) -> bool:
+def _beyond(event: dict[str, Any], end: list[float]) -> bool:
     if event["event"] == "observed":
-        return event["attempt"] is None and event["clock"][0] > step
-    return bool(event["event"] == "verdict" and event["step"] > step)
+        return bool(event["attempt"] is None and event["clock"] > end)
+    return bool(event["event"] == "verdict" and event["step"] > end[0])
 
 
 class SpecCheckpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
 import threading
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from holdfast.format.events import (
     Observed,
     Removed,
     Resumed,
+    Saved,
     Started,
     Verdicted,
     Verified,
@@ -247,15 +249,21 @@ class LogReader:
 
 
 def timeline(events: list[Event]) -> list[Event]:
-    """Return the events that belong to the run as it stands: a resume at step k cuts what was seen after k.
+    """Return the events that belong to the run as it stands: a resume cuts what was seen after its checkpoint.
 
-    Observations made after a commit (they name an attempt) are kept: they speak of a checkpoint, not of the loop.
+    That may be of the same step: an epoch ends behind its last one. Where the log does not say when the checkpoint was
+    saved, later steps are cut. Observations made after a commit (they name an attempt) are kept: they speak of a
+    checkpoint, not of the loop.
     """
     kept: list[Event] = []
+    saved: dict[str, tuple[float, ...]] = {}
     last_clock = None
     for event in events:
+        if isinstance(event, Saved):
+            saved[event.attempt] = event.clock
         if isinstance(event, Resumed):
-            kept = [e for e in kept if not _is_after(e, event.step)]
+            end = saved.get(event.attempt, (event.step, math.inf))
+            kept = [e for e in kept if not _is_after(e, end)]
             last_clock = None
         if isinstance(event, Observed) and event.attempt is None:
             if last_clock is not None and event.clock <= last_clock:
@@ -265,7 +273,7 @@ def timeline(events: list[Event]) -> list[Event]:
     return kept
 
 
-def _is_after(event: Event, step: int) -> bool:
+def _is_after(event: Event, end: tuple[float, ...]) -> bool:
     if isinstance(event, Observed):
-        return event.attempt is None and event.clock[0] > step
-    return isinstance(event, Verdicted) and event.step > step
+        return event.attempt is None and event.clock > end
+    return isinstance(event, Verdicted) and event.step > end[0]

@@ -59,8 +59,9 @@ class Tracker:
         self.verdict, self.metrics, self._pending, self._history = None, {}, {}, ()
         self._fold = self._stop.start() if self._stop is not None else None
         self._since = self._time.monotonic()
+        end = clock_to_doc(clock)
         for event in events:
-            if isinstance(event, Observed) and event.attempt is None and event.clock[0] <= clock.step:
+            if isinstance(event, Observed) and event.attempt is None and event.clock <= end:
                 at = clock_from_doc(event.clock)
                 values = floats_from_doc(event.metrics)
                 self._judge([Observation(m, v, at) for m, v in values.items()])

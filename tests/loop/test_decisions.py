@@ -1,0 +1,99 @@
+"""What a rule decides follows from the run alone: one that was killed, wherever it was, saves, labels and stops as one that
+was not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+
+from holdfast import Checkpointer, EarlyStopping, Run, best, every
+from holdfast.core.records import CheckpointRecord
+from holdfast.policies import Rule, Verdict, on
+from holdfast.policies.presets import keras_early_stopping, lightning_save_top_k
+from holdfast.stores import MemoryStore, Store
+from holdfast.testing import Crash, FaultStore, MockClock, every_call, forget_this_process
+
+NAN = float("nan")
+LENGTHS = (2, 1, 3)  # steps of each epoch
+LOSS = (5.0, NAN, 4.0, 4.0, 6.0, 3.0)
+SCORE = (1.0, 1.0, 0.5)
+PATIENT = EarlyStopping("score", mode="max", patience=2)
+
+
+class Outcome(NamedTuple):
+    records: list[CheckpointRecord]
+    verdict: Verdict | None
+    stopped_at: int
+
+
+def train(store: Store, save: Rule, stop: EarlyStopping) -> Outcome:
+    """Train for some epochs that are validated when they are over, each with its own number of steps."""
+    time = MockClock()
+    ckpt = Checkpointer(store, {"n": {"n": 0}}, save=save, stop=stop, writer="inline", time=time)
+    for epoch in ckpt.epochs(len(LENGTHS)):
+        for step in ckpt.steps(sum(LENGTHS[: epoch + 1])):
+            time.advance(60)
+            ckpt.log(loss=LOSS[step])
+        ckpt.log(score=SCORE[epoch])
+    ckpt.close()
+    verdict, step = ckpt._engine.tracker.verdict, ckpt.step
+    # Who the run was resumed from, when, and as which attempt, is what a kill may change.
+    plain = [
+        replace(
+            r,
+            tags=frozenset(),
+            attempt="",
+            time=0.0,
+            verified=False,
+            resumed_from=False,
+            stored_bytes=0,
+            new_bytes=0,
+        )
+        for r in Run(store).records()
+    ]
+    return Outcome(plain, verdict, step)
+
+
+@pytest.mark.parametrize(
+    ("save", "stop"),
+    [
+        (every(steps=3), PATIENT),
+        (every(minutes=4).after(step=2), replace(PATIENT, patience=4)),
+        (best("loss", mode="min") | every(epochs=2), keras_early_stopping("score", mode="max", patience=2)),
+        (lightning_save_top_k("loss", mode="min", save_top_k=1).at_most(per=every(steps=2)), PATIENT),
+        (on("improved", "stop") & ~every(epochs=3), replace(PATIENT, start_after_epoch=1, patience=1)),
+    ],
+    ids=["steps", "minutes", "best", "lightning", "improved"],
+)
+def test_a_run_that_was_killed_decides_as_one_that_was_not(save: Rule, stop: EarlyStopping) -> None:
+    whole = train(MemoryStore(), save, stop)
+    assert len(whole.records) > 1
+    killed = 0
+    for plan in every_call("kill"):
+        store = MemoryStore()
+        try:
+            train(FaultStore(store, plan), save, stop)
+        except Crash:
+            killed += 1
+            forget_this_process()
+        assert repr(train(store, save, stop)) == repr(whole), plan.fired  # of nan as well
+    assert killed > 10
+
+
+def test_a_rollback_to_the_last_step_of_an_epoch_goes_back_behind_its_validation() -> None:
+    store = MemoryStore()
+    with Checkpointer(store, {"n": {"n": 0}}, save=every(steps=2), stop=PATIENT, writer="inline") as ckpt:
+        for epoch in ckpt.epochs(2):
+            for _ in ckpt.steps(2 * (epoch + 1)):
+                pass
+            ckpt.log(score=1.0 - epoch)
+        ckpt.restore(2)
+        assert (ckpt.clock.epoch, ckpt._engine.tracker.verdict) == (0, None)
+        for epoch in ckpt.epochs(2):
+            ckpt.log(score=5.0 - epoch)
+    assert [(o.clock.step, o.clock.epoch, o.value) for o in Run(store).observations()] == [
+        (2, 1, 5.0),
+        (2, 2, 4.0),
+    ]
