@@ -13,7 +13,7 @@ from holdfast.core.records import CheckpointRecord
 from holdfast.policies import Rule, Verdict, on
 from holdfast.policies.presets import keras_early_stopping, lightning_save_top_k
 from holdfast.stores import MemoryStore, Store
-from holdfast.testing import Crash, FaultStore, MockClock, every_call, forget_this_process
+from holdfast.testing import Crash, Fault, FaultPlan, FaultStore, MockClock, every_call, forget_this_process
 
 NAN = float("nan")
 LENGTHS = (2, 1, 3)  # steps of each epoch
@@ -41,16 +41,7 @@ def train(store: Store, save: Rule, stop: EarlyStopping) -> Outcome:
     verdict, step = ckpt._engine.tracker.verdict, ckpt.step
     # Who the run was resumed from, when, and as which attempt, is what a kill may change.
     plain = [
-        replace(
-            r,
-            tags=frozenset(),
-            attempt="",
-            time=0.0,
-            verified=False,
-            resumed_from=False,
-            stored_bytes=0,
-            new_bytes=0,
-        )
+        replace(r, attempt="", time=0.0, verified=False, resumed_from=False, stored_bytes=0, new_bytes=0)
         for r in Run(store).records()
     ]
     return Outcome(plain, verdict, step)
@@ -97,3 +88,20 @@ def test_a_rollback_to_the_last_step_of_an_epoch_goes_back_behind_its_validation
         (2, 1, 5.0),
         (2, 2, 4.0),
     ]
+
+
+def test_the_last_save_is_labelled_by_the_next_start_where_its_trainer_was_killed_before_it_could() -> None:
+    store, rule = MemoryStore(), best("loss", mode="min")
+
+    def go(place: Store) -> None:
+        ckpt = Checkpointer(place, {"n": {"n": 0}}, save=rule, keep=rule, writer="inline")
+        for step in ckpt.steps(3):
+            ckpt.log(loss=3.0 - step)
+        ckpt.close()
+
+    with pytest.raises(Crash):
+        go(FaultStore(store, FaultPlan(Fault("kill", 3, key="tags/*"))))
+    forget_this_process()
+    assert (Run(store).steps, Run(store).tags) == ([2, 3], {"best": 2})
+    go(store)  # has nothing left to train
+    assert (Run(store).steps, Run(store).tags) == ([3], {"best": 3})

@@ -280,6 +280,8 @@ class Engine:
             self.wait()  # of a save that found no room nothing was said
         if self.started and (self._room.paused or self.saved_clock != self.clock) and self.clock.step > 0:
             self.save(("early stopping: " + self.stopped.reason if self.stopped else "end of training",))
+        else:
+            self._saver.follow_up()
         self.wait()
         self.session.log.flush()
         self.leaving = True

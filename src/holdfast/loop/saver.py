@@ -266,6 +266,11 @@ class Saver:
         self._space.saved(part.snapshot.image.end, manifest)
         return True
 
+    def follow_up(self) -> None:
+        """Do what follows the newest commit: the process that made it may have been killed before it could."""
+        with self._failures():
+            self._writer.submit(self._then)
+
     def raise_failure(self) -> None:
         """Raise what a save failed with, once."""
         with self._failures():
