@@ -11,6 +11,7 @@ import pytest
 
 import holdfast
 from distributed.launching import launch
+from holdfast.analysis.diff import compare
 
 pytest.importorskip("torch.distributed.fsdp")
 
@@ -73,6 +74,19 @@ def test_it_is_whole_without_torch(out: Path, source: str) -> None:
         "layers.norm.weight": (7,), "layers.norm.bias": (7,), "layers.c.weight": (3, 7), "layers.c.bias": (3,),
         "seen": (2,),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_what_two_layouts_saved_is_compared(out: Path, source: str) -> None:
+    before, after = holdfast.Run(str(out / "plain")).latest, holdfast.Run(str(out / source)).latest
+    found = {c.name: c for c in compare(before, after).tensors}
+    for name in before.tensors:
+        a, b = (np.asarray(checkpoint.tensors[name][...]) for checkpoint in (before, after))
+        changed = found.pop(name, None)
+        assert (changed is None) == np.array_equal(a, b), name
+        if changed is not None:
+            assert (changed.max_delta, changed.fraction) == (np.abs(b - a).max(), np.mean(a != b)), name
+    assert not found
 
 
 @pytest.mark.parametrize("layout", ["ddp-2", "fsdp-3", "hsdp-4", "2d-4", "pp-fsdp-4", "tp-2"])

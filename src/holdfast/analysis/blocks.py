@@ -8,7 +8,7 @@ from holdfast.catalog.content import DataFile
 from holdfast.format.digest import cut_blocks
 from holdfast.restoring.reader import Reader
 
-__all__ = ["Blocks", "Print"]
+__all__ = ["Blocks", "Print", "abreast"]
 
 NEWEST = 2  # of the versions of data files: how a tensor is cut today
 
@@ -68,3 +68,22 @@ class Blocks:
             self._held = None  # let the block before go first
             self._held = (file.entry.key, index, file.read_block(index))
         return self._held[2]
+
+
+def abreast(
+    one: Iterator[memoryview], other: Iterator[memoryview]
+) -> Iterator[tuple[memoryview, memoryview]]:
+    """Yield the bytes of two tensors of one size side by side, whole elements at a time; each is valid until the next.
+
+    Other ranks, or another version of data files, cut a tensor at other places.
+    """
+    a, b, i, j = next(one, None), next(other, None), 0, 0
+    while a is not None and b is not None:
+        size = min(len(a) - i, len(b) - j)
+        with a[i : i + size] as left, b[j : j + size] as right:
+            yield left, right
+        i, j = i + size, j + size
+        if i == len(a):
+            a, i = next(one, None), 0
+        if j == len(b):
+            b, j = next(other, None), 0

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from holdfast.analysis.blocks import Blocks
+from holdfast.analysis.blocks import Blocks, abreast
 from holdfast.analysis.numbers import Numbers, as_numbers, changed_elements, chunks, stored_elements
 from holdfast.analysis.values import ABSENT, ValueChange, changed_values
 from holdfast.checkpoint import Checkpoint
@@ -143,8 +143,7 @@ class _Comparison:
             progress(new.nbytes)
             return None
         sums = _Sums()
-        # Blocks are cut by size and shape alone, but small tensors share theirs with different neighbours.
-        for a, b in zip(self._old.pieces(name), self._new.pieces(name), strict=True):
+        for a, b in abreast(self._old.pieces(name), self._new.pieces(name)):
             sums.add(a, b, new.dtype)
             self.read_bytes += len(a) + len(b)
             progress(len(b))
