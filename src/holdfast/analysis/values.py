@@ -18,6 +18,9 @@ LONG = 16
 class Absent:
     """The value of a path that is not there."""
 
+    def __bool__(self) -> bool:
+        return False
+
     def __repr__(self) -> str:
         return "absent"
 
@@ -43,7 +46,7 @@ def changed_values(before: object, after: object, path: str) -> Iterator[ValueCh
     before, after = _without_tensor(before), _without_tensor(after)
     if isinstance(before, Typed) and isinstance(after, Typed) and before.kind == after.kind:
         yield from changed_values(before.value, after.value, path)
-    elif isinstance(before, (dict, Absent)) and isinstance(after, (dict, Absent)):
+    elif isinstance(before, (dict, Absent)) and isinstance(after, (dict, Absent)) and (before or after):
         yield from _in_mapping(_items(before), _items(after), path)
     elif _is_sequence(before) and type(before) is type(after) and _worth_entering(before, after):
         for i, (a, b) in enumerate(zip(before, after, strict=True)):  # type: ignore[call-overload]
@@ -100,5 +103,7 @@ def _items(value: dict[object, object] | Absent) -> Mapping[object, object]:
 def _same(before: object, after: object) -> bool:
     if type(before) is not type(after):
         return False
+    if isinstance(before, (list, tuple, collections.deque)):
+        return len(before) == len(after) and all(map(_same, before, after))  # type: ignore[arg-type]
     # NaN is not equal to itself, and 0.0 equals -0.0; their texts say what they are.
     return repr(before) == repr(after) if isinstance(before, (float, complex)) else before == after
