@@ -283,6 +283,17 @@ def test_what_was_removed_on_purpose_does_not_come_back(good: MemoryStore, hurt:
     assert holdfast.Run(hurt).steps == [1, 3]
 
 
+def test_what_was_removed_again_after_an_undo_does_not_come_back(
+    good: MemoryStore, hurt: MemoryStore
+) -> None:
+    run = holdfast.Run(hurt)
+    run.remove([2], force=True)
+    run.undelete(2)
+    run.remove([2], force=True, grace=0)
+    assert repair(hurt, [good]).mended == ()
+    assert holdfast.Run(hurt).steps == [1, 3]
+
+
 def test_what_was_lost_comes_back_or_not_as_is_asked(
     good: MemoryStore, hurt: MemoryStore, whole: dict[str, bytes]
 ) -> None:

@@ -82,21 +82,32 @@ def without_data(location: Location, data: Iterable[ObjectInfo]) -> Location:
 
 def past_of(turns: Iterable[Started | Resumed | Removed], store: Store) -> Past:
     """Return what a log says of departures. What lies in the trash has left, even where the word was lost."""
-    departed: dict[str, Departure] = {}
     found: list[Turn] = []
+    moves: list[Removed] = []
     generation = 0
     for event in turns:
         if isinstance(event, Started):
             generation = event.generation
         elif isinstance(event, Resumed):
             found.append(Turn(generation, event.time, event.step))
-        elif event.action == "set aside":
+        else:
+            moves.append(event)
+    departed = _departures(moves)
+    trashed = [parsed[1] for key in store.names(TRASH) if (parsed := parse_trash_key(key)) is not None]
+    for attempt in trashed:
+        departed.setdefault(attempt, "removed")
+    return Past(departed, tuple(found), frozenset(trashed))
+
+
+def _departures(moves: Iterable[Removed]) -> dict[str, Departure]:
+    """Return the attempts that are gone. Who brings one back holds no lease, so that word lies in a segment of its own,
+    in no particular place of the log: times count."""
+    departed: dict[str, Departure] = {}
+    for event in sorted(moves, key=lambda e: e.time):
+        if event.action == "set aside":
             departed[event.attempt] = "set aside"
         elif event.action == "removed":
             departed[event.attempt] = "removed" if event.reasons else "removed by hand"
         elif event.action != "demoted":  # it was brought back
             departed.pop(event.attempt, None)
-    trashed = [parsed[1] for key in store.names(TRASH) if (parsed := parse_trash_key(key)) is not None]
-    for attempt in trashed:
-        departed.setdefault(attempt, "removed")
-    return Past(departed, tuple(found), frozenset(trashed))
+    return departed
