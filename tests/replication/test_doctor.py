@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shlex
+import shutil
 
 import pytest
 
@@ -99,6 +101,27 @@ def test_no_run_and_a_run_without_identity(store: LocalStore, tmp_path: pathlib.
         diagnose(LocalStore(tmp_path / "none"))
     flip(store, "run.json", 9)
     assert level(store, "run.json") == "wrong"
+
+
+def test_what_helps_can_be_pasted_whatever_the_place_is_called(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = LocalStore(tmp_path / "größe 1")
+    make_run(store)
+    copy = shutil.copytree(store.root, tmp_path / "copy")
+    flip(store, "tags/at-1.json", 10)
+    found = said(store, "tags/at-1.json")
+    assert found is not None
+    command = shlex.split(found.remedy.replace("COPY", shlex.quote(str(copy))))
+    assert main(command[1:]) == 0
+    bad = files(store)[0].key
+    flip(store, bad, 5000)
+    capsys.readouterr()
+    assert main(["scrub", store.root]) == 4
+    helps = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("holdfast repair"))
+    assert shlex.split(helps)[2] == store.root
+    assert main(["status", store.root]) == 0
+    assert capsys.readouterr().out.startswith(f"{store.root}  3 checkpoints")
 
 
 def test_the_command(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:

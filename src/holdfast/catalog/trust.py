@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import unquote
 
 from holdfast.catalog.signatures import read_signatures
 from holdfast.core.clock import SystemTime, TimeSource
@@ -15,7 +14,7 @@ from holdfast.core.names import matches
 from holdfast.format.manifest import Manifest, decode_manifest
 from holdfast.format.signature import Signature, Statement
 from holdfast.format.signing import PublicKey
-from holdfast.stores import Store
+from holdfast.stores import Store, name_of
 
 __all__ = ["NOBODY", "Trust", "TrustedKey", "Verifying"]
 
@@ -36,8 +35,7 @@ class TrustedKey:
 
     def may_sign(self, url: str, run: str) -> bool:
         """Return whether the key counts for a run."""
-        path = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
-        return any(matches(name, self.runs) for name in (url, path, run))
+        return any(matches(name, self.runs) for name in (url, name_of(url), run))
 
 
 @dataclass(frozen=True, slots=True)

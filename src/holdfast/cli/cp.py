@@ -11,11 +11,11 @@ from holdfast.cli.exits import INTEGRITY
 from holdfast.cli.options import Json
 from holdfast.cli.output import emit, growing_progress, line
 from holdfast.cli.targets import split_target
-from holdfast.cli.words import bytes_, count, name_of
+from holdfast.cli.words import bytes_, count
 from holdfast.core.units import format_seconds, parse_bytes
 from holdfast.format.packed import Pack
 from holdfast.replication.transfer import Transferred, transfer
-from holdfast.stores import open_store
+from holdfast.stores import name_of, open_store
 from holdfast.stores.wrappers import Throttled
 
 __all__ = ["cp"]

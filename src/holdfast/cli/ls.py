@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import typer
 
@@ -22,6 +22,7 @@ from holdfast.core.records import CheckpointRecord
 from holdfast.policies import Decision, best_of
 from holdfast.policies.parse import parse_rule
 from holdfast.run import Run
+from holdfast.stores import name_of
 from holdfast.stores.address import shown
 
 __all__ = ["ls"]
@@ -57,7 +58,7 @@ def ls(
     try:
         run = Run(path)
     except NotARun:
-        directory = unquote(urlsplit(path).path) if path.startswith("file://") else path
+        directory = name_of(path)
         if "://" not in directory and not os.path.isdir(directory):
             raise
         _list_runs(directory, depth, json=json)

@@ -23,14 +23,14 @@ from holdfast.analysis.picture import draw_plan, letters
 from holdfast.cli.options import Json
 from holdfast.cli.output import emit, line, text
 from holdfast.cli.table import Column, show_table
-from holdfast.cli.words import bytes_, count, name_of
+from holdfast.cli.words import bytes_, count
 from holdfast.core.units import exact_seconds, format_seconds, parse_bytes, parse_seconds
 from holdfast.policies.optimum import daly_interval, wasted
 from holdfast.policies.parse import parse_rule
 from holdfast.policies.places import Place, peak_together
 from holdfast.policies.simulate import Costs, Outcome, Scenario, simulate
 from holdfast.run import Run
-from holdfast.stores import open_store
+from holdfast.stores import name_of, open_store
 
 __all__ = ["plan"]
 

@@ -9,11 +9,11 @@ import typer
 from holdfast.cli.exits import HELD, INTEGRITY
 from holdfast.cli.options import Json, RunPath
 from holdfast.cli.output import emit, growing_progress, line, note
-from holdfast.cli.words import bytes_, count, name_of
+from holdfast.cli.words import bytes_, count
 from holdfast.replication.known_copies import known_copies
 from holdfast.replication.mending import RepairReport
 from holdfast.replication.repair import repair as repair_run
-from holdfast.stores import open_store
+from holdfast.stores import name_of, open_store
 
 __all__ = ["repair"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -9,11 +10,11 @@ import typer
 from holdfast.cli.exits import INTEGRITY
 from holdfast.cli.options import Json, RunPath
 from holdfast.cli.output import emit, growing_progress, line
-from holdfast.cli.words import bytes_, count, name_of
+from holdfast.cli.words import bytes_, count
 from holdfast.core.units import format_seconds, parse_bytes, parse_seconds
 from holdfast.replication.scrub import ScrubLimits, ScrubReport
 from holdfast.replication.scrub import scrub as scrub_store
-from holdfast.stores import open_store
+from holdfast.stores import name_of, open_store
 from holdfast.stores.wrappers import Throttled
 
 __all__ = ["scrub"]
@@ -68,7 +69,8 @@ def _print(report: ScrubReport) -> None:
     if report.damaged:
         steps = ", ".join(map(str, report.damaged))
         line(("damaged: ", "bold red"), f"step{'' if len(report.damaged) == 1 else 's'} {steps}")
-        line(f"holdfast repair {name_of(report.run)} --from COPY mends what is whole in a copy or mirror")
+        name = shlex.quote(name_of(report.run))
+        line(f"holdfast repair {name} --from COPY mends what is whole in a copy or mirror")
     read = f"{count(report.files, 'file')} read, {bytes_(report.bytes)} in {format_seconds(report.seconds)}"
     style = "" if report.problems else "bold green"
     line((f"{count(len(report.verified), 'checkpoint')} proven", style), f"  {read}")

@@ -22,7 +22,6 @@ from holdfast.cli.words import (
     clock_document,
     count,
     date,
-    name_of,
     number,
     spec_document,
     tensor,
@@ -31,6 +30,7 @@ from holdfast.core.errors import NoCheckpoint
 from holdfast.core.records import CheckpointRecord
 from holdfast.core.units import format_seconds
 from holdfast.run import Run
+from holdfast.stores import name_of
 
 __all__ = ["show"]
 

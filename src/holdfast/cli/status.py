@@ -10,11 +10,11 @@ from holdfast.cli.exits import BEHIND
 from holdfast.cli.options import Json
 from holdfast.cli.output import emit, line, text
 from holdfast.cli.table import Column, show_table
-from holdfast.cli.words import age, bytes_, count, name_of
+from holdfast.cli.words import age, bytes_, count
 from holdfast.core.clock import SystemTime
 from holdfast.replication import MirrorStatus
 from holdfast.replication.status import RunStatus, run_status
-from holdfast.stores import open_store
+from holdfast.stores import name_of, open_store
 
 __all__ = ["status"]
 

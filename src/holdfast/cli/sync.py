@@ -9,14 +9,14 @@ import typer
 from holdfast.cli.exits import BEHIND
 from holdfast.cli.options import Json, RunPath
 from holdfast.cli.output import emit, growing_progress, line
-from holdfast.cli.words import bytes_, count, name_of
+from holdfast.cli.words import bytes_, count
 from holdfast.core.clock import SystemTime
 from holdfast.core.errors import PolicyError
 from holdfast.policies.parse import parse_rule
 from holdfast.replication import Mirror
 from holdfast.replication.syncing import Synced, remembered_mirrors
 from holdfast.replication.syncing import sync as sync_mirrors
-from holdfast.stores import open_store
+from holdfast.stores import name_of, open_store
 
 __all__ = ["sync"]
 

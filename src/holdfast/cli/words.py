@@ -9,7 +9,7 @@ from holdfast.core.clock import Clock
 from holdfast.core.units import format_bytes, format_seconds
 from holdfast.state.tensors import TensorSpec
 
-__all__ = ["age", "bytes_", "clock_document", "count", "date", "name_of", "number", "spec_document", "tensor"]
+__all__ = ["age", "bytes_", "clock_document", "count", "date", "number", "spec_document", "tensor"]
 
 
 def bytes_(size: int) -> str:
@@ -51,11 +51,6 @@ def count(n: int, what: str, many: str = "") -> str:
 def tensor(spec: TensorSpec) -> str:
     """Return element type and shape."""
     return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
-
-
-def name_of(url: str) -> str:
-    """Return a run's URL as a person writes it: local ones as paths."""
-    return url.removeprefix("file://")
 
 
 def clock_document(clock: Clock) -> dict[str, object]:

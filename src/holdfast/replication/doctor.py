@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,7 @@ from holdfast.core.errors import HoldfastError, IntegrityError
 from holdfast.core.units import format_bytes, format_seconds
 from holdfast.replication.looking import location_of, without_data
 from holdfast.replication.status import run_status
-from holdfast.stores import LocalStore, Store
+from holdfast.stores import LocalStore, Store, name_of
 
 __all__ = ["Finding", "diagnose"]
 
@@ -48,19 +49,21 @@ def diagnose(store: Store, time: TimeSource | None = None) -> list[Finding]:
         StoreError: the store does not answer.
     """
     now = (time or SystemTime()).now()
-    name = store.url.removeprefix("file://")
+    name = shlex.quote(name_of(store.url))
     try:
         run = read_identity(store).run
     except IntegrityError as e:
         return [Finding(RUN, "wrong", str(e), f"holdfast repair {name} --from COPY")]
     history = History(store, run)
-    found = [Finding("run", "good", f"{name} is run {run}, with {len(history.steps)} checkpoints")]
+    found = [
+        Finding("run", "good", f"{name_of(store.url)} is run {run}, with {len(history.steps)} checkpoints")
+    ]
     found += _writer(store, now)
     found += _checkpoints(store, history, name, now)
     found += _beside(store, history, name)
     found += _proofs(store, run, name, now)
     found += _left_overs(store, history, name, now)
-    found += _room(store, history)
+    found += _room(store, history, name)
     found += _mirrors(store, name, time or SystemTime())
     found += _rights(store)
     return found
@@ -175,7 +178,7 @@ def _left_overs(store: Store, history: History, name: str, now: float) -> Iterat
         )
 
 
-def _room(store: Store, history: History) -> Iterator[Finding]:
+def _room(store: Store, history: History, name: str) -> Iterator[Finding]:
     room, steps = store.room(), history.steps
     if room is None or not steps:
         return
@@ -184,7 +187,7 @@ def _room(store: Store, history: History) -> Iterator[Finding]:
         text = f"{format_bytes(room)} are free, and a save takes about {format_bytes(needed)}"
         yield Finding(
             "room", "wrong" if room < needed else "warning", text,
-            "make room, or let go of checkpoints: holdfast prune RUN --keep RULE --dry-run",
+            f"make room, or let go of checkpoints: holdfast prune {name} --keep RULE --dry-run",
         )  # fmt: skip
 
 
@@ -198,7 +201,7 @@ def _mirrors(store: Store, name: str, time: TimeSource) -> Iterator[Finding]:
         return
     for place in places:
         missing = f", {len(place.missing)} checkpoints to come" if place.missing else ""
-        text = f"the mirror {place.url} is {place.state}{missing}{f': {place.error}' if place.error else ''}"
+        text = f"the mirror {name_of(place.url)} is {place.state}{missing}{f': {place.error}' if place.error else ''}"
         level: Level = "good" if place.state == "ok" else "note" if place.state == "behind" else "warning"
         yield Finding(f"mirror {place.url}", level, text, "" if level == "good" else f"holdfast sync {name}")
 
@@ -212,9 +215,14 @@ def _rights(store: Store) -> Iterator[Finding]:
                 "rights",
                 "warning",
                 f"{folder} may not be read and written by this user",
-                f"chmod u+rwx {folder}",
+                f"chmod u+rwx {shlex.quote(folder)}",
             )
         for file in names:
             path = os.path.join(folder, file)
             if not os.access(path, os.R_OK):
-                yield Finding("rights", "wrong", f"{path} may not be read by this user", f"chmod u+r {path}")
+                yield Finding(
+                    "rights",
+                    "wrong",
+                    f"{path} may not be read by this user",
+                    f"chmod u+r {shlex.quote(path)}",
+                )
