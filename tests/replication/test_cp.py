@@ -84,6 +84,12 @@ def test_it_refuses_what_is_not_its_place(source: LocalStore, target: Store) -> 
     with pytest.raises(StateError, match="a place of their own"):
         transfer(source, target)
     assert contents(target) == before
+    for spoil in (lambda: flip(target, "run.json", 9), lambda: target.delete(["run.json"])):
+        spoil()  # its checkpoints still say whose place it is
+        before = contents(target)
+        with pytest.raises(StateError, match="a place of their own"):
+            transfer(source, target)
+        assert contents(target) == before
     empty = MemoryStore()
     transfer(source, empty, 1)
     lease = acquire(empty)

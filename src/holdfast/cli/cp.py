@@ -12,10 +12,11 @@ from holdfast.cli.options import Json
 from holdfast.cli.output import emit, growing_progress, line
 from holdfast.cli.targets import split_target
 from holdfast.cli.words import bytes_, count
+from holdfast.core.errors import PolicyError
 from holdfast.core.units import format_seconds, parse_bytes
 from holdfast.format.packed import Pack
 from holdfast.replication.transfer import Transferred, transfer
-from holdfast.stores import name_of, open_store
+from holdfast.stores import name_of, open_store, real_place
 from holdfast.stores.wrappers import Throttled
 
 __all__ = ["cp"]
@@ -46,6 +47,8 @@ def cp(
     """
     path, which = split_target(source)
     here, there = open_store(path), open_store(target)
+    if real_place(here.url) == real_place(there.url):
+        raise PolicyError(f"{here.url} and {there.url} are one place; a copy goes to another one")
     begun = time.monotonic()
     with growing_progress("copying") as (expect, advance):
         done = transfer(

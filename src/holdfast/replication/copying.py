@@ -15,7 +15,7 @@ from itertools import chain
 
 from holdfast.catalog.content import DataFile, open_file
 from holdfast.catalog.identity import read_identity
-from holdfast.catalog.keys import RUN, TAGS, packed_key, parse_manifest_key, signature_key
+from holdfast.catalog.keys import CHECKPOINTS, RUN, TAGS, packed_key, parse_manifest_key, signature_key
 from holdfast.catalog.signatures import read_signatures
 from holdfast.catalog.tags import decode_tag
 from holdfast.core.buffers import Buffer
@@ -42,6 +42,7 @@ from holdfast.stores import Store, Stream, prove_create
 __all__ = [
     "Copied",
     "Progress",
+    "check_is_of",
     "copy_beside",
     "copy_checkpoint",
     "copy_file",
@@ -276,10 +277,9 @@ def copy_identity(source: Store, target: Store) -> Copied:
     raw = source.read(RUN)
     try:
         found = read_identity(target)
-    except NotARun:
-        target.create(RUN, raw)
-    except IntegrityError:
-        target.replace(RUN, raw)
+    except (NotARun, IntegrityError) as e:
+        check_is_of(target, identity.run, source)
+        (target.create if isinstance(e, NotARun) else target.replace)(RUN, raw)
     else:
         if found.run != identity.run:
             raise StateError(
@@ -288,6 +288,20 @@ def copy_identity(source: Store, target: Store) -> Copied:
             )
         return Copied()
     return Copied(1, len(raw))
+
+
+def check_is_of(target: Store, run: str, source: Store) -> None:
+    """Raise StateError when a checkpoint shows that a store without a sound identity is not of the run of `source`."""
+    for key in target.names(CHECKPOINTS):
+        try:
+            found = read_manifest(target, key)[1].run
+        except IntegrityError:
+            continue
+        if found != run:
+            raise StateError(
+                f"{target.url}/{key} is of the run {found}, and {source.url} is the run {run}; copies of a run go to a "
+                "place of their own, and what is damaged is mended from copies of the same run"
+            )
 
 
 def copy_tags(source: Store, target: Store, attempts: Collection[str] | None = None) -> Copied:

@@ -13,7 +13,7 @@ from holdfast.core.units import parse_bytes, parse_seconds
 from holdfast.format.packed import Pack
 from holdfast.policies import Rule, require_retention
 from holdfast.policies.retention import Demote
-from holdfast.stores import Store, open_store
+from holdfast.stores import Store, open_store, real_place
 from holdfast.stores.wrappers import Throttled
 
 __all__ = ["Mirror", "MirrorLike", "mirrors_of"]
@@ -77,12 +77,13 @@ def mirrors_of(primary: Store, given: Sequence[MirrorLike], time: TimeSource) ->
         PolicyError: a place is given twice.
     """
     found: list[tuple[Mirror, Store]] = []
-    urls = {primary.url}
+    places = {real_place(primary.url)}
     for one in given:
         mirror = one if isinstance(one, Mirror) else Mirror(one)
         store = mirror.open(time)
-        if store.url in urls:
+        place = real_place(store.url)
+        if place in places:
             raise PolicyError(f"{store.url} is named twice: a run and its mirrors need a place each")
-        urls.add(store.url)
+        places.add(place)
         found.append((mirror, store))
     return found

@@ -15,7 +15,7 @@ from holdfast.catalog.verify import Problem
 from holdfast.core.errors import HoldfastError, IntegrityError, InvalidFormat, NotARun, NotFound, StateError
 from holdfast.format.events import Event, Removed, Resumed, Started
 from holdfast.format.manifest import Manifest, Part
-from holdfast.replication.copying import read_manifest
+from holdfast.replication.copying import check_is_of, read_manifest
 from holdfast.replication.desired import Past
 from holdfast.replication.looking import past_of
 from holdfast.stores import Store
@@ -84,7 +84,7 @@ class Witnesses:
             if not named or (isinstance(e, NotARun) and not target.names(CHECKPOINTS)):
                 raise
             own, run, wrong = named[0][0], named[0][1], str(e)
-            _check_is_of(target, run)
+            check_is_of(target, run, own)
         for source, name in named:
             if name != run:
                 raise StateError(
@@ -165,17 +165,6 @@ def may_replace(store: Store, key: str, manifest: Manifest) -> bool:
     if not own or manifest.attempt.encode() in own:
         return True
     return not any(store.names(data_prefix(manifest.step, attempt.decode())) for attempt in own)
-
-
-def _check_is_of(target: Store, run: str) -> None:
-    """Raise StateError when some checkpoint shows that a store without identity is of another run."""
-    for key in target.names(CHECKPOINTS):
-        try:
-            found = read_manifest(target, key)[1].run
-        except IntegrityError:
-            continue
-        if found != run:
-            raise StateError(f"{target.url}/{key} is of run {found}, and the copy is run {run}")
 
 
 def was_given_up(past: Past, manifest: Manifest) -> bool:

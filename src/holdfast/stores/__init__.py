@@ -5,7 +5,7 @@ from holdfast.stores.disk import Disk, OsDisk
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
 from holdfast.stores.probe import prove_create
-from holdfast.stores.urls import find_below, is_reopenable, name_of, open_store, place_below
+from holdfast.stores.urls import find_below, is_reopenable, name_of, open_store, place_below, real_place
 from holdfast.stores.wrappers import Cached, Delegating, Prefixed, Retrying, Throttled
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "open_store",
     "place_below",
     "prove_create",
+    "real_place",
 ]

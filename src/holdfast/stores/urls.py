@@ -17,7 +17,7 @@ from holdfast.stores.memory import MemoryStore
 from holdfast.stores.peers.address import parse_peer, parse_ring
 from holdfast.stores.wrappers import Prefixed, url_below
 
-__all__ = ["find_below", "is_reopenable", "name_of", "open_store", "place_below"]
+__all__ = ["find_below", "is_reopenable", "name_of", "open_store", "place_below", "real_place"]
 
 _memory: dict[str, MemoryStore] = {}
 _memory_lock = threading.Lock()
@@ -63,6 +63,11 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
 def name_of(url: str) -> str:
     """Return a place as a person writes it: a directory as its path, any other place as its URL."""
     return unquote(urlsplit(url).path) if url.startswith("file://") else url
+
+
+def real_place(url: str) -> str:
+    """Return what all URLs of one place have in common: of a directory its path behind all links."""
+    return os.path.realpath(name_of(url)) if url.startswith("file://") else url
 
 
 def place_below(place: str | os.PathLike[str] | Store, name: str) -> str | Store:
