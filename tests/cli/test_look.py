@@ -102,7 +102,7 @@ def test_ls_of_a_directory_goes_on_past_a_broken_run(cli, run: Path, tmp_path: P
     assert "cut off or not ours" in result.out
     errors = {Path(r["run"]).name: r["error"] for r in cli("ls", tmp_path, "--json").json["runs"]}
     assert errors["run"] is None
-    assert "run.json" in errors["bad"]
+    assert (tmp_path / "bad" / "run.json").as_uri() in errors["bad"]
 
 
 def test_ls_says_who_writes_the_run(cli, run: Path) -> None:
@@ -114,6 +114,28 @@ def test_ls_says_who_writes_the_run(cli, run: Path) -> None:
     finally:
         lease.release()
     assert "written now" not in cli("ls", run).out
+
+
+def test_a_damaged_lease_keeps_nobody_from_looking(cli, run: Path) -> None:
+    (lease,) = (run / "lease").iterdir()
+    lease.write_text("{}")
+    for verb in (["ls", run], ["status", run], ["doctor", run]):
+        looked = cli(*verb)
+        assert looked.code == 0, looked.err
+        assert lease.name in looked.out + looked.err
+    assert cli("ls", run, "--json").json["writer"] is None
+
+
+def test_the_newest_that_cannot_be_read_is_named_where_another_is_taken(
+    cli, run: Path, tmp_path: Path
+) -> None:
+    (run / "checkpoints" / "000000000500.json").write_text("{}")
+    for verb in (["show", run], ["tag", run, "now"], ["export", run, tmp_path / "out", "--part", "model"]):
+        taken = cli(*verb)
+        assert taken.code == 0
+        assert "step 500 of file://" in taken.err
+        assert "is passed over: checkpoints/000000000500.json" in taken.err
+    assert "passed over" not in cli("ls", run.parent).err  # it says that one is broken
 
 
 def test_ls_chooses_the_metrics_that_are_asked_for(cli, run: Path) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from holdfast.catalog.keys import RUN
-from holdfast.catalog.lease import LeaseDoc
+from holdfast.catalog.lease import LeaseDoc, writer_of
 from holdfast.checkpoint import Checkpoint
 from holdfast.core.errors import HoldfastError
 from holdfast.core.records import CheckpointRecord
@@ -66,7 +67,7 @@ def summarize(path: str) -> RunSummary:
     """Return a run in one line; what is wrong with it is part of the answer."""
     try:
         run = Run(path)
-        newest = run.latest if run.steps else None
+        newest = run.history.plain_record(run.steps[-1]) if run.steps else None
         return RunSummary(
             path,
             checkpoints=len(run),
@@ -74,7 +75,7 @@ def summarize(path: str) -> RunSummary:
             newest_step=None if newest is None else newest.step,
             newest_time=None if newest is None else newest.time,
             size_bytes=stored_bytes(run),
-            writer=run.writer,
+            writer=writer_of(run.store, time.time()),
         )
     except HoldfastError as e:
         return RunSummary(path, error=e)

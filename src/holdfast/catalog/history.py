@@ -7,6 +7,7 @@ index, and those manifests that it cannot speak of. A manifest that it speaks of
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -29,6 +30,8 @@ from holdfast.format.manifest import Manifest
 from holdfast.stores import Store
 
 __all__ = ["History", "Marks", "marked_with"]
+
+logger = logging.getLogger("holdfast")
 
 FEW = 16  # manifests that are read rather than the index
 INDEX_FROM = 64  # manifests: fewer are read as quickly one by one
@@ -238,7 +241,8 @@ class History:
     # ---- finding one ----------------------------------------------------------------------------------------------
 
     def resolve(self, which: int | str) -> tuple[Entry, Manifest]:
-        """Return the checkpoint of a step, "latest", or a tag. Only its manifest is read.
+        """Return the checkpoint of a step, "latest", or a tag. Only its manifest is read. The latest is the newest that
+        has a sound one; a warning tells which newer ones were passed over.
 
         Raises:
             NoCheckpoint: there is none; the message lists what there is.
@@ -247,8 +251,12 @@ class History:
             which = int(which)
         if which == "latest":
             for step in sorted(self._entries, reverse=True):
-                with contextlib.suppress(HoldfastError):
+                try:
                     return self.manifests[step]
+                except (KeyError, MissingObject):  # deleted while we read
+                    continue
+                except HoldfastError as e:
+                    logger.warning("step %d of %s is passed over: %s", step, self.store.url, e)
         else:
             step = which if isinstance(which, int) else self._step_of(which)
             with contextlib.suppress(KeyError, MissingObject):

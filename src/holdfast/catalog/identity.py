@@ -39,9 +39,10 @@ def read_identity(store: Store) -> RunIdentity:
             f"{store.url} is not a holdfast run: it has no {RUN}. Check the path; "
             "`holdfast ls DIR` finds runs below a directory or a URL"
         ) from None
-    body = unseal(raw, RUN)
-    check_version(body, f"{store.url}/{RUN}")
-    return decode_document(body, RunIdentity, f"{store.url}/{RUN}", "a run's identity")
+    where = f"{store.url}/{RUN}"
+    body = unseal(raw, where)
+    check_version(body, where)
+    return decode_document(body, RunIdentity, where, "a run's identity")
 
 
 def create_run(store: Store, now: float) -> RunIdentity:

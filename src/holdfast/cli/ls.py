@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from holdfast.analysis.runs import RunSummary, directions, find_runs, stored_bytes, summarize
-from holdfast.catalog.lease import LeaseDoc
+from holdfast.catalog.lease import LeaseDoc, writer_of
 from holdfast.cli.options import Json
 from holdfast.cli.output import emit, line, plain, stdout, text
 from holdfast.cli.table import Column, show_table
@@ -87,7 +88,7 @@ def ls(
 
 
 def _print_head(run: Run, path: str) -> None:
-    writer = run.writer
+    writer = writer_of(run.store, time.time())
     line(
         (path, "bold"),
         f"  {count(len(run), 'checkpoint')}",
@@ -173,7 +174,7 @@ def _document(
         "run": run.store.url,
         "id": run.id,
         "size_bytes": stored_bytes(run),
-        "writer": _writer(run.writer),
+        "writer": _writer(writer_of(run.store, time.time())),
         "tags": run.tags,
         "checkpoints": [_record(r, plan.get(r.step)) for r in records],
         "broken": [{"step": step, "error": str(error)} for step, error in run.broken.items()],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
-from holdfast.catalog.lease import LeaseDoc, holder, is_held
+from holdfast.catalog.lease import LeaseDoc, writer_of
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import HoldfastError, NotARun, PolicyError
 from holdfast.policies import Rule, last
@@ -51,8 +51,7 @@ def run_status(store: Store, time: TimeSource) -> RunStatus:
     identity = read_identity(store)
     history = History(store, identity.run)
     source = look(history, identity.run)
-    found = holder(store)
-    writer = found if found is not None and is_held(found, time.now()) else None
+    writer = writer_of(store, time.now())
     newest = source.location.newest_whole
     own = MirrorStatus(
         store.url,
