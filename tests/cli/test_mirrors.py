@@ -11,6 +11,7 @@ import pytest
 
 import holdfast
 from holdfast import Checkpointer, every, last, where
+from holdfast.core.errors import PolicyError
 from holdfast.replication import Mirror
 
 
@@ -65,14 +66,34 @@ def test_what_is_not_yet_where_is_said_and_synced(cli, run: Path, tmp_path: Path
 def test_a_place_that_is_gone_or_another_runs(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     shutil.rmtree(tmp_path / "near")
     shutil.rmtree(tmp_path / "packed")
-    holdfast.save(tmp_path / "packed", {"x": 1})
+    holdfast.save(tmp_path / "near", {"x": 1})
     found = json.loads(cli("status", run, "--json").out)
-    assert [p["state"] for p in found["places"]] == ["ok", "behind", "degraded"]
-    assert "another run" in found["places"][2]["note"]
-    refused = cli("sync", run)
-    assert refused.code == 2
-    assert str(tmp_path / "packed") in refused.err
-    assert holdfast.Run(tmp_path / "near").steps == [1, 2, 3]
+    assert [p["state"] for p in found["places"]] == ["ok", "degraded", "behind"]
+    assert "another run" in found["places"][1]["note"]
+    told = json.loads(cli("doctor", run, "--json").out)["findings"]
+    helps = {f["topic"]: f["remedy"] for f in told if f["topic"].startswith("mirror")}
+    assert list(helps.values()) == [
+        f"see to that place, then holdfast sync {run}",
+        f"holdfast sync {run}",
+    ]
+    before = holdfast.Run(tmp_path / "near").id
+    synced = cli("sync", run)
+    assert synced.code == 8
+    assert f"{tmp_path / 'near'}  not up to date: file://{tmp_path / 'near'} holds the run" in synced.out
+    assert holdfast.Run(tmp_path / "near").id == before
+    assert holdfast.Run(tmp_path / "packed").steps == [2, 3]
+    repaired = cli("repair", run)
+    assert repaired.code == 0
+    assert "near is left out: it holds another run" in repaired.err
+
+
+def test_a_run_by_another_path_is_no_mirror_of_itself(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "link").symlink_to(run)
+    assert cli("sync", run, "--to", tmp_path / "link", "--keep", "last(1)").code == 2
+    assert cli("cp", run, tmp_path / "link").code == 2
+    with pytest.raises(PolicyError, match="named twice"):
+        learn(run, 4, mirrors=[tmp_path / "link"])
+    assert holdfast.Run(run).steps == [1, 2, 3]
 
 
 def test_a_place_that_cannot_be_written_is_named(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -129,5 +150,7 @@ def test_a_bad_list_of_mirrors_is_said_and_nothing_else_suffers(cli, run: Path) 
     shown = cli("status", run)
     assert shown.code == 8
     assert "mirrors.json" in shown.out
+    told = json.loads(cli("doctor", run, "--json").out)["findings"]
+    assert ["mirrors.json" in f["text"] for f in told if f["topic"] == "mirrors"] == [True]
     assert cli("sync", run).code == 4
     assert holdfast.Run(run).latest.step == 3

@@ -20,6 +20,7 @@ from holdfast.core.clock import SystemTime, TimeSource
 from holdfast.core.errors import HoldfastError, IntegrityError
 from holdfast.core.units import format_bytes, format_seconds
 from holdfast.replication.looking import location_of, without_data
+from holdfast.replication.record import read_mirrors
 from holdfast.replication.status import run_status
 from holdfast.stores import LocalStore, Store, name_of
 
@@ -64,7 +65,7 @@ def diagnose(store: Store, time: TimeSource | None = None) -> list[Finding]:
     found += _proofs(store, run, name, now)
     found += _left_overs(store, history, name, now)
     found += _room(store, history, name)
-    found += _mirrors(store, name, time or SystemTime())
+    found += _mirrors(store, run, name, time or SystemTime())
     found += _rights(store)
     return found
 
@@ -121,16 +122,12 @@ def _checkpoints(store: Store, history: History, name: str, now: float) -> Itera
 def _beside(store: Store, history: History, name: str) -> Iterator[Finding]:
     for problem in verify_beside(store):
         yield Finding(problem.key, "wrong", problem.message, f"holdfast repair {name} --from COPY")
-    sound = history.tags()
+    sound, trashed = history.tags(), {t.attempt for t in list_trash(store)}
     for tag, told in sorted(read_tags(store, lambda e: None).items()):
         if tag not in sound:
             text = f"the tag {tag!r} points to step {told.step}, attempt {told.attempt}, which is not there"
-            yield Finding(
-                f"tag {tag}",
-                "warning",
-                text,
-                f"holdfast untag {name} {tag}, or holdfast undo {name} {told.step}",
-            )
+            back = f"undo {name} {told.step}" if told.attempt in trashed else f"repair {name} --from COPY"
+            yield Finding(f"tag {tag}", "warning", text, f"holdfast {back}, or holdfast untag {name} {tag}")
 
 
 def _proofs(store: Store, run: str, name: str, now: float) -> Iterator[Finding]:
@@ -191,19 +188,23 @@ def _room(store: Store, history: History, name: str) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _mirrors(store: Store, name: str, time: TimeSource) -> Iterator[Finding]:
+def _mirrors(store: Store, run: str, name: str, time: TimeSource) -> Iterator[Finding]:
     try:
+        read_mirrors(store, run)
         places = run_status(store, time).locations[1:]
     except HoldfastError as e:
         yield Finding(
-            "mirrors", "warning", f"how its mirrors stand is not known: {e}", f"holdfast status {name}"
-        )
+            "mirrors", "warning", f"how its mirrors stand is not known: {e}",
+            f"training with mirrors= writes their list anew; until then name each: holdfast sync {name} --to MIRROR",
+        )  # fmt: skip
         return
     for place in places:
         missing = f", {len(place.missing)} checkpoints to come" if place.missing else ""
         text = f"the mirror {name_of(place.url)} is {place.state}{missing}{f': {place.error}' if place.error else ''}"
         level: Level = "good" if place.state == "ok" else "note" if place.state == "behind" else "warning"
-        yield Finding(f"mirror {place.url}", level, text, "" if level == "good" else f"holdfast sync {name}")
+        sync = {"good": "", "note": f"holdfast sync {name}"}
+        remedy = sync.get(level, f"see to that place, then holdfast sync {name}")
+        yield Finding(f"mirror {place.url}", level, text, remedy)
 
 
 def _rights(store: Store) -> Iterator[Finding]:

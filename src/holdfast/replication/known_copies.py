@@ -26,10 +26,14 @@ def known_copies(store: Store) -> list[Store]:
     for mirror in remembered:
         try:
             place = open_store(mirror.url)
-            if read_identity(place).run == run:
-                found.append(place)
+            theirs = read_identity(place).run
         except HoldfastError as e:
             logger.warning("the mirror %s is left out: %s", mirror.url, e)
+            continue
+        if theirs == run:
+            found.append(place)
+        else:
+            logger.warning("the mirror %s is left out: it holds another run, %s", mirror.url, theirs)
     if not found:
         raise StateError(
             f"{store.url} knows of no copy that can be read now"

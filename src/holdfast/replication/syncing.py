@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
 from holdfast.core.clock import TimeSource
-from holdfast.core.errors import HoldfastError, PolicyError, StateError
+from holdfast.core.errors import HoldfastError, PolicyError
 from holdfast.replication.looking import look
 from holdfast.replication.mirror import Mirror, mirrors_of
 from holdfast.replication.reconcile import Goal, Outcome, Reconciler
@@ -56,27 +56,31 @@ def sync(
     expect: Callable[[int], None] = lambda size: None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[Synced]:
-    """Make one pass over each mirror. Works while the run is being written; a failure at one keeps no other from it.
+    """Make one pass over each mirror. Works while the run is being written; a failure at one keeps no other from it. A
+    place that holds another run is left as it is, and is a failure.
 
     `expect` is told how many bytes are to be copied, `advance` those that were since its last call.
 
     Raises:
-        StateError: a mirror holds another run; nothing was changed there.
+        PolicyError: a mirror is the run's own place.
     """
     done: list[Synced] = []
     run = read_identity(primary).run
-    for mirror, store in mirrors_of(primary, mirrors, time):
-        goal = Goal(mirror.keep, mirror.pack, mirror.verify)
-        reconciler = Reconciler(store, goal, time, advance, _first_time(expect))
+    for mirror in mirrors:
+        url = str(mirror.url)
         try:
+            ((_, store),) = mirrors_of(primary, [mirror], time)
+            url = store.url
+            goal = Goal(mirror.keep, mirror.pack, mirror.verify)
+            reconciler = Reconciler(store, goal, time, advance, _first_time(expect))
             outcome = reconciler.run(look(History(primary, run), run))
-        except StateError:
+        except PolicyError:
             raise
         except HoldfastError as e:
-            done.append(Synced(store.url, None, str(e)))
+            done.append(Synced(url, None, str(e)))
         else:
             error = next((f"step {step}: {why}" for step, why in outcome.failed.items()), None)
-            done.append(Synced(store.url, outcome, error))
+            done.append(Synced(url, outcome, error))
     return done
 
 
