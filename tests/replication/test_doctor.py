@@ -59,6 +59,9 @@ def test_damage_is_named_with_what_mends_it(store: LocalStore) -> None:
         assert found.level == "wrong"
         assert found.remedy.startswith(f"holdfast repair {store.root} --from")
     assert level(store, "tag at-2") == "warning", "what it points to cannot be read"
+    pointless = said(store, "tag at-2")
+    assert pointless is not None
+    assert "undo" not in pointless.remedy, "it is not in the trash"
 
 
 def test_what_a_scrub_found_is_told(store: LocalStore) -> None:
