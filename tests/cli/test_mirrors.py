@@ -96,6 +96,17 @@ def test_a_run_by_another_path_is_no_mirror_of_itself(cli, run: Path, tmp_path: 
     assert holdfast.Run(run).steps == [1, 2, 3]
 
 
+def test_a_mirror_whose_identity_is_damaged_did_answer(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "near" / "run.json").write_text("{}")
+    places = json.loads(cli("status", run, "--json").out)["places"]
+    assert [p["state"] for p in places] == ["ok", "degraded", "ok"]
+    with Checkpointer(run, {"w": np.zeros(100)}, mirrors=[tmp_path / "near"], mirror_seconds=60) as ckpt:
+        for _ in ckpt.steps(4):
+            pass
+    assert ckpt.mirrors[0].state == "degraded"
+    assert str(tmp_path / "near" / "run.json") in str(ckpt.mirrors[0].error)
+
+
 def test_a_place_that_cannot_be_written_is_named(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     learn(run, 4)
     shutil.rmtree(tmp_path / "near")

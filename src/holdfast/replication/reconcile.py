@@ -142,6 +142,9 @@ class Reconciler:
             read_identity(self.target)
         except NotARun:
             pass
+        except IntegrityError:
+            self.reached = True
+            raise
         self.reached = True
         copy_identity(source.store, self.target)
         lease = acquire(self.target, self.time, above=source.generation)

@@ -9,7 +9,7 @@ from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.lease import LeaseDoc, writer_of
 from holdfast.core.clock import TimeSource
-from holdfast.core.errors import HoldfastError, NotARun, PolicyError
+from holdfast.core.errors import HoldfastError, IntegrityError, NotARun, PolicyError
 from holdfast.policies import Rule, last
 from holdfast.replication.answers import ask_all
 from holdfast.replication.desired import plan_mirror
@@ -103,6 +103,8 @@ def mirror_status(
         found = read_identity(store)
     except NotARun:
         found = None
+    except IntegrityError as e:
+        return MirrorStatus(store.url, "degraded", error=str(e))
     if found is not None and found.run != source.run:
         error = f"it holds another run, {found.run}"
         return MirrorStatus(store.url, "degraded", error=error)
