@@ -83,7 +83,7 @@ def export_part(
 
     Raises:
         NoCheckpoint: there is no such part.
-        StateError: it holds no tensors, or an element type that safetensors has no code for.
+        StateError: it holds no tensors, or an element type that safetensors has no code for; or `out` is a directory.
         AlreadyExists: the file is there, and `overwrite` was not given.
         StoreError: it cannot be written.
         IntegrityError: bytes are not what was committed; no file was made.
@@ -94,6 +94,8 @@ def export_part(
             f"step {checkpoint.step} has no part {part!r}; its parts are: {', '.join(checkpoint.parts)}"
         )
     path = Path(out)
+    if not path.name or path.is_dir():
+        raise StateError(f"{str(out)!r} is a directory; name the file to write")
     beside = path.with_name(f"{path.name}.sig")
     for made in (path, *([beside] if key is not None else [])):
         if not overwrite and made.exists():

@@ -199,6 +199,10 @@ def test_export_does_not_overwrite(cli, run: Path, tmp_path: Path) -> None:
 
 def test_export_refuses_what_it_cannot_write(cli, run: Path, tmp_path: Path) -> None:
     assert cli("export", run, tmp_path / "no" / "dir.safetensors").code == 6
+    for directory in (tmp_path, "."):
+        refused = cli("export", run, directory, "--part", "model", "--force")
+        assert refused.code == 2
+        assert "is a directory; name the file" in refused.err
     assert cli("export", run, tmp_path / "w.safetensors", "--part", "config").code == 2
     assert cli("export", run, tmp_path / "w.safetensors", "--part", "nope").code == 3
     assert list(tmp_path.iterdir()) == [run]

@@ -45,6 +45,11 @@ def test_an_encrypted_key_asks_for_its_passphrase(
     assert "battery" not in refused.err + refused.out
     monkeypatch.delenv(PASSPHRASE_VARIABLE)
     asked: list[str] = []
+    nobody = cli("sign", run, "--key", tmp_path / "k.pem")
+    assert nobody.code == 2
+    assert "HOLDFAST_SIGNING_PASSPHRASE" in nobody.err
+    assert cli("keygen", tmp_path / "more.pem", "--encrypt").code == 2
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("typer.prompt", lambda text, **how: asked.append(text) or "correct horse")
     assert cli("sign", run, "--key", tmp_path / "k.pem").code == 0
     assert asked == [f"passphrase of {tmp_path / 'k.pem'}"]

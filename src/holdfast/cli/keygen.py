@@ -9,7 +9,7 @@ import typer
 
 from holdfast.catalog.keyfiles import PASSPHRASE_VARIABLE, write_key_pair
 from holdfast.cli.options import Json
-from holdfast.cli.output import emit, line
+from holdfast.cli.output import ask_secret, emit, line
 from holdfast.format.signing import Algorithm, SigningKey
 
 __all__ = ["keygen"]
@@ -37,7 +37,7 @@ def keygen(
     """
     passphrase = os.environ.get(PASSPHRASE_VARIABLE)
     if encrypt and passphrase is None:
-        passphrase = str(typer.prompt("passphrase", hide_input=True, confirmation_prompt=True, err=True))
+        passphrase = ask_secret("passphrase", PASSPHRASE_VARIABLE, twice=True)
     key = SigningKey.generate(_TYPES[type])
     public = write_key_pair(path, key, passphrase)
     if json:

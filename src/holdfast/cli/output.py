@@ -16,6 +16,7 @@ from itertools import islice
 from typing import TextIO
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,8 +29,10 @@ from rich.progress import (
 from rich.text import Text
 
 from holdfast.cli.exits import BROKEN_PIPE
+from holdfast.core.errors import StateError
 
 __all__ = [
+    "ask_secret",
     "confirm",
     "emit",
     "fail",
@@ -172,6 +175,19 @@ def confirm(question: str) -> bool | None:
         return None
     stderr().print(text(question, (" [y/N] ", "bold")), end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def ask_secret(question: str, variable: str, *, twice: bool = False) -> str:
+    """Ask on the terminal for what nobody is to see.
+
+    Raises:
+        StateError: there is no terminal to ask on; the message names the environment variable that may tell it.
+    """
+    if not (sys.stdin.isatty() or sys.stderr.isatty()):
+        raise StateError(
+            f"{question}: nobody can be asked here, because this is not a terminal; set {variable}"
+        )
+    return str(typer.prompt(question, hide_input=True, confirmation_prompt=twice, err=True))
 
 
 @contextmanager

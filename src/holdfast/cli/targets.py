@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import typer
-
-from holdfast.catalog.keyfiles import read_signing_key
+from holdfast.catalog.keyfiles import PASSPHRASE_VARIABLE, read_signing_key
 from holdfast.catalog.keys import RUN
 from holdfast.checkpoint import Checkpoint
+from holdfast.cli.output import ask_secret
 from holdfast.core.errors import PolicyError, StoreError
 from holdfast.format.signing import SigningKey
 from holdfast.run import Run
@@ -43,9 +42,7 @@ def open_target(target: str, trusted: Sequence[str] | None = None) -> tuple[Run,
 
 def open_key(source: str) -> SigningKey:
     """Return a private key; its passphrase is asked for where it has one and the environment does not."""
-    return read_signing_key(
-        source, ask=lambda name: str(typer.prompt(f"passphrase of {name}", hide_input=True, err=True))
-    )
+    return read_signing_key(source, ask=lambda name: ask_secret(f"passphrase of {name}", PASSPHRASE_VARIABLE))
 
 
 def checkpoint_of(target: str, trusted: Sequence[str] | None = None) -> Checkpoint:
