@@ -45,6 +45,23 @@ def told(out: Path, name: str, world: int = 4) -> list[dict[str, Any]]:
     return [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in range(world)]
 
 
+def test_a_process_that_becomes_another_rank_holds_another_box() -> None:
+    import torch
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    from holdfast.state.adapters.torch_distributed import held_boxes
+
+    found = []
+    for rank in (0, 1):  # as after a group that was made anew: the meshes are equal
+        mesh = DeviceMesh("cpu", [0, 1], _init_backend=False, _rank=rank)
+        half = DTensor.from_local(
+            torch.ones(4), mesh, [Shard(0)], run_check=False, shape=torch.Size([8]), stride=(1,)
+        )
+        found.append(held_boxes(half)[0][0].offsets)
+    assert found == [(0,), (4,)]
+
+
 def test_a_box_is_what_the_placements_say(out: Path) -> None:
     assert [rank["wrong"] for rank in told(out, "boxes")] == [[], [], [], []]
 

@@ -139,8 +139,9 @@ def held_boxes(t: torch.Tensor) -> tuple[list[HeldBox], str]:
     """
     d = cast("Any", t)
     local = local_of(t)
+    mesh, here = d.device_mesh, d.device_mesh.get_coordinate()
     group, replica, replicas, held = _held(
-        d.device_mesh, d.placements, tuple(map(int, d.shape)), tuple(local.shape)
+        mesh, here and tuple(here), d.placements, tuple(map(int, d.shape)), tuple(local.shape)
     )
     if held is None:
         return [], group
@@ -152,11 +153,15 @@ def held_boxes(t: torch.Tensor) -> tuple[list[HeldBox], str]:
 
 @functools.lru_cache(maxsize=4096)
 def _held(
-    mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...], local: tuple[int, ...]
+    mesh: Any,
+    here: tuple[int, ...] | None,
+    placements: tuple[Any, ...],
+    shape: tuple[int, ...],
+    local: tuple[int, ...],
 ) -> tuple[str, int, int, list[Held] | None]:
     """Return the group, number of the replica, how many there are, and what boxes of a tensor of this shape are held;
-    tensors that are spread alike, most often very many, are looked at once."""
-    here = mesh.get_coordinate()
+    tensors that are spread alike, most often very many, are looked at once. `here` is the place of this process in the
+    mesh: meshes are equal wherever one stands in them, and a process that makes its group anew may be another rank."""
     group = group_of(mesh.mesh.flatten().tolist())
     if here is None:
         return group, 0, 1, None
