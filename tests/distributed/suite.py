@@ -408,6 +408,23 @@ def scenario_optimizers() -> None:
     tell("optimizers", **found)
 
 
+def scenario_containers() -> None:
+    """Modules and optimizers in containers; and the root of `fully_shard` is whole when it is saved, for nothing but an
+    evaluation has been since."""
+    for layout in ("ddp-2", "fsdp-2"):
+        if RANK < 2:
+            model, optimizer = made(layout, 7)
+            train_step(layout, model, optimizer)
+            with torch.no_grad():
+                model(torch.randn(2, 6))
+            nested = {"all": {"models": [model], "optimizers": [optimizer]}}
+            with holdfast.Checkpointer(
+                str(OUT / f"containers-{layout}"), nested, ranks=(RANK, 2, 60), writer="thread"
+            ) as ckpt:
+                ckpt.save()
+    dist.barrier()
+
+
 def scenario_alike() -> None:
     """Stages that call their layers alike, each sharded over ranks of its own; and layers that are replicas indeed."""
     mesh = mesh_of((2, 2), ("pp", "dp"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 import holdfast
 from distributed.launching import launch
 from holdfast.analysis.diff import compare
+from holdfast.catalog.content import open_file
+from holdfast.stores import open_store
 
 pytest.importorskip("torch.distributed.fsdp")
 
@@ -35,9 +39,11 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tp_pair",
         "broadcast",
         "optimizers",
+        "containers",
         "alike",
     ]
-    launch(SUITE, 4, str(out), *scenarios, seconds=280, PYTHONPATH=str(Path(__file__).parents[1]))
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    launch(SUITE, 4, str(out), *scenarios, seconds=280, PYTHONPATH=path)
     return out
 
 
@@ -151,6 +157,22 @@ def test_stages_with_several_optimizers_each(out: Path) -> None:
     assert [r["again"] for r in ranks[:2]] == [r["saved"] for r in ranks[:2]]
     assert ranks[0]["plain"] == saved
     assert ranks[0]["wide"] == ranks[1]["wide"] == saved
+
+
+@pytest.mark.parametrize("layout", ["ddp-2", "fsdp-2"])
+def test_what_stands_in_containers_is_shared_as_at_the_top(out: Path, layout: str) -> None:
+    url = str(out / f"containers-{layout}")
+    store, stored = open_store(url), dict[str, int]()
+    for part in holdfast.open(url).manifest.parts.values():
+        for t in (t for entry in part.files for t in open_file(store, entry).header.tensors):
+            stored[t.name] = stored.get(t.name, 0) + t.nbytes
+    weight = 10 * 6 * 4
+    assert stored["models/0/layers.a.weight"] == weight
+    assert stored["optimizers/0/state/all/models/0/layers.a.weight/exp_avg"] == weight
+    assert not [
+        name for name in stored if "layers" in name and name.startswith("all/") and "/step" not in name
+    ]
+    assert not [name for name in stored if "/group0." in name]
 
 
 def test_what_all_need_is_read_once_and_handed_on_when_asked(out: Path) -> None:

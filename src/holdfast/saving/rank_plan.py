@@ -16,7 +16,7 @@ from holdfast.distributed.words import Agreement, Replica
 from holdfast.format.ranks import MARK
 from holdfast.saving.plan import Layout, Plan, Planner, kinds_of
 from holdfast.state.capture import CaptureReport
-from holdfast.state.registry import dispatch, family, parameters, replicated, settle
+from holdfast.state.registry import dispatch, optimizers, parameters, replicated, settle
 from holdfast.state.tensors import TensorSource, TensorSpec, group_of
 
 __all__ = ["RankPlanner"]
@@ -138,18 +138,18 @@ class RankPlanner(Planner):
         kept_same = {names[i] for i in all_here if i in names}
         everybody = range(self._ranks.world)
         all_of_them = group_of(everybody)
-        optimizers = [f"{key}/state/" for key, value in state.items() if family(value) == "optimizer"]
+        heads = [f"{path}/state/" for path in optimizers(state)]
         found: dict[str, tuple[str, Sequence[int]]] = {}
         for name in (spec.name for spec in specs if spec.shard is None):
-            paths = chain([name, name.removesuffix(".grad")], _parameters_of(name, optimizers))
+            paths = chain([name, name.removesuffix(".grad")], _parameters_of(name, heads))
             if any(path in kept_same for path in paths) or (self._same and matches(name, self._same)):
                 found[name] = (all_of_them, everybody)
         return found
 
 
-def _parameters_of(name: str, optimizers: Sequence[str]) -> list[str]:
-    """Return the path of the parameter that an optimizer's tensor is for."""
-    return [name[len(head) :].rpartition("/")[0] for head in optimizers if name.startswith(head)]
+def _parameters_of(name: str, heads: Sequence[str]) -> list[str]:
+    """Return the path of the parameter that an optimizer's tensor is for; `heads` begin the names of such tensors."""
+    return [name[len(head) :].rpartition("/")[0] for head in heads if name.startswith(head)]
 
 
 def _some_rows(source: TensorSource, first: int, end: int) -> TensorSource:

@@ -21,6 +21,7 @@ __all__ = [
     "family",
     "jax_group",
     "jax_is_loaded",
+    "optimizers",
     "parameters",
     "pinning",
     "replicated",
@@ -135,6 +136,17 @@ def parameters(state: Mapping[str, object]) -> tuple[dict[int, str], set[int]]:
     return survey(state)
 
 
+def optimizers(state: Mapping[str, object]) -> dict[str, object]:
+    """Return the torch optimizers in `state` by tree path, those in containers too."""
+    if not torch_is_loaded():
+        return {}
+    from torch.optim import Optimizer
+
+    from holdfast.state.adapters.torch_names import objects_in
+
+    return {path: value for path, value in objects_in(state) if isinstance(value, Optimizer)}
+
+
 def before_each_step(act: Callable[[bool], None]) -> Callable[[], None] | None:
     """Call `act` before any optimizer of this process steps, and say whether such steps may also come unannounced;
     return what ends that, or None without torch."""
@@ -200,7 +212,7 @@ def settle(state: Mapping[str, object]) -> None:
     if torch_is_loaded():
         from holdfast.state.adapters.torch_distributed import settle as settle_modules
 
-        settle_modules(state.values())
+        settle_modules(state)
 
 
 def replicated(state: Mapping[str, object]) -> dict[int, tuple[int, ...]]:
@@ -209,4 +221,4 @@ def replicated(state: Mapping[str, object]) -> dict[int, tuple[int, ...]]:
         return {}
     from holdfast.state.adapters.torch_distributed import replicated as of_modules
 
-    return of_modules(state.values())
+    return of_modules(state)

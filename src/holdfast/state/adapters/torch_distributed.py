@@ -10,13 +10,14 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from holdfast.state.adapters.torch_names import objects_in
 from holdfast.state.tensors import HeldBox, group_of
 
 __all__ = [
@@ -261,31 +262,35 @@ def wrapped_like(local: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return whole
 
 
-def settle(values: Iterable[object]) -> None:
+def settle(state: Mapping[str, object]) -> None:
     """Have the parameters of `fully_shard` be the sharded ones, as they are outside of forward and backward."""
     cls = _named(_FSDP, "FSDPModule")
     if cls is None:
         return
-    for root in values:
-        for module in root.modules() if isinstance(root, nn.Module) else ():
-            if isinstance(module, cls):
-                cast("Any", module).reshard()
+    for module in _modules_in(state):
+        if isinstance(module, cls):
+            cast("Any", module).reshard()
 
 
-def replicated(values: Iterable[object]) -> dict[int, tuple[int, ...]]:
+def replicated(state: Mapping[str, object]) -> dict[int, tuple[int, ...]]:
     """Return, by id, the parameters that DDP keeps the same on several ranks, and these ranks."""
     cls = _named(_DDP, "DistributedDataParallel")
     found: dict[int, tuple[int, ...]] = {}
     if cls is None:
         return found
-    for root in values:
-        for module in root.modules() if isinstance(root, nn.Module) else ():
-            if isinstance(module, cls):
-                ranks = _ranks_of(cast("Any", module).process_group)
-                ignored = getattr(module, "parameters_to_ignore", ())
-                inner = cast("Any", module).module
-                found.update((id(p), ranks) for n, p in inner.named_parameters() if n not in ignored)
+    for module in _modules_in(state):
+        if isinstance(module, cls):
+            ranks = _ranks_of(cast("Any", module).process_group)
+            ignored = getattr(module, "parameters_to_ignore", ())
+            inner = cast("Any", module).module
+            found.update((id(p), ranks) for n, p in inner.named_parameters() if n not in ignored)
     return found
+
+
+def _modules_in(state: Mapping[str, object]) -> Iterator[nn.Module]:
+    for _, root in objects_in(state):
+        if isinstance(root, nn.Module):
+            yield from root.modules()
 
 
 def _ranks_of(process_group: object) -> tuple[int, ...]:

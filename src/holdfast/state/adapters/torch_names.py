@@ -12,7 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from holdfast.core.names import join_path
 
-__all__ = ["canonical_modules", "has_own_state", "modules_at_a_glance", "survey", "unwrapped"]
+__all__ = ["canonical_modules", "has_own_state", "modules_at_a_glance", "objects_in", "survey", "unwrapped"]
 
 # FSDP is not among them: its hooks give a state_dict with clean names, and its inner tensors are shards.
 # Wrapper classes, by the module that defines them and the attribute that holds what they wrap. They are
@@ -128,23 +128,32 @@ def modules_at_a_glance(root: nn.Module) -> list[nn.Module] | None:
     return found if visit(root) else None
 
 
-def survey(state: Mapping[str, object]) -> tuple[dict[int, str], set[int]]:
-    """Return id(parameter) -> tree path for all modules in `state`, and the ids that an optimizer updates.
+def objects_in(state: Mapping[str, object]) -> Iterator[tuple[str, nn.Module | torch.optim.Optimizer]]:
+    """Yield (tree path, object) for the modules and optimizers in `state`, in its order.
 
-    Where a parameter stands in several places the first path wins. Looks into containers and dataclasses, not
-    into objects that look after their own state.
+    Looks into containers and dataclasses, not into objects that look after their own state.
     """
-    names: dict[int, str] = {}
-    updated: set[int] = set()
     stack: list[tuple[str, object, int]] = [(str(k), v, 0) for k, v in reversed(list(state.items()))]
     while stack:
         path, value, depth = stack.pop()
-        if isinstance(value, nn.Module):
-            _name_parameters(value, path, names)
-        elif isinstance(value, torch.optim.Optimizer):
-            updated.update(id(p) for group in value.param_groups for p in group["params"])
+        if isinstance(value, (nn.Module, torch.optim.Optimizer)):
+            yield path, value
         elif depth < 20:
             stack.extend((join_path(path, k), v, depth + 1) for k, v in reversed(_children(value)))
+
+
+def survey(state: Mapping[str, object]) -> tuple[dict[int, str], set[int]]:
+    """Return id(parameter) -> tree path for all modules in `state`, and the ids that an optimizer updates.
+
+    Where a parameter stands in several places the first path wins.
+    """
+    names: dict[int, str] = {}
+    updated: set[int] = set()
+    for path, value in objects_in(state):
+        if isinstance(value, nn.Module):
+            _name_parameters(value, path, names)
+        else:
+            updated.update(id(p) for group in value.param_groups for p in group["params"])
     return names, updated
 
 
