@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
+from holdfast.state.registry import optimizers
+
 __all__ = ["PendingGradients"]
 
 
@@ -20,7 +22,8 @@ class PendingGradients:
         self._left = True  # the step that ended last was without an optimizer step
         self._handles: list[_Handle] = []
         self._watching = False
-        for value in state.values():
+        found = {id(value): value for value in (*state.values(), *optimizers(state).values())}
+        for value in found.values():
             # Asked of the class: an object that answers to every name, such as nnx.Rngs, is no optimizer.
             if callable(getattr(type(value), "register_step_post_hook", None)):
                 register = cast("Any", value).register_step_post_hook
