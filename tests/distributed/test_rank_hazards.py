@@ -180,6 +180,17 @@ def test_a_tensor_that_goes_to_another_owner_and_back_has_its_newest_value(tmp_p
     assert sound(tmp_path / "run") == [1, 2, 3]
 
 
+def test_who_does_not_come_is_named_by_all_who_did(tmp_path: Path) -> None:
+    def body(rank: int) -> None:
+        if rank != 2:
+            ranked(tmp_path / "run", state_of(rank), rank, ranks=(rank, 4, 1.5))
+
+    ends = side_by_side(4, body)
+    for rank in (0, 1, 3):
+        assert isinstance(ends[rank].error, RanksDisagree)
+        assert "rank 2 did not come" in str(ends[rank].error)
+
+
 def test_where_there_is_no_checkpoint_all_ranks_hear_the_same_error(tmp_path: Path) -> None:
     def body(rank: int) -> object:
         state = state_of(rank)

@@ -17,7 +17,7 @@ from typing import TypeVar
 from holdfast.core.errors import HoldfastError, NotFound, RanksDisagree
 from holdfast.core.processes import has_ended, namespace, process_start
 from holdfast.distributed.ranks import Ranks
-from holdfast.distributed.rollcall import PREFIX, RollCall, ack_key, hello_key, opening_key
+from holdfast.distributed.rollcall import PREFIX, RollCall, ack_key, hello_key, not_come, opening_key
 from holdfast.distributed.speech import drop_all, look_for, look_for_all, put_word
 from holdfast.distributed.words import Ack, Company, Hello, Opening, Process
 from holdfast.stores import Store
@@ -110,9 +110,15 @@ class Meeting:
 
         opening = self._until(opened)
         if opening is None:
+            silent = not_come(self.store, world)
+            who = (
+                f"{_named(silent)} did not come; see what became of it"
+                if silent
+                else "see what became of rank 0"
+            )
             raise RanksDisagree(
                 f"{self.store.url}: rank {rank} of {world} waited {self.ranks.seconds:g} s for rank 0 to take the run "
-                "up, and it did not; see what became of rank 0, and whether all are given the same url"
+                f"up, which it does when all have come: {who}, and whether all are given the same url"
             )
         self.generation, self.launch = opening.generation, opening.launch
         near = _seen(opening, namespace())

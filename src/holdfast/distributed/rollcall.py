@@ -12,7 +12,7 @@ from holdfast.distributed.speech import look_for_all, put_all
 from holdfast.distributed.words import Hello, Opening
 from holdfast.stores import Store
 
-__all__ = ["PREFIX", "RollCall", "ack_key", "hello_key", "opening_key"]
+__all__ = ["PREFIX", "RollCall", "ack_key", "hello_key", "not_come", "opening_key"]
 
 PREFIX = "ranks"
 HELLOS, ACKS = f"{PREFIX}/hello", f"{PREFIX}/ack"
@@ -28,14 +28,17 @@ class RollCall:
         self._store, self._ranks, self._opening = store, ranks, opening
         self._stamps: dict[int, tuple[float, int]] = {}  # of the hellos that were read, as they were listed
         self._published: dict[str, dict[str, str]] = {}  # nonces, by the opening that repeats them
-        self._silent = set(range(1, ranks.world))  # who has not acknowledged it
+        self._silent = set(
+            range(1, ranks.world)
+        )  # who has not come; once all have, who has not acknowledged it
         self._again = math.inf  # when they are asked next
 
     def all_are_there(self) -> bool:
         """Look once more; return whether every rank has acknowledged an opening that repeats its nonce."""
         self._hear()
         nonces = self._nonces()
-        if len(nonces) < self._ranks.world - 1:
+        self._silent = {rank for rank in range(1, self._ranks.world) if rank not in nonces}
+        if self._silent:
             return False
         self._publish(nonces)
         acks = set(self._store.names(ACKS))
@@ -86,6 +89,12 @@ def opening_key(rank: int) -> str:
 def hello_key(rank: int) -> str:
     """Return the key of a rank's hello."""
     return f"{HELLOS}/{rank:05d}.json"
+
+
+def not_come(store: Store, world: int) -> list[int]:
+    """Return which ranks but the first have left no word, of this launch or one that was given up."""
+    there = set(store.names(HELLOS))
+    return [rank for rank in range(1, world) if hello_key(rank) not in there]
 
 
 def ack_key(rank: int, nonce: str) -> str:
