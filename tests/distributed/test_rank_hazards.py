@@ -180,10 +180,11 @@ def test_a_tensor_that_goes_to_another_owner_and_back_has_its_newest_value(tmp_p
     assert sound(tmp_path / "run") == [1, 2, 3]
 
 
-def test_who_does_not_come_is_named_by_all_who_did(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", ["thread", "process"])
+def test_who_does_not_come_is_named_by_all_who_did(tmp_path: Path, writer: str) -> None:
     def body(rank: int) -> None:
         if rank != 2:
-            ranked(tmp_path / "run", state_of(rank), rank, ranks=(rank, 4, 1.5))
+            ranked(tmp_path / "run", state_of(rank), rank, ranks=(rank, 4, 1.5), writer=writer)
 
     ends = side_by_side(4, body)
     for rank in (0, 1, 3):

@@ -193,9 +193,10 @@ class WriterProcess:
         return f"{how}: {words.strip()}" if words.strip() else how
 
     def close(self) -> None:
-        """Let the process end."""
-        self._say(Bye(_is_failing()))
-        self._letting_go()
+        """Let the process end. Doing it again does nothing: whoever made it does so too when its session has failed."""
+        if self._letting_go.alive:
+            self._say(Bye(_is_failing()))
+            self._letting_go()
 
 
 def _without_keys(environment: Mapping[str, str]) -> dict[str, str]:
