@@ -299,6 +299,15 @@ def test_runs_below_a_url(cli, s3_url: str) -> None:
     assert "create the bucket first" in missing.err
 
 
+def test_runs_below_a_url_are_found_whatever_they_are_called(cli, s3_url: str) -> None:
+    names = ["100%25/a%2541", "größe", "my runs/~a", "what%3F/%23 1"]
+    for name in names:
+        holdfast.save(f"{s3_url}/{name}", {"n": 1}, step=3)
+    told = cli("ls", s3_url, "--json").json
+    assert [r["run"] for r in told["runs"]] == [f"{s3_url}/{name}" for name in sorted(names)]
+    assert [holdfast.Run(r["run"]).steps for r in told["runs"]] == [[3]] * len(names)
+
+
 def test_runs_below_a_file_url(cli, tmp_path: Path) -> None:
     holdfast.save(tmp_path / "some runs" / "a", {"n": 1}, step=3)
     told = cli("ls", (tmp_path / "some runs").as_uri(), "--json").json

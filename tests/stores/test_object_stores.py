@@ -146,7 +146,16 @@ def test_a_url_with_a_secret_in_it_is_refused_and_not_repeated(url: str) -> None
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://", "s3:///run", "s3://b/a//b", "s3://b/../x", "s3://b:80/x", "s3://b/a%00b"]
+    "url",
+    [
+        "s3://",
+        "s3:///run",
+        "s3://b/a//b",
+        "s3://b/../x",
+        "s3://b:80/x",
+        "s3://b/a%00b",
+        "abfs://c@a.dfs.core.chinacloudapi.cn/x",
+    ],
 )
 def test_a_url_that_names_no_place_is_refused(url: str) -> None:
     with pytest.raises(StoreError):
@@ -163,6 +172,9 @@ def test_a_url_that_names_no_place_is_refused(url: str) -> None:
         ("s3://b/run?endpoint=http://127.0.0.1:9", "s3://b/run?endpoint=http://127.0.0.1:9"),
         ("gcs://bucket/run", "gs://bucket/run"),
         ("abfss://cont@acc.dfs.core.windows.net/run", "abfs://cont@acc.dfs.core.windows.net/run"),
+        ("s3://bucket/my runs/größe", "s3://bucket/my runs/größe"),
+        ("s3://bucket/100%25/a%2541", "s3://bucket/100%25/a%2541"),
+        ("s3://bucket/what%3F/%23 1", "s3://bucket/what%3F/%23 1"),
     ],
 )
 def test_a_store_says_its_url_in_one_way_and_opens_by_it(given: str, kept: str) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from holdfast.core.errors import StoreError
 
-__all__ = ["SERVICES", "Address", "parse_address", "shown"]
+__all__ = ["SERVICES", "Address", "is_prefix", "parse_address", "shown"]
 
 SERVICES = {
     "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs",
@@ -16,6 +16,8 @@ SERVICES = {
 }  # fmt: skip
 OPTIONS = ("single_writer", "profile", "endpoint")
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+_AZURE = re.compile(r"\.(?:dfs|blob)\.core\.windows\.net\Z")
+_QUOTED = str.maketrans({mark: f"%{ord(mark):02X}" for mark in "%?#"})  # what means something else in a URL
 _YES = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -38,9 +40,8 @@ class Address:
     @property
     def url(self) -> str:
         """The address as text; `parse_address` gives the same address again."""
-        place = f"{self.bucket}/{self.prefix}".rstrip("/")
-        if self.account:
-            place = f"{self.bucket}@{self.account}.dfs.core.windows.net/{self.prefix}".rstrip("/")
+        bucket = f"{self.bucket}@{self.account}.dfs.core.windows.net" if self.account else self.bucket
+        place = f"{bucket}/{self.prefix.translate(_QUOTED)}".rstrip("/")
         options = {
             "single_writer": "1" if self.single_writer else "",
             "profile": self.profile,
@@ -69,10 +70,13 @@ def parse_address(url: str) -> Address:
     service = SERVICES[parts.scheme]
     user, _, host = parts.netloc.rpartition("@")
     bucket, account = host, ""
-    if (
-        user and parts.scheme in ("abfs", "abfss") and ":" not in user
-    ):  # container@account.dfs.core.windows.net
-        bucket, account = user, host.partition(".")[0]
+    if user and parts.scheme in ("abfs", "abfss") and ":" not in user:
+        bucket, account = user, _AZURE.sub("", host)
+        if not account or "." in account:
+            raise StoreError(
+                f"{shown(url)}: expected {parts.scheme}://CONTAINER@ACCOUNT.dfs.core.windows.net/PREFIX; another "
+                "host is given by AZURE_STORAGE_ENDPOINT, with az://CONTAINER/PREFIX"
+            )
     elif user:
         raise StoreError(
             f"{shown(url)}: the URL holds a user or a password. Credentials come from the environment or a profile, "
@@ -83,7 +87,7 @@ def parse_address(url: str) -> Address:
     prefix = unquote(parts.path).strip("/")
     if not bucket or ":" in bucket:
         raise StoreError(f"{shown(url)}: names no bucket; expected {parts.scheme}://BUCKET/PREFIX")
-    if any(part in ("", ".", "..") for part in prefix.split("/") if prefix) or not prefix.isprintable():
+    if prefix and not is_prefix(prefix):
         raise StoreError(f"{shown(url)}: the prefix has an empty part, '.', '..' or a control character")
     options = _options(url, service)
     return Address(
@@ -95,6 +99,11 @@ def parse_address(url: str) -> Address:
         profile=options.get("profile", ""),
         endpoint=options.get("endpoint", ""),
     )
+
+
+def is_prefix(text: str) -> bool:
+    """Return whether a run may lie under this prefix in a bucket."""
+    return text.isprintable() and not any(part in ("", ".", "..") for part in text.split("/"))
 
 
 def _options(url: str, service: str) -> dict[str, str]:

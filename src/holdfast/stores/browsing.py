@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import obstore
 
-from holdfast.core.names import is_key
-from holdfast.stores.address import Address, shown
+from holdfast.stores.address import Address, is_prefix, shown
 from holdfast.stores.foreign import translated
 from holdfast.stores.services import Client, open_client
 
@@ -45,5 +44,5 @@ class _Look:
             yield prefix
             return
         for deeper in sorted(level["common_prefixes"]) if depth > 0 else ():
-            if is_key(deeper):
+            if is_prefix(deeper):
                 yield from self.below(deeper, depth - 1)
