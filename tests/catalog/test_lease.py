@@ -176,6 +176,17 @@ def test_a_holder_that_was_overtaken_is_told_so_and_stays_silent() -> None:
         stale.check()
 
 
+def test_a_lease_that_is_no_longer_there_is_lost_and_is_not_made_again() -> None:
+    store, clock = MemoryStore(), MockClock()
+    lease = acquire(store, clock, heartbeat=False)
+    store.delete([lease_key(1)])  # with all of the run, or by hand
+    with pytest.raises(LeaseLost, match="moved, removed or put back"):
+        lease.check()
+    for silent in (lease.check_and_renew, lease.renew, lease.release):
+        silent()
+        assert store.list(LEASES) == []
+
+
 def test_after_a_lost_lease_the_old_generation_stays_lower() -> None:
     store, clock = MemoryStore(), MockClock()
     stale = acquire(store, clock, heartbeat=False)

@@ -1,13 +1,20 @@
-"""A job that was moved to another machine waits for the old machine's lease to end, and only as long."""
+"""A job that was moved to another machine waits for the old machine's lease to end, and only as long; a run that was
+moved away from under a job is not written any more."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import msgspec
+import numpy as np
 import pytest
 
+from holdfast import Checkpointer, Run, every
 from holdfast.catalog.keys import lease_key
 from holdfast.catalog.lease import LEASE_SECONDS, LeaseDoc, acquire
-from holdfast.core.errors import LeaseHeld
+from holdfast.core.errors import LeaseHeld, LeaseLost, NotARun
 from holdfast.format.sealed import seal
 from holdfast.stores import MemoryStore
 from holdfast.testing import MockClock
@@ -50,3 +57,25 @@ def test_without_waiting_it_says_how_long() -> None:
     held_elsewhere(store, clock)
     with pytest.raises(LeaseHeld, match="its lease ends in 60 s"):
         acquire(store, clock, heartbeat=False)
+
+
+@pytest.mark.parametrize("act", [lambda run: run.rename(run.with_name("moved")), shutil.rmtree])
+def test_nothing_is_committed_to_where_a_run_was(tmp_path: Path, act: Callable[[Path], object]) -> None:
+    run = tmp_path / "run"
+    state = {"model": {"frozen": np.ones(1000), "weight": np.zeros(1000)}}  # the frozen one is written once
+
+    def train() -> None:
+        with Checkpointer(run, state, save=every(steps=1), writer="inline") as ckpt:
+            for step in ckpt.steps(4):
+                state["model"]["weight"] += 1
+                if step == 2:
+                    act(run)
+
+    with pytest.raises(LeaseLost, match="moved, removed or put back"):
+        train()
+    assert not (run / "checkpoints").exists()
+    with pytest.raises(NotARun):
+        Run(run)
+    if (tmp_path / "moved").exists():
+        assert Run(tmp_path / "moved").steps == [1, 2]
+        assert Run(tmp_path / "moved").verify() == {1: [], 2: []}
