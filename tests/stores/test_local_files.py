@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pathlib
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import pytest
 
-from holdfast.core.errors import AlreadyExists, InvalidFormat, NotFound, StoreError, Truncated
+from holdfast.core.errors import (
+    AlreadyExists,
+    InvalidFormat,
+    NotFound,
+    PermissionDenied,
+    StoreError,
+    Truncated,
+)
 from holdfast.stores import LocalStore, MemoryStore, OsDisk, open_store
 
 FOREIGN = [".DS_Store", ".nfs000000012", "model (copy).bin", "notes~", ".tmp-0123456789ab", "ü.json", "a\nb"]
@@ -85,6 +94,30 @@ class Meanwhile(OsDisk):
         found = super().stat(path)
         self.act()
         return found
+
+
+def test_directories_that_are_not_of_the_store_hinder_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)  # a volume of its own, as a cluster mounts them
+    store.create("a/k", b"1")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / ".snapshot" / "hourly.0").mkdir(parents=True)
+    old = tmp_path / ".snapshot" / "hourly.0" / ".tmp-0123456789ab"
+    old.write_bytes(b"")
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if path.endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    store.sweep(time.time() + 1000)
+    assert [o.key for o in store.list("")] == store.names("") == ["a/k"]
+    assert old.exists()
+    with pytest.raises(PermissionDenied):  # what was asked for is not passed over
+        store.list("lost+found")
 
 
 @pytest.mark.parametrize("size", [3, 300])

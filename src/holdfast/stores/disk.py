@@ -5,6 +5,7 @@ They stand behind one small interface so that tests can stop, fail or kill at ea
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -125,14 +126,17 @@ class OsDisk:
         return os.stat(path)
 
     def walk(self, path: str) -> Iterator[str]:
-        """Yield every regular file below `path`."""
+        """Yield every regular file below `path`, but for directories that no store makes: hidden ones (.snapshot), and
+        deeper ones that may not be read (lost+found)."""
         try:
             entries = list(os.scandir(path))
         except (FileNotFoundError, NotADirectoryError):
             return
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                yield from self.walk(entry.path)
+                if not entry.name.startswith("."):
+                    with contextlib.suppress(PermissionError):
+                        yield from self.walk(entry.path)
             elif entry.is_file(follow_symlinks=False):
                 yield entry.path
 
