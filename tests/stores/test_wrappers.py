@@ -26,6 +26,7 @@ from holdfast.stores import (
     open_store,
     place_below,
 )
+from holdfast.stores.wrappers import cache
 from holdfast.testing import MockClock
 
 
@@ -256,18 +257,45 @@ def test_what_may_change_is_not_kept(remote: Failing, tmp_path: Path) -> None:
     assert cached.read("run.json") == b"two"
 
 
-@pytest.mark.parametrize("damage", ["short", "no mark"])
-def test_a_copy_that_is_not_whole_is_made_anew(remote: Failing, tmp_path: Path, damage: str) -> None:
+def test_a_copy_that_is_not_whole_is_made_anew(remote: Failing, tmp_path: Path) -> None:
     Cached(remote, tmp_path).read(DATA, 0, 1)
-    (copy,) = (p for p in tmp_path.rglob("*.safetensors") if "copies" in p.parts)
-    (mark,) = (p for p in tmp_path.rglob("*.safetensors") if "whole" in p.parts)
-    if damage == "short":
-        copy.write_bytes(copy.read_bytes()[:-1])
-    else:
-        copy.write_bytes(bytes(copy.stat().st_size))  # as after a crash: as long as it was to be
-        mark.unlink()
+    (copy,) = tmp_path.rglob("*.safetensors")
+    copy.write_bytes(copy.read_bytes()[:-1])
     assert Cached(remote, tmp_path).read(DATA, 255, 257) == bytes([255, 0])
     assert remote.calls["read_into"] == 2
+
+
+def test_a_copy_that_another_process_makes_just_now_is_not_read_half_made(
+    remote: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "PIECE_BYTES", 10_000)
+    whole = bytes(range(256)) * 100
+    seen: list[bytes] = []
+
+    class Slow(Delegating):
+        """Another process reads the same in the middle of each copy."""
+
+        def read_into(self, key: str, start: int, target: memoryview) -> None:
+            seen.append(Cached(remote, tmp_path).read(key, 0, len(whole)))
+            super().read_into(key, start, target)
+            seen.append(Cached(remote, tmp_path).read(key, 0, len(whole)))
+
+    assert Cached(Slow(remote), tmp_path).read(DATA, 0, len(whole)) == whole
+    assert seen == [whole] * 6
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 1
+
+
+def test_what_a_process_that_died_had_copied_is_swept(remote: Failing, tmp_path: Path) -> None:
+    Cached(remote, tmp_path).read(DATA, 0, 1)
+    (copy,) = tmp_path.rglob("*.safetensors")
+    half = copy.with_name(".tmp-0123456789ab")
+    half.write_bytes(b"half")
+    Cached(remote, tmp_path)
+    assert half.exists()  # it may be under way
+    os.utime(half, (0, 0))
+    Cached(remote, tmp_path)
+    assert not half.exists()
+    assert copy.exists()
 
 
 def test_the_copies_keep_to_their_limit(remote: Failing, tmp_path: Path) -> None:

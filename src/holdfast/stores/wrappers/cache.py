@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, StoreError
+from holdfast.core.errors import NotFound, OutOfSpace, StoreError
 from holdfast.core.names import check_key
 from holdfast.stores.base import Store, Stream
 from holdfast.stores.local import LocalStore
@@ -18,15 +19,11 @@ __all__ = ["Cached"]
 
 PIECE_BYTES = 16 << 20
 COPIES = "copies"
-MARKS = "whole"  # a copy without its mark may be a part of one
+HALF_MADE_SECONDS = 3600.0  # younger ones may be under way
 
 
 def _copy_of(key: str) -> str:
     return f"{COPIES}/{check_key(key)}"
-
-
-def _mark_of(key: str) -> str:
-    return f"{MARKS}/{check_key(key)}"
 
 
 def _is_data(key: str) -> bool:
@@ -38,7 +35,8 @@ class Cached(Delegating):
 
     A copy is used when it is as long as its object, which is looked up once in this object's life. `immutable` says
     which keys never get other bytes; a run's data files by default. When the copies exceed `limit_bytes`, the oldest
-    go. Whether bytes are right is not judged here: readers hold them against their digests as always.
+    go. Whether bytes are right is not judged here: readers hold them against their digests as always. Several processes
+    may share the directory: a copy has its name when it is whole.
     """
 
     def __init__(
@@ -55,6 +53,8 @@ class Cached(Delegating):
         self._copies = LocalStore(
             os.path.join(directory, hashlib.sha256(inner.url.encode()).hexdigest()[:16])
         )
+        with contextlib.suppress(StoreError):  # somebody else's left-overs
+            self._copies.sweep(time.time() - HALF_MADE_SECONDS)
         self._whole: set[str] = set()  # the copies that were held against their objects
         self._lock = threading.Lock()
 
@@ -105,16 +105,16 @@ class Cached(Delegating):
                 try:
                     self._forget(key)
                     self._make_room(size)
-                    self._copies.write_streams([Stream(_copy_of(key), 0, self._pieces(key, size), bytes)])
-                    self._copies.create(_mark_of(key), b"")  # durability: only after the bytes
-                except (AlreadyExists, OutOfSpace):  # another process copies it just now; no place for it
+                    self._copies.write_streams(
+                        [Stream(_copy_of(key), 0, self._pieces(key, size), bytes, over=True)]
+                    )
+                except OutOfSpace:
                     return False
             self._whole.add(key)
             return True
 
     def _is_whole(self, key: str, size: int) -> bool:
         try:
-            self._copies.info(_mark_of(key))
             return self._copies.info(_copy_of(key)).size == size
         except NotFound:
             return False
@@ -127,7 +127,6 @@ class Cached(Delegating):
 
     def _forget(self, key: str) -> None:
         self._whole.discard(key)
-        self._copies.delete([_mark_of(key)])  # durability: before the bytes
         self._copies.delete([_copy_of(key)])
 
     def _make_room(self, size: int) -> None:
