@@ -264,3 +264,17 @@ def test_when_a_later_file_fails_the_finished_ones_go_too(tmp_path: pathlib.Path
         LocalStore(tmp_path).write_streams(streams())
     assert not isinstance(raised.value, StoreError), "no error of the store's"
     assert content(tmp_path) == {}
+
+
+def test_a_link_that_is_sent_again_after_its_answer_was_lost_finds_itself(tmp_path: pathlib.Path) -> None:
+    class Nfs(OsDisk):
+        def link(self, source: str, target: str) -> None:
+            os.link(source, target)
+            os.link(source, target)
+
+    store = LocalStore(tmp_path, Nfs())
+    store.create("a/k", b"mine")
+    with pytest.raises(AlreadyExists):
+        store.create("a/k", b"another")
+    assert store.read("a/k") == b"mine"
+    assert os.listdir(tmp_path / "a") == ["k"]

@@ -178,6 +178,9 @@ class LocalStore:
             self._write_file(temporary, data)
             try:
                 self.disk.link(temporary, path)  # durability: the commit; fails when the name is taken
+            except FileExistsError:
+                if not self._is_linked(temporary, path):
+                    raise
             finally:
                 self._discard(temporary)
             self.disk.fsync_dir(os.path.dirname(path))  # durability: the name
@@ -349,6 +352,12 @@ class LocalStore:
         view = memoryview(data).cast("B")
         while len(view):
             view = view[self.disk.write(fd, view[:WRITE_BYTES]) :]
+
+    def _is_linked(self, temporary: str, path: str) -> bool:
+        """Return whether a name is that of our own file: NFS sends a link again whose answer was lost, and finds it."""
+        with contextlib.suppress(OSError):
+            return os.path.samestat(self.disk.stat(temporary), self.disk.stat(path))
+        return False
 
     def _discard(self, path: str) -> None:
         with contextlib.suppress(OSError):  # left-overs are reclaimed by the next owner of the run
