@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from manifests import Interrupted, data_key, manifest, put
@@ -21,6 +23,7 @@ from holdfast.core.errors import (
     NoCheckpoint,
     PolicyError,
     StateError,
+    StoreError,
     Truncated,
 )
 from holdfast.format.manifest import encode_manifest
@@ -178,6 +181,16 @@ def test_several_of_one_step_each_come_back_by_their_attempt(store: Dated) -> No
     assert run.undelete(3).manifest.attempt != first
     run.remove([3], force=True)
     assert run.undelete(3, first).manifest.attempt == first
+
+
+def test_what_the_trash_does_not_take_stays_listed(tmp_path: Path) -> None:
+    for step in (1, 2):
+        holdfast.save(tmp_path, {"w": np.full(3, step)}, step=step)
+    (tmp_path / "trash").write_bytes(b"a file in the place of the directory")
+    with pytest.raises(StoreError, match=r"could not replace .*trash"):
+        holdfast.Run(tmp_path).remove([1])
+    assert holdfast.Run(tmp_path).steps == [1, 2]
+    assert holdfast.Run(tmp_path).verify() == {1: [], 2: []}
 
 
 @pytest.mark.parametrize("harm", ["gone", "short", "changed"])

@@ -145,8 +145,9 @@ def test_a_file_where_a_directory_should_be_is_an_error_not_a_loop(tmp_path: pat
     store = LocalStore(tmp_path)
     store.create("a", b"x")
     for act in (store.create, store.replace, store.append, lambda k, d: store.write(k, [d])):
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError, match="Not a directory") as refused:
             act("a/b", b"x")
+        assert not isinstance(refused.value, NotFound)  # which is said of what is read, and passed over there
     store.delete(["a/b"])
     assert store.read("a") == b"x"
 

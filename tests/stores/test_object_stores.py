@@ -315,6 +315,15 @@ def test_a_refusal_is_one(flaky: Flaky, s3_url: str, status: int) -> None:
         open_store(s3_url).read("k")
 
 
+def test_a_server_that_lost_the_way_is_no_missing_object(flaky: Flaky, s3_url: str) -> None:
+    store = open_store(s3_url)
+    flaky.plan("PUT", "/k", "404 before", times=100)  # a gateway's
+    for act in (store.create, store.replace):
+        with pytest.raises(StoreError, match="status 404") as refused:
+            act("k", b"x")
+        assert not isinstance(refused.value, NotFound)
+
+
 def test_a_full_server_is_out_of_space(flaky: Flaky, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "RETRY_SECONDS", 0.5)
     flaky.plan("PUT", "/k", "507 before", times=100)

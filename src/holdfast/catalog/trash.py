@@ -7,7 +7,6 @@ places, which costs nothing.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -153,17 +152,19 @@ def _described(store: Store, trashed: Trashed, known: Summaries, users: Mapping[
 def retire(store: Store, leaving: Sequence[Leaving], *, now: float, grace_seconds: int) -> None:
     """Put checkpoints into the trash: they are no longer listed, their bytes stay until the grace has ended."""
     for one in leaving:
-        with contextlib.suppress(NotFound):
+        try:
             raw = store.read(one.entry.key)
-            if one.attempt == BROKEN:  # as it is: it may be repaired by hand
-                store.replace(trash_key(one.entry.step, BROKEN, grace_seconds), raw)
-                continue
-            document = encode_trash(
-                raw, one.entry.key,
-                deleted=now, grace_seconds=grace_seconds, reasons=list(one.reasons), tags=list(one.tags),
-            )  # fmt: skip
-            # durability: the document before the name goes, so that something refers to the data all the time
-            store.replace(trash_key(one.entry.step, one.attempt, grace_seconds), document)
+        except NotFound:
+            continue
+        if one.attempt == BROKEN:  # as it is: it may be repaired by hand
+            store.replace(trash_key(one.entry.step, BROKEN, grace_seconds), raw)
+            continue
+        document = encode_trash(
+            raw, one.entry.key,
+            deleted=now, grace_seconds=grace_seconds, reasons=list(one.reasons), tags=list(one.tags),
+        )  # fmt: skip
+        # durability: the document before the name goes, so that something refers to the data all the time
+        store.replace(trash_key(one.entry.step, one.attempt, grace_seconds), document)
     delete_names(store, [one.entry for one in leaving])
 
 

@@ -75,7 +75,7 @@ def _ours(e: Exception, doing: str, place: str) -> StoreError:
         )
     if isinstance(e, AlreadyExistsError):
         return AlreadyExists(f"{place} exists already")
-    if isinstance(e, FileNotFoundError):
+    if isinstance(e, FileNotFoundError) and doing in ("read", "look at"):
         return NotFound(f"no object {place}")
     return StoreError(failed)
 

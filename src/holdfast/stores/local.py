@@ -45,6 +45,7 @@ _KINDS: dict[int, type[StoreError]] = {
     errno.ENOSPC: OutOfSpace,
     errno.EDQUOT: OutOfSpace,
 }
+_LOOKING = ("read", "look at")  # only then an object is missed; who writes lacks something else
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _REMEDIES: dict[type[StoreError], str] = {
     PermissionDenied: "check the rights of the directory and whether the disk is mounted read-only",
@@ -71,6 +72,8 @@ def _translated(doing: str, path: str) -> Iterator[None]:
         raise
     except OSError as e:
         kind = _KINDS.get(e.errno or 0, StoreError)
+        if kind is NotFound and doing not in _LOOKING:
+            kind = StoreError
         remedy = f"; {_REMEDIES[kind]}" if kind in _REMEDIES else ""
         raise kind(e.errno, f"could not {doing} {path}: {os.strerror(e.errno or 0)}{remedy}") from e
 
