@@ -65,9 +65,9 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     found.stop()
 
 
-def accept_at_one(store: RingStore, index: int, key: str, data: bytes) -> None:
+def accept_at_one(store: RingStore, index: int, key: str, data: bytes, number: int = 1) -> None:
     """Do what a writer does that dies when all have promised and one service has accepted its value."""
-    ring, ballot = store._quorum._id, m.Ballot(1, os.urandom(16))
+    ring, ballot = store._quorum._id, m.Ballot(number, os.urandom(16))
     value = m.Value(os.urandom(16), False, len(data), 1.0, data)
     links = [one.link for one in store._stores]
     answers = [link.ask(m.Prepare("run", ring, key, ballot), "prepare") for link in links]
@@ -265,6 +265,40 @@ def test_a_sweep_frees_what_was_sent_and_never_decided(hosts: Hosts) -> None:
     store.sweep(2e10)
     assert store.read("k") == b"x" * LARGE
     until(lambda: sum(s.shelf.used_bytes for s in hosts.services) < 3 * LARGE, "what was swept to be free")
+
+
+def test_what_a_full_ring_had_half_accepted_hinders_nobody(hosts: Hosts) -> None:
+    store = hosts.store()
+    before = bytes(200_000)
+    for key in ("a/old", "a/other"):
+        store.create(key, before)
+    accept_at_one(store, 0, "a/new", bytes(200_000))
+    accept_at_one(store, 0, "a/old", bytes(200_001), number=9)
+    for service in hosts.services[1:]:
+        service.shelf.limit_bytes = service.shelf.used_bytes
+    with pytest.raises(OutOfSpace):
+        store.create("a/further", before)
+    for _ in range(2):
+        assert [(o.key, o.size) for o in store.list("a")] == [("a/old", 200_000), ("a/other", 200_000)]
+        assert store.read("a/old") == before
+        with pytest.raises(NotFound):
+            store.read("a/new")
+    store.delete(["a/old"])
+    store.create("a/new", before)  # in its room
+    assert store.names("a") == ["a/new", "a/other"]
+
+
+def test_what_a_full_ring_may_have_decided_is_not_given_up(hosts: Hosts) -> None:
+    store = hosts.store()
+    store.create("a/old", b"1")
+    accept_at_one(store, 0, "a/new", bytes(200_000))
+    shelf = hosts.services[1].shelf
+    shelf.limit_bytes = shelf.used_bytes
+    hosts.lose(2)  # which perhaps had accepted it too
+    with pytest.raises(OutOfSpace):
+        store.list("a")
+    shelf.limit_bytes = 1 << 20
+    assert store.read("a/new") == bytes(200_000)
 
 
 def test_a_full_ring_says_so_and_can_be_emptied() -> None:
