@@ -149,6 +149,23 @@ def test_a_ring_is_formed_anew_when_all_are_there_and_the_old_one_has_lost_its_m
         store.create("other", b"x")
 
 
+def test_a_network_that_was_cut_for_a_moment_is_not_the_loss_of_a_majority(hosts: Hosts) -> None:
+    store = hosts.store()
+    store.create("a/k", b"small")
+    acts: list[Callable[[], object]] = [
+        lambda: store.read("a/k") == b"small",
+        lambda: store.names("a") == ["a/k"],
+        lambda: store.write("b/large", [bytes(LARGE)]) is None,
+        lambda: store.read("b/large") == bytes(LARGE),
+        lambda: store.delete(["a/k"]) is None,
+    ]
+    for act in acts:
+        for index in range(3):  # each failed just now
+            store._quorum.set_aside(index, StoreError("cut off for a moment"))
+        assert act()
+    assert store.names("") == ["b/large"]
+
+
 def test_a_ring_is_not_taken_apart_by_who_names_other_hosts(hosts: Hosts) -> None:
     store = hosts.store()
     store.create("k", b"x")

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from holdfast.core.errors import HoldfastError, OutOfSpace, StoreError
 from holdfast.stores.peers import messages as m
@@ -22,7 +22,7 @@ from holdfast.stores.peers.votes import ring_id
 
 __all__ = ["Quorum"]
 
-AWAY_SECONDS = 30.0  # that a service which failed is not asked again
+AWAY_SECONDS = 30.0  # that a service which failed is not asked again where the others are a majority
 DECIDE_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 0.2
 
@@ -118,8 +118,19 @@ class Quorum:
 
     # ---- asking -----------------------------------------------------------------------------------------------------
 
+    def _to_ask(self, found: Mapping[int, object]) -> Iterator[int]:
+        """Yield the services that are present; then, as long as what was `found` is no majority, those that failed a
+        while ago: a network that was cut for a moment is not the loss of them."""
+        present = self.present()
+        yield from present
+        for i in sorted(self._voters.difference(present)):
+            if len(found) >= self.majority:
+                return
+            self._away.pop(i, None)
+            yield i
+
     def _ask(self, make: Callable[[bytes], m.Request], doing: str) -> dict[int, m.Answer]:
-        """Ask all that are present; return what a majority or more of them answer.
+        """Ask those that are to be asked; return what a majority or more of them answer.
 
         Raises:
             OutOfSpace: too few do, as some of them are full.
@@ -127,7 +138,7 @@ class Quorum:
         """
         found: dict[int, m.Answer] = {}
         full: OutOfSpace | None = None
-        for i in self.present():
+        for i in self._to_ask(found):
             try:
                 found[i] = self.stores[i].link.ask(make(self._id), doing)
             except OutOfSpace as e:
@@ -199,7 +210,7 @@ class Quorum:
     def registers(self, below: str, doing: str) -> Iterator[tuple[str, bool, int, float]]:
         """Yield key, whether it is dead, size and time of what was decided for the keys below another."""
         found: dict[int, dict[str, tuple[m.Ballot, bool, int, float]]] = {}
-        for i in self.present():
+        for i in self._to_ask(found):
             try:
                 found[i] = dict(self._pages(i, below, doing))
             except StoreError as e:
