@@ -20,15 +20,17 @@ from holdfast.stores import MemoryStore
 from holdfast.testing import MockClock
 
 
-def held_elsewhere(store: MemoryStore, clock: MockClock) -> LeaseDoc:
-    doc = LeaseDoc(1, "lost-machine", 7, "1", "elsewhere", clock.now(), clock.now() + LEASE_SECONDS)
+def held_elsewhere(store: MemoryStore, clock: MockClock, ahead: float = 0.0) -> LeaseDoc:
+    there = clock.now() + ahead
+    doc = LeaseDoc(1, "lost-machine", 7, "1", "elsewhere", there, there + LEASE_SECONDS)
     store.create(lease_key(1), seal(msgspec.json.encode(doc)))
     return doc
 
 
-def test_waits_for_a_lease_that_is_never_renewed() -> None:
+@pytest.mark.parametrize("ahead", [0.0, 3600.0, 1e9])
+def test_waits_for_a_lease_that_is_never_renewed(ahead: float) -> None:
     store, clock = MemoryStore(), MockClock()
-    held_elsewhere(store, clock)
+    held_elsewhere(store, clock, ahead)  # by a clock that may be wrong
     began = clock.now()
     lease = acquire(store, clock, heartbeat=False, wait=True)
     assert lease.generation == 2

@@ -236,22 +236,30 @@ def _awaited(store: Store, present: LeaseDoc, time: TimeSource, *, wait: bool) -
     if wait and present.namespace != namespace() and is_held(present, now):
         logger.warning(
             "%s is held by %s; waiting up to %.0f s for that lease to end",
-            store.url, present.owner, present.expires - now,
+            store.url, present.owner, min(present.expires - now, LEASE_SECONDS),
         )  # fmt: skip
         return _outwait(store, present, time, every_seconds=1.0)
     return present
 
 
 def _outwait(store: Store, present: LeaseDoc, time: TimeSource, *, every_seconds: float) -> LeaseDoc | None:
-    """Wait for a lease to end; return the newest lease, at once when its holder proves alive."""
+    """Wait for a lease to end; return the newest lease, at once when its holder proves alive.
+
+    One that was not renewed for a term by this machine's clock has ended, whatever a clock that is ahead had made of
+    it.
+    """
+    seen = time.monotonic()
     while is_held(present, time.now()):
+        if time.monotonic() - seen > LEASE_SECONDS:
+            return msgspec.structs.replace(present, expires=time.now())
         time.sleep(every_seconds)
         now = holder(store)
         if now is None or (now.generation, now.released) != (present.generation, present.released):
             return now  # released or taken
         if now != present and not _is_finishing(now, time.now()):
             return now  # renewed by a living holder
-        present = now
+        if now != present:
+            present, seen = now, time.monotonic()
     return present
 
 
