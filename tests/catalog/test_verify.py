@@ -118,6 +118,23 @@ def test_a_disk_that_cannot_read_is_a_problem_and_the_rest_is_still_looked_at(st
     assert any("Input/output error" in message for messages in found.values() for message in messages)
 
 
+def test_what_cannot_be_read_beside_the_checkpoints_is_a_problem_too(store: MemoryStore) -> None:
+    class BadSector(MemoryStore):
+        def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+            if key in bad:
+                raise StoreError(5, f"could not read {key}: Input/output error")
+            return super().read(key, start, end)
+
+    holdfast.Run(store).tag("mine", 1)
+    hurt, bad = BadSector(), set[str]()
+    hurt._objects = store._objects
+    run = holdfast.Run(hurt)
+    bad |= {"tags/mine.json", store.names("log")[0]}
+    assert {p.key for p in run.verify_beside()} == bad
+    assert all("Input/output error" in p.message for p in run.verify_beside())
+    assert run.verify() == {1: [], 2: []}
+
+
 def problems_by_key(store: MemoryStore, step: int) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for problem in verify_manifest(store, manifest_of(store, step)):

@@ -15,7 +15,7 @@ from holdfast.catalog.signatures import check_signatures
 from holdfast.catalog.tags import decode_tag
 from holdfast.catalog.tidiness import check_mark
 from holdfast.catalog.verify import Problem
-from holdfast.core.errors import IntegrityError, NotFound
+from holdfast.core.errors import IntegrityError, NotFound, StoreError
 from holdfast.stores import Store
 
 __all__ = ["CACHES", "verify_beside"]
@@ -35,7 +35,7 @@ def verify_beside(store: Store) -> Iterator[Problem]:
             check(store)
         except NotFound:
             continue
-        except IntegrityError as e:
+        except (IntegrityError, StoreError) as e:  # what cannot be read is as bad as what is wrong
             yield Problem(key, str(e))
 
 
