@@ -5,18 +5,20 @@ from __future__ import annotations
 import pytest
 from manifests import Interrupted, attempts, fail, manifest
 
+import holdfast
 from holdfast.catalog.checkpoints import (
     Entry,
     commit,
     entries,
     read_entry,
 )
-from holdfast.catalog.keys import lease_key
+from holdfast.catalog.keys import lease_key, manifest_key
 from holdfast.catalog.lease import Lease, acquire
 from holdfast.core.errors import (
     CommitConflict,
     CommitUnknown,
     LeaseLost,
+    PolicyError,
     StoreError,
 )
 from holdfast.format.manifest import encode_manifest
@@ -48,6 +50,14 @@ def test_a_later_state_of_a_step_takes_its_place(store: Interrupted, lease: Leas
     commit(store, manifest(8, "dd"), lease)
     assert attempts(store) == [(7, "cc"), (8, "dd")]
     assert [e.ordinal for e in entries(store)] == [2, 0]
+
+
+def test_a_step_that_was_saved_too_often_keeps_what_it_has(store: Interrupted) -> None:
+    holdfast.save(store, {"n": 1}, step=7)
+    store.create(manifest_key(7, 9999), store.read(manifest_key(7)))
+    with pytest.raises(PolicyError, match="saved 9,999 times more"):
+        holdfast.save(store, {"n": 2}, step=7)
+    assert holdfast.load(store) == {"n": 1}
 
 
 def test_a_rival_at_the_same_place_wins_and_stays_intact(store: Interrupted, lease: Lease) -> None:

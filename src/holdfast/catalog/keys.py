@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from holdfast.core.errors import PolicyError
 from holdfast.core.names import check_tag, step_name
 
 __all__ = [
@@ -52,6 +53,8 @@ READERS = "readers"
 
 TRASH_SECONDS = 24 * 3600  # how long the trash keeps what does not say so itself
 
+MAX_ORDINAL = 9999
+
 PACKED = ".zst"
 
 _DATA_FILE = re.compile(rf"data/\d{{12}}-[0-9A-Za-z]+/[^/]+\.safetensors(?:{re.escape(PACKED)})?")
@@ -61,7 +64,16 @@ _MANIFEST = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
 
 
 def manifest_key(step: int, ordinal: int = 0) -> str:
-    """Return the key of a step's manifest; `ordinal` counts later states of the same step (an epoch's end, say)."""
+    """Return the key of a step's manifest; `ordinal` counts later states of the same step (an epoch's end, say).
+
+    Raises:
+        PolicyError: there are more of them than a key can count.
+    """
+    if ordinal > MAX_ORDINAL:
+        raise PolicyError(
+            f"step {step} was saved {MAX_ORDINAL:,} times more, and no later state of it can be told from the others; "
+            "give each save a step of its own"
+        )
     return f"{step_prefix(step)}{f'-{ordinal:04d}' if ordinal else ''}.json"
 
 
