@@ -28,9 +28,8 @@ class RollCall:
         self._store, self._ranks, self._opening = store, ranks, opening
         self._stamps: dict[int, tuple[float, int]] = {}  # of the hellos that were read, as they were listed
         self._published: dict[str, dict[str, str]] = {}  # nonces, by the opening that repeats them
-        self._silent = set(
-            range(1, ranks.world)
-        )  # who has not come; once all have, who has not acknowledged it
+        # Who has not come; once all have, who has not acknowledged the opening.
+        self._silent = set(range(1, ranks.world))
         self._again = math.inf  # when they are asked next
 
     def all_are_there(self) -> bool:

@@ -140,11 +140,9 @@ def optimizers(state: Mapping[str, object]) -> dict[str, object]:
     """Return the torch optimizers in `state` by tree path, those in containers too."""
     if not torch_is_loaded():
         return {}
-    from torch.optim import Optimizer
+    from holdfast.state.adapters.torch_names import optimizers_in
 
-    from holdfast.state.adapters.torch_names import objects_in
-
-    return {path: value for path, value in objects_in(state) if isinstance(value, Optimizer)}
+    return dict(optimizers_in(state))
 
 
 def before_each_step(act: Callable[[bool], None]) -> Callable[[], None] | None:

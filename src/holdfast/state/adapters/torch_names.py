@@ -12,7 +12,15 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from holdfast.core.names import join_path
 
-__all__ = ["canonical_modules", "has_own_state", "modules_at_a_glance", "objects_in", "survey", "unwrapped"]
+__all__ = [
+    "canonical_modules",
+    "has_own_state",
+    "modules_at_a_glance",
+    "objects_in",
+    "optimizers_in",
+    "survey",
+    "unwrapped",
+]
 
 # FSDP is not among them: its hooks give a state_dict with clean names, and its inner tensors are shards.
 # Wrapper classes, by the module that defines them and the attribute that holds what they wrap. They are
@@ -140,6 +148,11 @@ def objects_in(state: Mapping[str, object]) -> Iterator[tuple[str, nn.Module | t
             yield path, value
         elif depth < 20:
             stack.extend((join_path(path, k), v, depth + 1) for k, v in reversed(_children(value)))
+
+
+def optimizers_in(state: Mapping[str, object]) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+    """Yield (tree path, optimizer) for the optimizers in `state`, as `objects_in` does."""
+    return ((path, value) for path, value in objects_in(state) if isinstance(value, torch.optim.Optimizer))
 
 
 def survey(state: Mapping[str, object]) -> tuple[dict[int, str], set[int]]:
