@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.catalog.keys import PROOFS
 from holdfast.catalog.proofs import Proofs
 from holdfast.cli import main
-from holdfast.core.errors import IntegrityError, PermissionDenied, StoreError
+from holdfast.core.errors import IntegrityError, OutOfSpace, PermissionDenied, StoreError
 from holdfast.format.events import Damaged, Verified
 from holdfast.replication.copying import copy_file
 from holdfast.replication.scrub import ScrubLimits, scrub
@@ -298,21 +299,28 @@ def test_it_works_while_the_run_is_written(store: Counting, clock: MockClock) ->
     assert holdfast.Run(store).verify_beside() == []
 
 
-def test_a_store_that_may_not_be_written_is_scrubbed_all_the_same(
-    store: Counting, clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("names", [("replace", "append", "create", "write_streams"), ("append",)])
+@pytest.mark.parametrize("refusal", [PermissionDenied(13, "read-only"), OutOfSpace(28, "full")])
+def test_a_store_that_cannot_be_written_is_scrubbed_all_the_same(
+    names: tuple[str, ...],
+    refusal: StoreError,
+    store: Counting,
+    clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(*arguments: object) -> None:
-        raise PermissionDenied(13, "read-only")
+        raise refusal
 
-    for name in ("replace", "append", "create", "write_streams"):
+    for name in names:
         monkeypatch.setattr(store, name, refuse)
     flip(LocalStore(store.root), files(store)[0].key, 5000)
     before = contents(store)
     report = scrub(store, time=clock)
     assert [p.key for p in report.problems] == [files(LocalStore(store.root))[0].key]
     assert not report.recorded
-    assert "not recorded" in caplog.text
-    assert contents(store) == before
+    assert "what was proven is not" in caplog.text
+    assert {k: raw for k, raw in contents(store).items() if k != PROOFS} == before
 
 
 def test_a_store_that_goes_away_proves_nothing(store: Counting, clock: MockClock) -> None:

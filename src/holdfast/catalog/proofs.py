@@ -18,6 +18,7 @@ from holdfast.core.errors import (
     HoldfastError,
     InvalidFormat,
     NotFound,
+    OutOfSpace,
     PermissionDenied,
     UnsupportedVersion,
 )
@@ -100,7 +101,7 @@ class Proofs:
     def save(self, store: Store, needed: Collection[str] | None = None) -> bool:
         """Store the proofs, joined with those that someone else stored meanwhile; with `needed`, of these keys alone.
 
-        Return False where nothing may be written.
+        Return False where nothing may or can be written.
         """
         for key, proof in Proofs.of(store, self.run).objects.items():
             mine = self.objects.get(key)
@@ -111,7 +112,7 @@ class Proofs:
         document = _Document(FORMAT_VERSION, self.run, self.began, self.ended, self.objects)
         try:
             store.replace(PROOFS, seal(msgspec.json.encode(document)))
-        except PermissionDenied as e:
+        except (PermissionDenied, OutOfSpace) as e:
             logger.warning("what was proven is not recorded: %s", e)
             return False
         return True

@@ -8,6 +8,7 @@ be written, and checkpoints may go, meanwhile.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,15 @@ from holdfast.catalog.proofs import Proofs
 from holdfast.catalog.runlog import Facts, LogReader, LogWriter
 from holdfast.catalog.verify import Problem, unheld_tensors, verify_file
 from holdfast.core.clock import SystemTime, TimeSource
-from holdfast.core.errors import HoldfastError, IntegrityError, NotFound, PermissionDenied
+from holdfast.core.errors import HoldfastError, IntegrityError, NotFound, OutOfSpace, PermissionDenied
 from holdfast.format.events import Damaged, Verified
 from holdfast.format.manifest import FileEntry, Manifest
 from holdfast.replication.copying import read_manifest
 from holdfast.stores import ObjectInfo, Store
 
 __all__ = ["ScrubLimits", "ScrubReport", "scrub"]
+
+logger = logging.getLogger("holdfast")
 
 SAVE_SECONDS = 10.0  # of work that a kill may cost
 
@@ -212,9 +215,12 @@ class _Scrub:
         self.saved_at = self.time.monotonic()
         needed = {w.found.key for w in self.wanted.values() if w.found is not None}
         self.recorded = self.recorded and self.proofs.save(self.store, needed)
-        with contextlib.suppress(PermissionDenied):
+        try:
             if self.recorded:
                 self.log.flush()
+        except (PermissionDenied, OutOfSpace) as e:
+            logger.warning("what was proven is not in the run log: %s", e)
+            self.recorded = False
 
 
 def scrub(
