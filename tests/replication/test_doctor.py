@@ -99,6 +99,24 @@ def test_a_wrong_clock_and_a_full_disk_are_told(store: LocalStore, monkeypatch: 
     assert level(store, "room") == "wrong"
 
 
+def test_a_disk_that_is_mounted_read_only_is_no_matter_of_rights(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scrub(store)
+    real, may = os.statvfs, os.access
+
+    def mounted_read_only(path: str) -> os.statvfs_result:
+        told = list(real(path))
+        told[8] |= os.ST_RDONLY  # f_flag
+        return os.statvfs_result(told)
+
+    monkeypatch.setattr(os, "statvfs", mounted_read_only)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and may(path, mode))
+    (found,) = [f for f in diagnose(store) if f.level != "good"]
+    assert "mounted read-only" in found.text
+    assert "chmod" not in found.remedy
+
+
 def test_no_run_and_a_run_without_identity(store: LocalStore, tmp_path: pathlib.Path) -> None:
     with pytest.raises(NotARun):
         diagnose(LocalStore(tmp_path / "none"))

@@ -210,12 +210,20 @@ def _mirrors(store: Store, run: str, name: str, time: TimeSource) -> Iterator[Fi
 def _rights(store: Store) -> Iterator[Finding]:
     if not isinstance(store, LocalStore):
         return
+    needed, allows = os.R_OK | os.X_OK, "read"
+    if os.statvfs(store.root).f_flag & os.ST_RDONLY:  # there nobody may write, whatever the rights are
+        yield Finding(
+            "rights", "warning", f"{store.root} lies on a file system that is mounted read-only",
+            "find out why (dmesg) and mount it for writing; until then nothing is saved, mended or deleted there",
+        )  # fmt: skip
+    else:
+        needed, allows = needed | os.W_OK, "read and written"
     for folder, _, names in os.walk(store.root):
-        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        if not os.access(folder, needed):
             yield Finding(
                 "rights",
                 "warning",
-                f"{folder} may not be read and written by this user",
+                f"{folder} may not be {allows} by this user",
                 f"chmod u+rwx {shlex.quote(folder)}",
             )
         for file in names:
