@@ -83,6 +83,28 @@ def test_damage_in_a_segment_is_reported_with_its_name(
     assert f"{segment.key}, line 1" in caplog.text
 
 
+def test_a_damaged_line_is_called_by_its_number_whoever_reads_the_log(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = LogReader(store), LogWriter(store, "w")
+    writer.record(seen(1))
+    writer.flush()
+    reads = (reader.events, reader.facts, reader.turns)
+    for read in reads:
+        read()
+    writer.record(seen(2))
+    writer.record(Removed(1.0, 1, "aa", "removed", []))
+    writer.flush()
+    (segment,) = store.list("log")
+    lines = store.read(segment.key).split(b"\n")
+    lines[2] = lines[2].replace(b'"aa"', b'"ab"')
+    store.replace(segment.key, b"\n".join(lines))
+    for read in (reader.events, reader.turns):
+        caplog.clear()
+        read()
+        assert f"{store.url}/{segment.key}, line 3" in caplog.text
+
+
 class Torn(MemoryStore):
     """An append that fails, after `keep` of its bytes were written."""
 

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from holdfast.catalog.keys import LOG, log_key
@@ -120,21 +121,6 @@ def check_segment(raw: bytes, key: str) -> None:
         raise InvalidFormat(f"{key}: holds another segment of the log, {said}; files were swapped")
 
 
-def _decode_sound(raw: bytes, key: str) -> list[Event]:
-    """Return the events of whole lines; one that does not verify is reported and left out, as no line needs another."""
-    try:
-        return decode_events(raw, key)
-    except IntegrityError:
-        pass
-    found: list[Event] = []
-    for number, line in enumerate(raw.split(b"\n")[:-1], 1):
-        try:
-            found += decode_events(line + b"\n", key, number)
-        except IntegrityError as e:
-            logger.warning("a line of the run log is left out: %s", e)
-    return found
-
-
 @dataclass(slots=True)
 class Facts:
     """What the log says of checkpoints: metrics attached after a commit and when it was last found whole, or not, by
@@ -183,6 +169,14 @@ _NO_ATTEMPT = b',"attempt":null,"digest":"'
 _NO_ATTEMPT_AT = -len(_NO_ATTEMPT) - LINE_DIGEST_CHARS - len('"}')
 
 
+def _tells_of_checkpoints(line: bytes) -> bool:
+    return not line.startswith(_NO_ATTEMPT, _NO_ATTEMPT_AT) and not line.startswith(_OF_THE_LOOP)
+
+
+def _tells_of_turns(line: bytes) -> bool:
+    return line.startswith(_OF_TURNS)
+
+
 class LogReader:
     """Reads a run's log; what it has read already it does not read again."""
 
@@ -199,7 +193,7 @@ class LogReader:
             size, events = self._segments.get(info.key, (0, []))
             whole = self._whole_lines(info, size)
             if whole:
-                events = events + _decode_sound(whole, info.key)
+                events = events + self._decode_sound(info.key, size, whole)
                 self._segments[info.key] = (size + len(whole), events)
             found += events
         return found
@@ -211,12 +205,7 @@ class LogReader:
             size, facts = self._told.get(info.key, (0, Facts()))
             whole = self._whole_lines(info, size)
             if whole:
-                telling = [
-                    line
-                    for line in whole.split(b"\n")[:-1]
-                    if not line.startswith(_NO_ATTEMPT, _NO_ATTEMPT_AT) and not line.startswith(_OF_THE_LOOP)
-                ]
-                for event in _decode_sound(b"".join(line + b"\n" for line in telling), info.key):
+                for event in self._decode_sound(info.key, size, whole, _tells_of_checkpoints):
                     facts.add(event)
                 self._told[info.key] = (size + len(whole), facts)
             found.join(facts)
@@ -230,11 +219,31 @@ class LogReader:
             size, turns = self._turned.get(info.key, (0, []))
             whole = self._whole_lines(info, size)
             if whole:
-                telling = [line for line in whole.split(b"\n")[:-1] if line.startswith(_OF_TURNS)]
-                events = _decode_sound(b"".join(line + b"\n" for line in telling), info.key)
+                events = self._decode_sound(info.key, size, whole, _tells_of_turns)
                 turns = turns + [e for e in events if isinstance(e, (Started, Resumed, Removed))]
                 self._turned[info.key] = (size + len(whole), turns)
             found += turns
+        return found
+
+    def _decode_sound(
+        self, key: str, start: int, whole: bytes, tells: Callable[[bytes], bool] | None = None
+    ) -> list[Event]:
+        """Return the events of the whole lines that a segment has from `start` on, of those that are to be read. One
+        that does not verify is reported and left out, as no line needs another."""
+        lines = whole.split(b"\n")[:-1]
+        try:
+            told = whole if tells is None else b"".join(line + b"\n" for line in lines if tells(line))
+            return decode_events(told, key)
+        except IntegrityError:
+            pass
+        found: list[Event] = []
+        before = self._store.read(key, 0, start).count(b"\n") if start else 0
+        for number, line in enumerate(lines, before + 1):
+            try:
+                if tells is None or tells(line):
+                    found += decode_events(line + b"\n", key, number)
+            except IntegrityError as e:
+                logger.warning("a line of the run log is left out: %s/%s", self._store.url, e)
         return found
 
     def _whole_lines(self, info: ObjectInfo, start: int) -> bytes:
