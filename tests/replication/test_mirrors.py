@@ -313,6 +313,31 @@ def test_what_a_rollback_left_does_not_come_back(mirrored: tuple[pathlib.Path, M
     assert_is_copy(mirror, LocalStore(run))
 
 
+def test_what_was_brought_back_from_the_trash_is_mended_and_comes_back(
+    mirrored: tuple[pathlib.Path, MemoryStore],
+) -> None:
+    run, mirror = mirrored
+    held: dict[str, object] = {"w": np.zeros(500), "m": np.zeros(500), "noise": np.random.default_rng(7)}
+    with Checkpointer(run, held, mirrors=[mirror], save=every(steps=2), writer="inline") as ckpt:
+        ckpt.restore(2)
+        for _ in ckpt.steps(3):
+            pass
+    holdfast.Run(run).undelete(6)  # to go back was wrong after all
+    store = LocalStore(run)
+    with Checkpointer(run, held, mirrors=[mirror]):
+        pass
+    assert steps(mirror) == [2, 3, 6]
+    flip(store, "checkpoints/000000000006.json", 50)
+    with Checkpointer(run, held, mirrors=[mirror]) as ckpt:
+        ckpt.restore()
+        assert ckpt.step == 6
+    assert_is_copy(mirror, store)
+    store.delete(["checkpoints/000000000006.json"])
+    with Checkpointer(run, held, mirrors=[mirror]) as ckpt:
+        ckpt.restore()
+        assert ckpt.step == 6
+
+
 def test_a_bad_object_is_mended_from_a_good_copy(
     tmp_path: pathlib.Path, mirrored: tuple[pathlib.Path, MemoryStore]
 ) -> None:

@@ -299,7 +299,7 @@ def check_is_of(target: Store, run: str, source: Store) -> None:
             continue
         if found != run:
             raise StateError(
-                f"{target.url}/{key} is of the run {found}, and {source.url} is the run {run}; copies of a run go to a "
+                f"{target.url}/{key} is of run {found}, and {source.url} is run {run}; copies of a run go to a "
                 "place of their own, and what is damaged is mended from copies of the same run"
             )
 

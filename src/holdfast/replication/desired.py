@@ -95,21 +95,29 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class Past:
     """What the run log and the primary's trash say of checkpoints that are gone, by attempt, and where training turned
-    back."""
+    back. Those that were `undone` had left, and are back because somebody wanted them."""
 
     departed: Mapping[str, Departure] = field(default_factory=lambda: MappingProxyType({}))
     turns: tuple[Turn, ...] = ()
     in_trash: frozenset[str] = frozenset()  # what can still be brought back at the primary
+    undone: frozenset[str] = frozenset()
 
-    def left_behind(self, held: Held) -> bool:
+    def left_behind(self, step: int, attempt: str, generation: int, time: float) -> bool:
         """Return whether training went on from an earlier step after this was saved."""
-        saved = (held.generation, held.record.time)
-        return any(held.step > t.step and saved < (t.generation, t.time) for t in self.turns)
+        saved = (generation, time)
+        return attempt not in self.undone and any(
+            step > t.step and saved < (t.generation, t.time) for t in self.turns
+        )
 
     def joined(self, other: Past) -> Past:
-        """Return what both say."""
-        turns = tuple(sorted({*self.turns, *other.turns}))
-        return Past({**other.departed, **self.departed}, turns, self.in_trash | other.in_trash)
+        """Return what both say; where they differ this one's word goes before that of the other."""
+        theirs = {attempt: how for attempt, how in other.departed.items() if attempt not in self.undone}
+        return Past(
+            theirs | {**self.departed},
+            tuple(sorted({*self.turns, *other.turns})),
+            self.in_trash | other.in_trash,
+            self.undone | other.undone.difference(self.departed),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +243,7 @@ def _of_mirror_alone(draft: _Draft, theirs: Held, past: Past, *, follows: bool) 
     elif gone is not None and follows:
         undoable = gone == "removed by hand" or attempt in past.in_trash
         draft.leave(theirs, "set aside" if undoable else "removed", "it was removed from the primary")
-    elif gone is None and past.left_behind(theirs):
+    elif gone is None and past.left_behind(theirs.step, attempt, theirs.generation, theirs.record.time):
         # No word says that it was given up on purpose: no rule decides on it, and it stays.
         draft.kept[theirs.step] = ("only here, of a branch that training left",)
         draft.only_here.append(theirs.step)

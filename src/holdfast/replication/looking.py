@@ -92,17 +92,18 @@ def past_of(turns: Iterable[Started | Resumed | Removed], store: Store) -> Past:
             found.append(Turn(generation, event.time, event.step))
         else:
             moves.append(event)
-    departed = _departures(moves)
+    departed, undone = _departures(moves)
     trashed = [parsed[1] for key in store.names(TRASH) if (parsed := parse_trash_key(key)) is not None]
     for attempt in trashed:
         departed.setdefault(attempt, "removed")
-    return Past(departed, tuple(found), frozenset(trashed))
+    return Past(departed, tuple(found), frozenset(trashed), undone)
 
 
-def _departures(moves: Iterable[Removed]) -> dict[str, Departure]:
-    """Return the attempts that are gone. Who brings one back holds no lease, so that word lies in a segment of its own,
-    in no particular place of the log: times count."""
+def _departures(moves: Iterable[Removed]) -> tuple[dict[str, Departure], frozenset[str]]:
+    """Return the attempts that are gone, and those that were brought back. Who brings one back holds no lease, so that
+    word lies in a segment of its own, in no particular place of the log: times count."""
     departed: dict[str, Departure] = {}
+    undone: set[str] = set()
     for event in sorted(moves, key=lambda e: e.time):
         if event.action == "set aside":
             departed[event.attempt] = "set aside"
@@ -110,4 +111,5 @@ def _departures(moves: Iterable[Removed]) -> dict[str, Departure]:
             departed[event.attempt] = "removed" if event.reasons else "removed by hand"
         elif event.action != "demoted":  # it was brought back
             departed.pop(event.attempt, None)
-    return departed
+            undone.add(event.attempt)
+    return departed, frozenset(undone.difference(departed))

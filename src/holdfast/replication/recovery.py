@@ -163,7 +163,7 @@ def worth_bringing(mine: Source, theirs: Source) -> list[Held]:
         if step not in mine.location.held
         and (newest is None or step > newest.step)
         and not held.record.demoted
-        and not past.left_behind(held)
+        and not past.left_behind(step, held.record.attempt, held.generation, held.record.time)
         and not _given_up(held, past, has_another=newest is not None)
     ]
     return sorted(found, key=lambda h: h.step, reverse=True)

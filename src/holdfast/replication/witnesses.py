@@ -169,7 +169,7 @@ def may_replace(store: Store, key: str, manifest: Manifest) -> bool:
 
 def was_given_up(past: Past, manifest: Manifest) -> bool:
     """Return whether a checkpoint was removed or set aside, or training went on from an earlier step after it."""
-    if manifest.attempt in past.departed:
-        return True
-    saved = (manifest.generation, manifest.time)
-    return any(manifest.step > t.step and saved < (t.generation, t.time) for t in past.turns)
+    attempt = manifest.attempt
+    return attempt in past.departed or past.left_behind(
+        manifest.step, attempt, manifest.generation, manifest.time
+    )
