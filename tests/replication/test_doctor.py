@@ -70,6 +70,8 @@ def test_what_a_scrub_found_is_told(store: LocalStore) -> None:
     flip(store, bad, 5000)
     scrub(store)
     assert level(store, bad) == "wrong"
+    holdfast.Run(store).remove([1, 2, 3], force=True)
+    assert level(store, bad) == "", "no repair mends what is in the trash"
 
 
 def test_left_overs_and_the_trash_are_told(store: LocalStore) -> None:

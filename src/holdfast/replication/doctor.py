@@ -62,7 +62,7 @@ def diagnose(store: Store, time: TimeSource | None = None) -> list[Finding]:
     found += _writer(store, now)
     found += _checkpoints(store, history, name, now)
     found += _beside(store, history, name)
-    found += _proofs(store, run, name, now)
+    found += _proofs(store, history, name, now)
     found += _left_overs(store, history, name, now)
     found += _room(store, history, name)
     found += _mirrors(store, run, name, time or SystemTime())
@@ -130,11 +130,12 @@ def _beside(store: Store, history: History, name: str) -> Iterator[Finding]:
             yield Finding(f"tag {tag}", "warning", text, f"holdfast {back}, or holdfast untag {name} {tag}")
 
 
-def _proofs(store: Store, run: str, name: str, now: float) -> Iterator[Finding]:
-    proofs = Proofs.of(store, run)
+def _proofs(store: Store, history: History, name: str, now: float) -> Iterator[Finding]:
+    proofs = Proofs.of(store, history.run)
     there = {o.key for o in store.list(DATA)}
+    needed = {key for step in history.steps for key in history.summary(step).sizes()}
     for key, problem in proofs.bad.items():
-        if key in there:
+        if key in there and plain_key(key) in needed:
             yield Finding(
                 key, "wrong", f"{problem} (as of the last scrub)", f"holdfast repair {name} --from COPY"
             )
