@@ -96,6 +96,19 @@ def test_a_run_by_another_path_is_no_mirror_of_itself(cli, run: Path, tmp_path: 
     assert holdfast.Run(run).steps == [1, 2, 3]
 
 
+def test_doctor_tells_what_only_a_mirror_has_and_repair_brings_it_back(
+    cli, run: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    shutil.rmtree(run / "checkpoints")
+    told = json.loads(cli("doctor", run, "--json").out)["findings"]
+    (lost,) = [f for f in told if f["topic"] == f"only in {(tmp_path / 'near').as_uri()}"]
+    assert "3 checkpoints, the newest of step 3" in lost["text"]
+    assert lost["remedy"].startswith(f"holdfast repair {run} ")
+    assert cli(*lost["remedy"].split()[1:3]).code == 0
+    assert holdfast.Run(run).steps == [1, 2, 3]
+    assert "only in" not in cli("doctor", run).out
+
+
 def test_a_mirror_whose_identity_is_damaged_did_answer(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "near" / "run.json").write_text("{}")
     places = json.loads(cli("status", run, "--json").out)["places"]

@@ -206,6 +206,13 @@ def _mirrors(store: Store, run: str, name: str, time: TimeSource) -> Iterator[Fi
         sync = {"good": "", "note": f"holdfast sync {name}"}
         remedy = sync.get(level, f"see to that place, then holdfast sync {name}")
         yield Finding(f"mirror {place.url}", level, text, remedy)
+        if place.only_here:
+            text = (
+                f"{len(place.only_here)} checkpoints, the newest of step {max(place.only_here)}, are only in "
+                f"the mirror {name_of(place.url)}: the run lost them without a word"
+            )
+            back = f"holdfast repair {name} brings back those that training did not leave behind"
+            yield Finding(f"only in {place.url}", "note", text, back)
 
 
 def _rights(store: Store) -> Iterator[Finding]:
