@@ -27,7 +27,7 @@ def scrub(
         typer.Option(
             "--max-duration",
             metavar="TIME",
-            help="Stop after this long, such as 30m.",
+            help="Begin no further file after this long, such as 30m.",
         ),
     ] = None,
     rate: Annotated[

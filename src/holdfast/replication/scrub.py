@@ -31,12 +31,13 @@ __all__ = ["ScrubLimits", "ScrubReport", "scrub"]
 
 logger = logging.getLogger("holdfast")
 
-SAVE_SECONDS = 10.0  # of work that a kill may cost
+SAVE_SECONDS = 10.0  # of work that a kill may cost, besides the file that is being read
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubLimits:
-    """How much to do: stop after `max_seconds`; read what was not proven for `older_than_seconds`, instead of all."""
+    """How much to do: begin no further file after `max_seconds`; read what was not proven for `older_than_seconds`,
+    instead of all."""
 
     max_seconds: float | None = None
     older_than_seconds: float | None = None
