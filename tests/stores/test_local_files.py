@@ -176,6 +176,11 @@ def test_urls_name_stores(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatc
     for url in ("s4://bucket/x", "http://host/x", "://x"):
         with pytest.raises(StoreError, match="no store for"):
             open_store(url)
+    for url in ("file://runs/a", f"file://{tmp_path}/a#1", f"file://{tmp_path}/a?1"):
+        with pytest.raises(StoreError, match="names no directory"):
+            open_store(url)
+    with pytest.raises(StoreError, match="an empty name"):
+        open_store("")
 
 
 def create_when_told(root: pathlib.Path, number: int, turns: int, gate: Connection) -> None:

@@ -30,15 +30,22 @@ def open_store(url: str | os.PathLike[str] | Store) -> Store:
     which two with the same name are the same store within a process.
 
     Raises:
-        StoreError: the scheme is not known, or the URL holds a secret or an option that is not known.
+        StoreError: there is no name, the scheme is not known, the URL holds a secret or an option that is not known, or
+            one of a directory does not give its absolute path.
     """
     if not isinstance(url, (str, os.PathLike)):
         return url
     text = os.fspath(url)
+    if not text:
+        raise StoreError("an empty name is no place: give a directory ('.' for the present one) or a URL")
     if "://" not in text:
         return LocalStore(os.path.expanduser(text))
     parts = urlsplit(text)
     if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+            raise StoreError(
+                f"{text!r} names no directory: write its path, or file:///ABSOLUTE/PATH with %23 for '#', %3F for '?'"
+            )
         return LocalStore(unquote(parts.path))
     if parts.scheme == "memory":
         with _memory_lock:
