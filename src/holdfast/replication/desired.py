@@ -111,9 +111,9 @@ class Past:
 
     def joined(self, other: Past) -> Past:
         """Return what both say; where they differ this one's word goes before that of the other."""
-        theirs = {attempt: how for attempt, how in other.departed.items() if attempt not in self.undone}
+        theirs: dict[str, Departure] = {a: how for a, how in other.departed.items() if a not in self.undone}
         return Past(
-            theirs | {**self.departed},
+            {**theirs, **self.departed},
             tuple(sorted({*self.turns, *other.turns})),
             self.in_trash | other.in_trash,
             self.undone | other.undone.difference(self.departed),
