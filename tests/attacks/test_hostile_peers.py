@@ -27,6 +27,7 @@ from holdfast.core.errors import (
 )
 from holdfast.stores import Stream, open_store
 from holdfast.stores.peers import messages as m
+from holdfast.stores.peers import service as service_module
 from holdfast.stores.peers.address import PeerAddress, parse_peer
 from holdfast.stores.peers.client import PeerStore
 from holdfast.stores.peers.handshake import MAGIC, introduce
@@ -138,6 +139,18 @@ def test_very_many_who_say_nothing_keep_nobody_out(service: PeerService) -> None
         for sock in silent:
             hung_up.register(sock, select.POLLIN)
         until(lambda: len(hung_up.poll(0)) >= 86, "the oldest of them to be hung up on")
+
+
+def test_who_finds_every_connection_taken_is_named_in_the_log(
+    service: PeerService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service_module, "MAX_CONNECTIONS", 1)  # which the fixture has
+    for _ in range(2):
+        with pytest.raises(StoreError, match="if it is one, its log says why"):
+            PeerStore(service.address, secret=SECRET).room()
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "127.0.0.1: turned away: 1 connections are open" in warnings[0]
 
 
 def test_another_secret_is_refused_on_both_sides(service: PeerService) -> None:

@@ -64,7 +64,9 @@ class Link:
             ) from None
         except OSError as e:
             sock.close()
-            raise StoreError(f"{self.url}: {place} did not answer as a service of peers does: {e}") from None
+            raise StoreError(
+                f"{self.url}: {place} did not answer as a service of peers does: {e}; if it is one, its log says why"
+            ) from None
         with self._lock:
             known = self._instance = self._instance or instance
         if known != instance:

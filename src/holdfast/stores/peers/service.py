@@ -122,22 +122,26 @@ class PeerService:
     def _accept(self) -> None:
         while True:
             try:
-                sock, _ = self._listening.accept()
+                sock, whom = self._listening.accept()
             except OSError as e:
                 if self._is_stopping():
                     return
                 logger.warning("peers at %s: a connection was not accepted: %s", self.address.place, e)
                 time.sleep(0.1)  # out of descriptors, most likely: some will be closed
                 continue
-            self._take_on(sock)
+            self._take_on(sock, str(whom[0]))
 
     def _is_stopping(self) -> bool:
         return self._stopping
 
-    def _take_on(self, sock: socket.socket) -> None:
-        thread = threading.Thread(target=self._serve, args=(sock,), name="holdfast-peer", daemon=True)
+    def _take_on(self, sock: socket.socket, whom: str) -> None:
+        thread = threading.Thread(target=self._serve, args=(sock, whom), name="holdfast-peer", daemon=True)
+        if len(self._connections) >= MAX_CONNECTIONS:  # only this thread adds to them
+            sock.close()
+            self._name(whom, f"turned away: {MAX_CONNECTIONS} connections are open, and no more are taken")
+            return
         with self._lock:
-            if self._stopping or len(self._connections) >= MAX_CONNECTIONS:
+            if self._stopping:
                 sock.close()
                 return
             while len(self._strangers) >= MAX_STRANGERS:
@@ -151,12 +155,7 @@ class PeerService:
         except RuntimeError:  # no more threads
             self._forget(sock)
 
-    def _serve(self, sock: socket.socket) -> None:
-        try:
-            whom = str(sock.getpeername()[0])
-        except OSError:
-            self._forget(sock)
-            return
+    def _serve(self, sock: socket.socket, whom: str) -> None:
         try:
             keep_alive(sock)
             handshake, frame = self._seconds
