@@ -278,3 +278,18 @@ def test_a_link_that_is_sent_again_after_its_answer_was_lost_finds_itself(tmp_pa
         store.create("a/k", b"another")
     assert store.read("a/k") == b"mine"
     assert os.listdir(tmp_path / "a") == ["k"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_told_apart_from_a_lack_of_rights(
+    tmp_path: pathlib.Path, number: int
+) -> None:
+    class Bucket(OsDisk):
+        def link(self, source: str, target: str) -> None:
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(StoreError, match="no hard links") as refused:
+        LocalStore(tmp_path, Bucket()).create("a/k", b"x")
+    assert not isinstance(refused.value, PermissionDenied)
+    assert refused.value.errno == number
+    assert os.listdir(tmp_path / "a") == []

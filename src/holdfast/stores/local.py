@@ -46,6 +46,11 @@ _KINDS: dict[int, type[StoreError]] = {
     errno.EDQUOT: OutOfSpace,
 }
 _LOOKING = ("read", "look at")  # only then an object is missed; who writes lacks something else
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+_HOW_TO_DO_WITHOUT_LINKS = (
+    "the file system there has no hard links, which every commit needs (exFAT, a bucket that is mounted); give a "
+    "directory on another one, or the URL of the bucket"
+)
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _REMEDIES: dict[type[StoreError], str] = {
     PermissionDenied: "check the rights of the directory and whether the disk is mounted read-only",
@@ -184,6 +189,10 @@ class LocalStore:
             except FileExistsError:
                 if not self._is_linked(temporary, path):
                     raise
+            except OSError as e:
+                if e.errno in _NO_LINKS:  # of a file that was made here just now
+                    raise StoreError(e.errno, f"could not create {path}: {_HOW_TO_DO_WITHOUT_LINKS}") from e
+                raise
             finally:
                 self._discard(temporary)
             self.disk.fsync_dir(os.path.dirname(path))  # durability: the name
