@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -12,9 +13,14 @@ import time
 import pytest
 
 import holdfast
+from holdfast.catalog.history import History
+from holdfast.catalog.identity import read_identity
+from holdfast.core.errors import NotReplicated, StoreError
 from holdfast.replication.recovery import bring_back, mend
-from holdfast.stores import LocalStore, MemoryStore
+from holdfast.replication.replicas import Ack, Replicas
+from holdfast.stores import LocalStore, MemoryStore, ObjectInfo
 from holdfast.testing import Crash, FaultStore, MockClock, every_call
+from patience import until
 from replication.places import flip
 from replication.runs import (
     assert_sound,
@@ -37,6 +43,39 @@ def pair() -> tuple[MemoryStore, MemoryStore]:
     holdfast.Run(primary).tag("good", 1)
     reconcile(primary, mirror)
     return primary, mirror
+
+
+@pytest.mark.parametrize("ack", ["local", "all"])
+def test_mirrors_that_cannot_be_told_of_a_checkpoint_are_not_waited_for(ack: Ack) -> None:
+    class Away(MemoryStore):
+        gone = False
+
+        def names(self, prefix: str, after: str = "") -> list[str]:
+            if self.gone:
+                raise StoreError("no service answers")
+            return super().names(prefix, after)
+
+        def list(self, prefix: str) -> list[ObjectInfo]:
+            self.names(prefix)
+            return super().list(prefix)
+
+    primary, clock = Away("primary"), MockClock()
+    train(primary, 2)
+    run = read_identity(primary).run
+    replicas = Replicas(primary, [MemoryStore("mirror")], ack=ack, time=clock)
+    replicas.tell(History(primary), run, 1)
+    until(lambda: replicas.keepers[0].is_complete(1), "the mirror to have it")
+    primary.gone = True
+    replicas.tell(History(primary), run, 1)
+    before = clock.monotonic()
+    with pytest.raises(NotReplicated) if ack == "all" else contextlib.nullcontext():
+        replicas.catch_up()
+    assert clock.monotonic() == before
+    primary.gone = False
+    replicas.tell(History(primary), run, 1)
+    until(lambda: replicas.keepers[0].is_complete(3), "the mirror to have all")
+    replicas.catch_up()
+    replicas.stop()
 
 
 @pytest.mark.parametrize("when", ["before", "after", "torn"])

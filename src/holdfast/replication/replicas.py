@@ -54,6 +54,7 @@ class Replicas:
         self._time = time
         self._seconds = seconds
         self._number = 0
+        self._told = 0  # the newest number that the mirrors know of: more than that they cannot do
         self.keepers = [Keeper(m, store, time) for m, store in mirrors_of(primary, given or (), time)]
         self._needed = _needed(ack, len(self.keepers))
         self.brought: dict[int, str] = {}
@@ -109,6 +110,7 @@ class Replicas:
         except HoldfastError as e:
             logger.warning("the mirrors of %s are told at the next commit: %s", self._primary.url, e)
             return
+        self._told = self._number
         for keeper in self.keepers:
             keeper.tell(source, self._number)
             keeper.start()
@@ -134,6 +136,8 @@ class Replicas:
         if self._needed <= 1:
             return
         seconds, number = self._seconds if seconds is None else seconds, self._number
+        if self._told < number:
+            seconds = 0.0
         for keeper in self.keepers:
             keeper.hurry()
         self._wait(seconds, lambda: self._holders(number) >= self._needed)
@@ -156,12 +160,12 @@ class Replicas:
     # ---- at the end -------------------------------------------------------------------------------------------------
 
     def catch_up(self, seconds: float | None = None) -> None:
-        """Wait for the mirrors to catch up. One that fails is tried once more.
+        """Wait for the mirrors to catch up with what they know of. One that fails is tried once more.
 
         Raises:
             NotReplicated: fewer locations than `ack` says hold the newest checkpoint.
         """
-        number = self._number
+        number = self._told
         for keeper in self.keepers:
             keeper.hurry()
         self.acknowledge(seconds)
