@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import sys
 import time
 from typing import Any
@@ -24,8 +25,8 @@ from holdfast.stores.peers import link
 ROWS = 20_000
 DURABLE_AT = 4
 SECONDS = 60.0
-CONNECT_SECONDS = 1.5  # who is there answers at once, and a host that is lost never does
-MIRROR_SECONDS = 5.0
+CONNECT_SECONDS = 1.5  # a kernel that is there answers at once, and a host that is lost never does
+MIRROR_SECONDS = 5.0  # when one of them is lost
 
 
 def say(*words: object) -> None:
@@ -51,7 +52,13 @@ def main(seed: int, run: str, total: int, hold_at: int, shared: str, peers: list
     mirrors.append(Mirror(shared, keep=last(1), interval="1h"))
     ack = "all" if hold_at and peers else "local"
     ckpt = Checkpointer(
-        run, state, save=every(steps=1), keep=last(2), mirrors=mirrors, ack=ack, mirror_seconds=MIRROR_SECONDS
+        run,
+        state,
+        save=every(steps=1),
+        keep=last(2),
+        mirrors=mirrors,
+        ack=ack,
+        mirror_seconds=SECONDS if hold_at else MIRROR_SECONDS,
     )
     try:
         train(ckpt, state, total, hold_at)
@@ -80,10 +87,13 @@ def train(ckpt: Checkpointer, state: dict[str, Any], total: int, hold_at: int) -
             secure(ckpt, hold_at)
             say("secured", hold_at)
             sys.stdin.readline()
+            ckpt._engine.replicas._seconds = MIRROR_SECONDS
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    link.CONNECT_SECONDS = CONNECT_SECONDS
+    link.CONNECT_SECONDS = SECONDS  # for the handshake
+    connect = socket.create_connection
+    socket.create_connection = lambda place, _: connect(place, CONNECT_SECONDS)  # type: ignore[assignment, misc]
     seed, run, total, hold_at, shared, *peers = sys.argv[1:]
     main(int(seed), run, int(total), int(hold_at), shared, peers)

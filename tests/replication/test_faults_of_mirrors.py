@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -20,7 +20,7 @@ from holdfast.replication.recovery import bring_back, mend
 from holdfast.replication.replicas import Ack, Replicas
 from holdfast.stores import LocalStore, MemoryStore, ObjectInfo
 from holdfast.testing import Crash, FaultStore, MockClock, every_call
-from patience import until
+from patience import TIMEOUT, until
 from replication.places import flip
 from replication.runs import (
     assert_sound,
@@ -169,7 +169,14 @@ TRAINER = """
 import sys, time
 import numpy as np
 from holdfast import Checkpointer, every
+from holdfast.replication.replicas import Replicas
 from holdfast.stores import LocalStore
+
+catch_up = Replicas.catch_up
+def sooner(self, seconds=None):
+    print("may wait", seconds, flush=True)
+    catch_up(self, seconds / 60)
+Replicas.catch_up = sooner
 
 class Stuck(LocalStore):
     "A mirror whose disk hangs."
@@ -178,7 +185,7 @@ class Stuck(LocalStore):
         time.sleep(1000)
 
 held = {"w": np.zeros(50)}
-ckpt = Checkpointer(sys.argv[1], held, mirrors=[Stuck(sys.argv[2])], save=every(steps=5), deadline_seconds=4,
+ckpt = Checkpointer(sys.argv[1], held, mirrors=[Stuck(sys.argv[2])], save=every(steps=5), deadline_seconds=60,
                     writer=sys.argv[3])
 for step in ckpt.steps(10**6):
     held["w"][:] = step
@@ -200,11 +207,11 @@ def test_a_stuck_mirror_holds_up_neither_training_nor_the_end(tmp_path: pathlib.
         seen.append(line)
         if any("stuck" in one for one in seen) and len(seen) > 40:  # two threads print, perhaps in one line
             break
-    asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert time.monotonic() - asked < 4 + 10, "the deadline was not kept"  # ten seconds for a loaded machine
+    [seconds] = re.findall(r"may wait (\S+)", said)
+    assert 0 < float(seconds) < 60, "what is left of the deadline"
     assert "no new checkpoint" not in errors
     assert steps(LocalStore(run))[-1] >= 30
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
+from patience import TIMEOUT
 from replication.host_trainer import DURABLE_AT, ROWS
 from servers.namespaces import Host, hosts, why_not
 from servers.peers import PEER_SECRET, Peer
 
 HOSTS = 3
 HOLD_AT, TOTAL = 7, 9
-SECONDS = 60.0
 TRAINER = Path(__file__).with_name("host_trainer.py")
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -72,7 +72,7 @@ class Trainer:
     def hear(self, word: str) -> str:
         """Return what follows a word in the next line that begins with it."""
         said: list[str] = []
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + TIMEOUT
         with contextlib.suppress(queue.Empty):
             while line := self._lines.get(timeout=max(0.0, end - time.monotonic())):
                 said.append(line)
@@ -188,10 +188,10 @@ def test_a_run_in_the_memories_of_all_hosts_outlives_any_one_of_them(world: Worl
     if lost:
         return
     # Without a majority it refuses, and what is durable is what there is.
-    again.process.wait(SECONDS)
+    again.process.wait(TIMEOUT)
     world.hosts[(lost + 1) % HOSTS].lose()
     refused = world.train(5, (lost + 2) % HOSTS, where=world.ring)
-    assert refused.process.wait(SECONDS) != 0
+    assert refused.process.wait(TIMEOUT) != 0
     assert "fewer than a majority" in refused.log() or "no such majority" in refused.log()
     there = world.train(5, (lost + 2) % HOSTS)
     assert there.hear("done") == expected(5)
