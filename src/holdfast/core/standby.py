@@ -36,15 +36,25 @@ class _Thread:
             finally:
                 del work  # nothing is kept alive by a thread that waits
                 self._thread.name = IDLE
-            if len(_idle) >= MOST_IDLE:
-                return
-            _idle.append(self)
+            with _sitting_down:
+                if len(_idle) >= MOST_IDLE:
+                    return
+                _idle.append(self)
 
 
 _idle: list[_Thread] = []
+_sitting_down = threading.Lock()
+
+
+def _begin_anew() -> None:
+    """A fork leaves the threads behind, whatever they were at."""
+    global _sitting_down
+    _sitting_down = threading.Lock()
+    _idle.clear()
+
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _idle.clear())  # a fork leaves the threads behind
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def run_behind(work: Callable[[], None], name: str) -> None:
