@@ -127,7 +127,6 @@ class Checkpointer:
         among = ranks_of(ranks)
         signing = signing_of(sign, verify, trusted, time)
         self.state: dict[str, object] = dict(state)
-        self._pid = os.getpid()
         self._depth = 0
         self._foreign = False  # the loop is somebody else's: it ends when we are closed
         store = open_store(url)
@@ -335,7 +334,8 @@ class Checkpointer:
         self._engine.acknowledge()
 
     def close(self) -> None:
-        """Wait for what is under way and give the run up. Safe to call twice.
+        """Wait for what is under way and give the run up. Safe to call twice, and in a forked process, where it does
+        nothing.
 
         After a loop of `step_end()` calls its last state is saved first.
         """
@@ -384,7 +384,7 @@ class Checkpointer:
 
     def _close_at_exit(self) -> None:
         """Finish what the user left open. Raises what a save failed with."""
-        if self._pid == os.getpid() and not self._engine.interrupts.aborted:
+        if not self._engine.interrupts.aborted:
             self._give_up()
 
 

@@ -82,7 +82,7 @@ class Engine:
         self.capture_report: CaptureReport | None = None
         self.restore_report: RestoreReport | None = None
         self.started = False
-        self.closed = False
+        self._closed = False
         self._best = self.tracker.best_rule(keep)
         self._written = (settings.self_contained, settings.derive)
         self._grace_seconds = settings.grace_seconds
@@ -117,6 +117,11 @@ class Engine:
     @property
     def clock(self) -> Clock:
         return self.tracker.clock
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run was given up, or never was this process's."""
+        return self._closed or self.session.forked
 
     @property
     def stopped(self) -> Verdict | None:
@@ -213,6 +218,7 @@ class Engine:
 
     def boundary(self, *, steps: int, epochs: int = 0, events: frozenset[str] = NO_EVENTS) -> None:
         """End a step or an epoch. Raises SaveFailed, and what a signal asks for once the last checkpoint is durable."""
+        self.session.refuse_forked()
         self._saver.raise_failure()
         if self._moved:  # the body of this step restored another one: it trained nothing
             self._go_on()
@@ -339,6 +345,7 @@ class Engine:
 
     def wait(self) -> None:
         """Return when every save is durable. Raises SaveFailed when one failed."""
+        self.session.refuse_forked()
         self._saver.wait()
 
     def acknowledge(self) -> None:
@@ -350,7 +357,7 @@ class Engine:
         """Wait for what is under way and give the run up."""
         if self.closed:
             return
-        self.closed = True
+        self._closed = True
         self.gradients.remove()
         self.interrupts.remove()
         self._saver.close()
@@ -387,5 +394,6 @@ class Engine:
 
     def refuse_closed(self) -> None:
         """Raise PolicyError when the run was given up."""
+        self.session.refuse_forked()
         if self.closed:
             raise PolicyError(f"the checkpointer of {self.session.store.url} is closed; make a new one")

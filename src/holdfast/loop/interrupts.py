@@ -24,11 +24,15 @@ class Interrupts:
 
     The first Ctrl-C or SIGTERM asks for a save and an end at the safe point; SIGUSR1 for a save alone. A second Ctrl-C
     stops at once. When the deadline passes first, the process ends and says which checkpoint is the newest.
+
+    A process that is forked from the loop has nothing to save. What is sent to a whole job it lets pass once, for the
+    trainer may need its workers until the step has ended; then, and at SIGTERM, it does what it did before.
     """
 
     def __init__(self, deadline_seconds: float, newest: Callable[[], str]) -> None:
         self._deadline_seconds = deadline_seconds
         self._newest = newest
+        self._pid = os.getpid()
         self._previous: dict[int, object] = {}
         self._timer: threading.Timer | None = None
         self.stop_signal: int | None = None
@@ -75,6 +79,9 @@ class Interrupts:
         )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._pid != os.getpid():
+            self._handle_forked(number)
+            return
         if number in SAVING:
             self.save_signal = number
             return
@@ -83,6 +90,14 @@ class Interrupts:
             _say("stopping now; " + self._newest())
             raise KeyboardInterrupt
         self._stop(number)
+
+    def _handle_forked(self, number: int) -> None:
+        if number in SAVING:
+            return
+        if number == signal.SIGTERM or self.stop_signal == number:
+            self.remove()
+            signal.raise_signal(number)
+        self.stop_signal = number
 
     def _stop(self, number: int, how: str = "") -> None:
         if self._timer is not None:

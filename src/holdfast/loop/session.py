@@ -16,7 +16,7 @@ from holdfast.catalog.lease import acquire
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.tidiness import Tidiness
 from holdfast.core.clock import Clock, TimeSource
-from holdfast.core.errors import CommitUnknown
+from holdfast.core.errors import CommitUnknown, PolicyError
 from holdfast.distributed.meeting import Meeting
 from holdfast.format.events import Event, Resumed, Saved, Started, Verified
 from holdfast.format.manifest import FORMAT_VERSION, Manifest, clock_to_doc, floats_to_doc
@@ -115,6 +115,20 @@ class Session:
     def shares_memory(self) -> bool:
         """Whether images are read by another process."""
         return self._host.pid != 0
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked from the one that took the run: it does not hold it, and none of the threads
+        that save are here."""
+        return self.lease.doc.pid != os.getpid()
+
+    def refuse_forked(self) -> None:
+        """Raise PolicyError in a process that was forked from the one that took the run."""
+        if self.forked:
+            raise PolicyError(
+                f"the checkpointer of {self.store.url} belongs to process {self.lease.doc.pid}, from which this one "
+                "was forked; to save here, make one of its own for another place"
+            )
 
     def events(self) -> list[Event]:
         """Return the run's whole log, what this session recorded included."""

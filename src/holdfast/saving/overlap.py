@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 import time
 import weakref
@@ -210,6 +211,10 @@ class Fence:
             if copying.done.is_set():
                 self._copying = None
 
+    def forget(self) -> None:
+        """Stand before no step any more until the next copy."""
+        self._copying = None
+
     def wait(self) -> None:
         """Return when no copy is under way."""
         copying = self._copying
@@ -219,6 +224,16 @@ class Fence:
 
 
 _fences: weakref.WeakSet[Fence] = weakref.WeakSet()
+
+
+def _forget_copies() -> None:
+    """A fork leaves the thread that copies behind; what changes in the child is not what it copies."""
+    for fence in list(_fences):
+        fence.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_copies)
 
 
 def protect() -> None:
