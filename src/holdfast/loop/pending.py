@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
 
-from holdfast.state.registry import optimizers
+from holdfast.state.registry import after_each_step, unused_gradients
 
 __all__ = ["PendingGradients"]
 
 
-class _Handle(Protocol):
-    def remove(self) -> None: ...
-
-
 class PendingGradients:
-    """Notices, by a post-step hook on each optimizer of the state, whether a step consumed the gradients."""
+    """Notices which optimizers step, wherever they stand in the state, and so whose gradients were consumed.
+
+    One that wraps another has its parameter groups: these say who stepped.
+    """
 
     def __init__(self, state: Mapping[str, object]) -> None:
-        self._stepped = False
-        self._left = True  # the step that ended last was without an optimizer step
-        self._handles: list[_Handle] = []
-        self._watching = False
-        found = {id(value): value for value in (*state.values(), *optimizers(state).values())}
-        for value in found.values():
-            # Asked of the class: an object that answers to every name, such as nnx.Rngs, is no optimizer.
-            if callable(getattr(type(value), "register_step_post_hook", None)):
-                register = cast("Any", value).register_step_post_hook
-                self._handles.append(cast("_Handle", register(self._note)))
-                self._watching = True
+        self._state = state
+        self._stepped: set[int] = set()
+        self._stepped_before: set[int] = set()  # in the step that ended last
+        self._unhook = after_each_step(self._note)
 
-    def _note(self, *_: object) -> None:
-        self._stepped = True
+    def _note(self, groups: object) -> None:
+        self._stepped.add(id(groups))
 
     def end_step(self) -> None:
         """End a step, and begin to watch the next one."""
-        self._left, self._stepped = not self._stepped, False
+        self._stepped_before, self._stepped = self._stepped, set()
 
     def found(self) -> bool:
-        """Return whether no optimizer stepped in the step that ended last, nor since: then gradients must be saved."""
-        return self._watching and self._left and not self._stepped
+        """Return whether an optimizer that did not step in the step that ended last, nor since, has gradients: then
+        these must be saved."""
+        return self._unhook is not None and unused_gradients(
+            self._state, self._stepped | self._stepped_before
+        )
 
     def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._watching = False
+        """Watch no more."""
+        if self._unhook is not None:
+            self._unhook()
+            self._unhook = None

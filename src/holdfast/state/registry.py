@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from holdfast.core.errors import MissingDependency
 from holdfast.core.memory import Pinning
@@ -16,6 +16,7 @@ from holdfast.state.adapters.records import Dataclasses, Enums, NamedTuples
 from holdfast.state.adapters.stateful import Stateful
 
 __all__ = [
+    "after_each_step",
     "before_each_step",
     "dispatch",
     "family",
@@ -31,6 +32,7 @@ __all__ = [
     "torch_is_loaded",
     "torch_rng",
     "torch_store",
+    "unused_gradients",
 ]
 
 _FAMILIES = {
@@ -153,6 +155,23 @@ def before_each_step(act: Callable[[bool], None]) -> Callable[[], None] | None:
     from holdfast.state.adapters.torch_steps import before_each_step as register
 
     return register(act)
+
+
+def after_each_step(act: Callable[[object], None]) -> Callable[[], None] | None:
+    """Call `act`, with its parameter groups, when any optimizer of this process has stepped; return what ends that, or
+    None without torch."""
+    if not torch_is_loaded():
+        return None
+    from holdfast.state.adapters.torch_steps import after_each_step as register
+
+    return register(act)
+
+
+def unused_gradients(state: Mapping[str, object], stepped: Set[int]) -> bool:
+    """Return whether an optimizer in `state` has gradients whose parameter groups are not, by id, among the stepped."""
+    from holdfast.state.adapters.torch_steps import unused_gradients as look
+
+    return look(state, stepped)
 
 
 def pinning(values: Sequence[object]) -> Pinning | None:
