@@ -324,6 +324,29 @@ def test_two_checkpointers_of_one_process(tmp_path: pathlib.Path) -> None:
     Checkpointer(tmp_path, counting()).close()
 
 
+class Late:
+    """Has no state before its first step."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+def test_what_has_no_state_before_the_first_step(tmp_path: pathlib.Path) -> None:
+    late = Late()
+    with Checkpointer(tmp_path, {"late": late}) as ckpt:
+        for step in ckpt.steps(2):
+            late.count = step
+    with pytest.raises(AttributeError):  # and a save says what its state_dict() says
+        Checkpointer(tmp_path / "other", {"late": Late()}).save()
+    late = Late()
+    with Checkpointer(tmp_path, {"late": late}) as ckpt:
+        ckpt.restore()
+    assert late.count == 1
+
+
 def test_restore_without_a_checkpoint(tmp_path: pathlib.Path) -> None:
     with Checkpointer(tmp_path, counting()) as ckpt:
         with pytest.raises(NoCheckpoint):

@@ -89,7 +89,7 @@ class Engine:
         self._room = Room(self.session, keep, settings.when_full)
         planner = together.planner if together is not None else None
         self._saver = Saver(self.session, state, settings, self._room, self._after_commit, planner=planner)
-        with contextlib.suppress(HoldfastError):  # a state that is not complete yet
+        with contextlib.suppress(Exception):  # of a state that is not complete yet
             self._saver.prewarm()
         self._restored: Restored | None = None
         self._warm = False
