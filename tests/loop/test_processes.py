@@ -135,6 +135,28 @@ for step in ckpt.steps(5):
     assert Run(tmp_path).writer is None
 
 
+@pytest.mark.parametrize("writer", ["process", "thread"])
+def test_a_checkpointer_that_was_dropped_saves_all_the_same(tmp_path: pathlib.Path, writer: str) -> None:
+    code = """
+from holdfast.loop.session import Session
+persist = Session.complete
+def slowly(self, begun):
+    time.sleep(0.5)
+    return persist(self, begun)
+Session.complete = slowly
+
+def main():
+    ckpt = Checkpointer(sys.argv[1], held, save=every(steps=1), writer="WRITER")
+    for step in ckpt.steps(5):
+        if step == 2:
+            break
+main()
+"""
+    returned, _, err = finish(start(code.replace("WRITER", writer), tmp_path))
+    assert returned == 0, err
+    assert Run(tmp_path).steps == [1, 2]
+
+
 def test_a_failed_save_at_exit_is_an_exit_code(tmp_path: pathlib.Path) -> None:
     code = """
 import errno

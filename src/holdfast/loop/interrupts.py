@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from holdfast.saving.writer import at_work
+
 __all__ = ["Interrupts"]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -87,6 +89,7 @@ class Interrupts:
             return
         if self.stop_signal == signal.SIGINT and number == signal.SIGINT:
             self.aborted = True
+            at_work.clear()  # nobody waits for them
             _say("stopping now; " + self._newest())
             raise KeyboardInterrupt
         self._stop(number)

@@ -9,6 +9,7 @@ import weakref
 from typing import Protocol
 
 from holdfast.core.errors import HoldfastError
+from holdfast.saving.writer import at_work
 
 __all__ = ["forget_open", "note_open"]
 
@@ -32,11 +33,12 @@ def forget_open(run: _Closable) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    """Make every open run durable before the interpreter ends; a failed save is an exit code that is not zero."""
+    """Make every open run durable before the interpreter ends, and what was saved of one that the program dropped; a
+    failed save is an exit code that is not zero."""
     failed = False
-    for run in list(_open):
+    for end in [run._close_at_exit for run in list(_open)] + [writer.wait for writer in list(at_work)]:
         try:
-            run._close_at_exit()
+            end()
         except HoldfastError as e:
             print(f"holdfast: {e}", file=sys.stderr)
             failed = True

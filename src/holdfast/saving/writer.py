@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from holdfast.core.standby import run_behind
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "at_work"]
 
 Job = Callable[[], None]
 
@@ -41,7 +42,8 @@ class Writer:
             if self._running:
                 return
             self._running = True
-        # A daemon, so that a second Ctrl-C can leave it behind; at exit the Checkpointer waits for it.
+            at_work.add(self)
+        # A daemon, so that a second Ctrl-C can leave it behind; else it is waited for at exit.
         run_behind(self._run, "holdfast-writer")
 
     def withdraw(self) -> bool:
@@ -73,6 +75,7 @@ class Writer:
                 job = self._waiting.popleft() if self._waiting else None
                 if job is None:
                     self._running = False
+                    at_work.discard(self)
                 self._changed.notify_all()
             if job is None:
                 return
@@ -81,3 +84,9 @@ class Writer:
             except BaseException as e:  # noqa: BLE001 - kept, and raised later
                 with self._changed:
                     self._failure = self._failure or e
+
+
+at_work: set[Writer] = set()  # those with a job under way, also where nobody else knows of them any more
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=at_work.clear)
