@@ -153,6 +153,34 @@ def test_what_else_changes_a_parameter_tears_the_snapshot_and_is_told(
     assert not any(Run(tmp_path).verify().values())
 
 
+def test_a_tensor_that_is_given_other_memory_is_copied_no_further(
+    tmp_path: pathlib.Path, brake: Brake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training()
+    reached: set[int] = set()
+
+    def reach(to: int, of: int, size: int) -> None:
+        assert brake.go.wait(20)
+        reached.add(of)  # and touch nothing: it may be gone
+
+    monkeypatch.setattr(overlap.ctypes, "memmove", reach)
+    with Checkpointer(tmp_path, training.state, save=every(steps=1)) as ckpt:
+        for step in ckpt.steps(2):
+            if step == 1:
+                before = training.model.last.weight.data_ptr()
+                training.model.last.weight.share_memory_()  # as handing the model to a spawned process does
+                brake.go.set()
+                with pytest.raises(
+                    SaveFailed, match=r"model/last\.weight: changed by something else.*protect"
+                ):
+                    ckpt.wait()
+                assert reached
+                assert before not in reached
+            training.step()
+            if step == 0:
+                brake.go.clear()
+
+
 def test_protect_waits_for_the_copy(tmp_path: pathlib.Path, brake: Brake) -> None:
     training = Training()
     ckpt = Checkpointer(tmp_path, training.state, save=every(steps=1))

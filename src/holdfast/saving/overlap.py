@@ -53,6 +53,7 @@ class Watched:
     that these must have, where that is checked."""
 
     versions: Callable[[Sequence[object]], list[int]]
+    addresses: Callable[[Sequence[object]], list[int] | None]
     names: list[str] = field(default_factory=list)
     values: list[object] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)  # address and size of each
@@ -119,7 +120,7 @@ class Overlap:
     def _run(self) -> None:
         try:
             self._copy()
-            self._check(self._here.changed)
+            self._check(lambda: self._here.changed() or self._moved())
             self._here_done.set()
             for flight in self._flights:
                 self._progress.advance(flight.offset)  # all before it is there
@@ -141,13 +142,23 @@ class Overlap:
 
     def _copy(self) -> None:
         first = self._flights[0].offset if self._flights else self._progress.total
-        for piece in self._pieces:
+        for piece, value in zip(self._pieces, self._here.values, strict=True):
             self._progress.advance(min(piece.offset, first))  # all before it is there
             for at in range(0, piece.nbytes, CHUNK_BYTES):
+                if self._here.addresses([value]) != [piece.source]:
+                    return  # its memory is gone: `_moved` says whose
                 size = min(CHUNK_BYTES, piece.nbytes - at)
                 ctypes.memmove(piece.target + at, piece.source + at, size)
         if self._pieces:
             time.sleep(GRACE_SECONDS)
+
+    def _moved(self) -> list[str]:
+        """Return the names of tensors that were given other memory, as `share_memory_()` does: no version counts it."""
+        here, sources = self._here, [piece.source for piece in self._pieces]
+        if here.addresses(here.values) == sources:
+            return []
+        there = zip(here.names, here.values, sources, strict=True)
+        return [name for name, value, source in there if here.addresses([value]) != [source]]
 
     def _land(self) -> list[str]:
         """Everything is there: return what was changed on devices before the fence."""

@@ -78,7 +78,7 @@ class _Behind:
     def __init__(self, of: Snapshot, *, check: bool) -> None:
         self._of = of
         self._check = check
-        self._here, self._there = Watched(_no_versions), Watched(_no_versions)
+        self._here, self._there = (Watched(_no_versions, _no_addresses) for _ in range(2))
         self._pieces: list[Piece] = []
         self._flights: list[Flight] = []
 
@@ -102,7 +102,7 @@ class _Behind:
             places = itertools.accumulate(sizes, initial=lot.start_byte)
             self._pieces += map(Piece, found, targets, sizes, places)
         watched = self._here if flight is None else self._there
-        watched.versions = lot.engine.versions
+        watched.versions, watched.addresses = lot.engine.versions, lot.engine.addresses
         watched.names += [s.spec.name for s in sources]
         watched.values += values
         watched.copies += zip(targets, sizes, strict=True)
@@ -123,6 +123,10 @@ class _Behind:
 
 def _no_versions(values: Sequence[object]) -> list[int]:
     return [0] * len(values)
+
+
+def _no_addresses(values: Sequence[object]) -> list[int] | None:
+    return []
 
 
 class Snapshotter:
