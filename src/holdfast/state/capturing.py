@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import decimal
 import fractions
@@ -23,7 +24,7 @@ from holdfast.state.reports import CaptureEntry, CaptureReport
 from holdfast.state.tensors import HeldBox, Shard, TensorSource, TensorSpec
 from holdfast.state.trace import TensorCall, Trace
 
-__all__ = ["PLAIN", "Capturing", "tensor_name"]
+__all__ = ["BUILT_IN", "PLAIN", "Capturing", "tensor_name"]
 
 PLAIN: frozenset[type] = frozenset(
     {
@@ -31,6 +32,7 @@ PLAIN: frozenset[type] = frozenset(
         datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID,
     }
 )  # fmt: skip
+BUILT_IN = (dict, list, tuple, set, frozenset, collections.deque, str, bytes, bytearray, int, float, complex)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _REMEDY = "give it state_dict() and load_state_dict(), use plain values, or call holdfast.register_codec"
 
@@ -239,6 +241,6 @@ def _why_not(value: object) -> str:
         return f"a {name} knows no position; use holdfast.ResumableSampler or torchdata's StatefulDataLoader"
     if hasattr(cls, "state_dict") or hasattr(cls, "load_state_dict"):
         return f"a {name} has only one of state_dict() and load_state_dict(); give it both"
-    if any(base in (dict, list, tuple, set, str, int, float) for base in cls.__mro__[1:]):
+    if issubclass(cls, BUILT_IN):
         return f"a {name} is a subclass of a built-in type and would come back as the built-in; {_REMEDY}"
     return f"a {name} cannot be stored without running code at load; {_REMEDY}"

@@ -10,7 +10,7 @@ from typing import cast
 from holdfast.core.names import join_path
 from holdfast.format.values import Typed
 from holdfast.state.adapter import Kinds, Outline
-from holdfast.state.capturing import PLAIN, Capturing
+from holdfast.state.capturing import BUILT_IN, PLAIN, Capturing
 from holdfast.state.materialize import Materializer
 from holdfast.state.records import EnumMember, Record
 from holdfast.state.restoring import Build, Restoring, Stage
@@ -51,7 +51,8 @@ class Dataclasses:
         self.kinds: Kinds = {"dataclass": _new_dataclass}
 
     def claims(self, cls: type) -> bool:
-        return dataclasses.is_dataclass(cls)
+        # One that is a container, or a number, as well holds more than its fields.
+        return dataclasses.is_dataclass(cls) and not issubclass(cls, BUILT_IN)
 
     def capture(self, value: object, path: str, into: Capturing) -> object:
         names = [f.name for f in dataclasses.fields(cast("type", value))]
