@@ -300,7 +300,7 @@ class Checkpointer:
     # ---- verbs ----------------------------------------------------------------------------------------------------
 
     def save(self, tag: str | None = None) -> None:
-        """Save now; inside a loop, at the end of the present step. `tag` names the checkpoint."""
+        """Save now; inside a loop, at the end of the present step, not if the loop is left before. `tag` names it."""
         tags = [] if tag is None else [check_tag(tag)]
         if self._depth:
             self._engine.requested = [*(self._engine.requested or []), *tags]
@@ -380,7 +380,7 @@ class Checkpointer:
             self._depth -= 1
             engine.source = None
             if self._depth == 0:
-                engine.interrupts.remove()
+                engine.leave_loop()
 
     def _close_at_exit(self) -> None:
         """Finish what the user left open. Raises what a save failed with."""

@@ -151,6 +151,21 @@ def test_a_save_inside_the_loop_waits_for_the_end_of_the_step(tmp_path: pathlib.
     assert holdfast.load(tmp_path, step="asked")["counters"] == {"seen": 3}
 
 
+def test_a_save_asked_for_in_a_step_that_does_not_end_is_spoken_of(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Checkpointer(tmp_path, counting(), save=every(steps=100)) as ckpt:
+        for step in ckpt.steps(10):
+            if step == 3:
+                ckpt.save("good")
+                break
+        assert "the save asked for in step 3 was not made" in caplog.text
+        for _ in ckpt.steps(6):
+            pass  # and the tag does not go to a state that it was not meant for
+    assert Run(tmp_path).tags == {}
+    assert Run(tmp_path).steps == [6]
+
+
 def test_a_later_state_of_the_same_step_takes_its_place(tmp_path: pathlib.Path) -> None:
     loader = Loader()
     with Checkpointer(tmp_path, {"data": loader}, save=every(steps=4) | every(epochs=1)) as ckpt:

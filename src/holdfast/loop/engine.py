@@ -41,6 +41,7 @@ __all__ = ["Engine"]
 logger = logging.getLogger("holdfast")
 
 NO_EVENTS: frozenset[str] = frozenset()
+LEFT = "the loop was left before that step had ended; call save() after the loop"
 
 
 class Engine:
@@ -218,7 +219,6 @@ class Engine:
 
     def boundary(self, *, steps: int, epochs: int = 0, events: frozenset[str] = NO_EVENTS) -> None:
         """End a step or an epoch. Raises SaveFailed, and what a signal asks for once the last checkpoint is durable."""
-        self.session.refuse_forked()
         self._saver.raise_failure()
         if self._moved:  # the body of this step restored another one: it trained nothing
             self._go_on()
@@ -238,7 +238,8 @@ class Engine:
         reasons, by_rule = self._decided(moment)
         if reasons:
             overlap = self.interrupts.stop_signal is None
-            self.save(reasons, tags=self._take_tags(), overlap=overlap, by_rule=by_rule)
+            tags, self.requested = tuple(self.requested or ()), None
+            self.save(reasons, tags=tags, overlap=overlap, by_rule=by_rule)
         elif not self._warm:  # the first step is over: now the optimizer's state exists too
             self._saver.prewarm()
         self._warm = True
@@ -267,10 +268,6 @@ class Engine:
             asked += ("preempted by a signal",)
         return asked
 
-    def _take_tags(self) -> tuple[str, ...]:
-        tags, self.requested = tuple(self.requested or ()), None
-        return tags
-
     def leave_if_told(self) -> None:
         """Raise what a stop signal asks for, once every save is durable."""
         if self.interrupts.stop_signal is not None and (self._together is None or self.leaving):
@@ -279,6 +276,13 @@ class Engine:
             leave = self.interrupts.leave()
             self.interrupts.remove()
             raise leave
+
+    def leave_loop(self) -> None:
+        """Leave signals alone again, and say so where a save was asked for in a step that did not end."""
+        self.interrupts.remove()
+        if self.requested is not None and not self.closed:
+            logger.warning("the save asked for in step %d was not made: %s", self.clock.step, LEFT)
+        self.requested = None
 
     def finish(self) -> None:
         """End the loop naturally: one last save, unless this very state is saved already."""
@@ -345,7 +349,6 @@ class Engine:
 
     def wait(self) -> None:
         """Return when every save is durable. Raises SaveFailed when one failed."""
-        self.session.refuse_forked()
         self._saver.wait()
 
     def acknowledge(self) -> None:

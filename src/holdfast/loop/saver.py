@@ -272,12 +272,14 @@ class Saver:
             self._writer.submit(self._then)
 
     def raise_failure(self) -> None:
-        """Raise what a save failed with, once."""
+        """Raise what a save failed with, once. In a forked process, whose the saves are."""
+        self._session.refuse_forked()
         with self._failures():
             self._writer.raise_failure()
 
     def wait(self) -> None:
-        """Return when every save is durable. Raises what one failed with."""
+        """Return when every save is durable. Raises what one failed with, and in a forked process whose they are."""
+        self._session.refuse_forked()
         with self._failures():
             self._writer.wait()
 
