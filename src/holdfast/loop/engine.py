@@ -220,10 +220,10 @@ class Engine:
     def boundary(self, *, steps: int, epochs: int = 0, events: frozenset[str] = NO_EVENTS) -> None:
         """End a step or an epoch. Raises SaveFailed, and what a signal asks for once the last checkpoint is durable."""
         self._saver.raise_failure()
+        self.gradients.end_step(counted=steps > 0)
         if self._moved:  # the body of this step restored another one: it trained nothing
             self._go_on()
             steps = epochs = 0
-        self.gradients.end_step()
         if self.interrupts.stop_signal is not None and self._together is None:
             events |= {"preempt"}
         moment, observed = self.tracker.advance(

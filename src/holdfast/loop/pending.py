@@ -24,9 +24,11 @@ class PendingGradients:
     def _note(self, groups: object) -> None:
         self._stepped.add(id(groups))
 
-    def end_step(self) -> None:
-        """End a step, and begin to watch the next one."""
-        self._stepped_before, self._stepped = self._stepped, set()
+    def end_step(self, *, counted: bool) -> None:
+        """Come to a safe point, and begin to watch what comes next. Where no step is `counted`, as at the end of an
+        epoch, who stepped before it still did."""
+        self._stepped_before = self._stepped if counted else self._stepped_before | self._stepped
+        self._stepped = set()
 
     def found(self) -> bool:
         """Return whether an optimizer that did not step in the step that ended last, nor since, has gradients: then
