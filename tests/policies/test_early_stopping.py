@@ -62,6 +62,13 @@ def test_what_each_setting_does(settings: dict, values: list[float], wanted: str
     assert actions(stopping(**settings), values) == wanted
 
 
+@pytest.mark.parametrize(("after", "wanted"), [(0, "iwsss"), (1, "cccciw"), (2, "cccccciw")])
+def test_steps_of_the_first_epoch_are_before_its_end_too(after: int, wanted: str) -> None:
+    fold = stopping(start_after_epoch=after).start()
+    seen = [Observation("loss", 1.0, Clock(step=i, epoch=i // 2)) for i in range(len(wanted))]
+    assert "".join(fold.observe(one).action[0] for one in seen) == wanted
+
+
 def test_the_verdict_explains_itself() -> None:
     rule = stopping(patience=3, target=0.1)
     assert rule.verdict([]) == Verdict("continue", 0, 3, "no value of loss yet")

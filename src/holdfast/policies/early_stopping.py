@@ -135,7 +135,8 @@ class StoppingFold:
         if improves(observation.value, None if self._best is None else self._best.value, rule.mode):
             self._best = observation
         self._seen += 1
-        warming_up = self._seen <= rule.start_after or 0 < observation.clock.epoch <= rule.start_after_epoch
+        too_early = rule.start_after_epoch > 0 and observation.clock.epoch <= rule.start_after_epoch
+        warming_up = self._seen <= rule.start_after or too_early
         if warming_up:
             self.verdict = self._say("continue", f"{rule.metric} is not judged before its start")
         else:
