@@ -77,8 +77,9 @@ class Auto(Rule):
 def on(*events: str) -> On:
     """Save when any of the events happens.
 
-    Events are "start" (before the first step), "end", "epoch_end", "eval_end", "improved" (the early-stop
-    verdict), "stop", "preempt" and "exception". Raises PolicyError for any other name.
+    Events are "start" (before the first step), "end", "epoch_end", "eval_end" (a metric was logged that the
+    save rule or early stopping speaks of), "improved" (the early-stop verdict), "stop", "preempt" and
+    "exception". Raises PolicyError for any other name.
     """
     unknown = [event for event in events if event not in EVENTS]
     if unknown or not events:
