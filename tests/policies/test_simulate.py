@@ -46,6 +46,8 @@ RULES: dict[str, tuple[Rule, Rule | None]] = {
     "at most": (every(steps=5).at_most(per=every(minutes=2)), within(minutes=10)),
     "a window": (every(steps=10).after(step=100), last(4)),
     "events": (on("start", "end") | every(steps=100), every(steps=200) | last(1)),
+    "evaluations": (on("eval_end") | best("early", mode="min"), last(3)),
+    "evaluations that no trigger speaks of": (on("eval_end") | every(steps=70), best("loss", mode="min")),
     "a limit": (every(steps=20), every(steps=40) | limit(count=4)),
 }
 

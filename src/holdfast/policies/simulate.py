@@ -161,6 +161,7 @@ class _Training:
     held: float = 0.0
     storage: Storage = field(init=False)
     best: Best | None = field(init=False)
+    monitored: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         require_trigger(self.scenario.save)
@@ -168,6 +169,8 @@ class _Training:
         rules = [self.scenario.save, self.scenario.places[0].keep]
         leaves = [leaf for rule in rules if rule is not None for leaf in rule.leaves()]
         self.best = next((leaf for leaf in leaves if isinstance(leaf, Best)), None)
+        save = self.scenario.save.leaves()
+        self.monitored = frozenset(leaf.metric for leaf in save if isinstance(leaf, Best))
 
     def begin(self) -> None:
         self._decide(Clock(), {}, frozenset({"start"}))
@@ -179,7 +182,7 @@ class _Training:
         self.clock = self.workload.clock(step, self.seconds)
         events = {"epoch_end"} if self.clock.epoch > previous.epoch else set[str]()
         observed = self.metrics(step)
-        if observed:
+        if self.monitored & observed.keys():
             events.add("eval_end")
         self._decide(previous, observed, frozenset(events))
         if observed:
