@@ -215,6 +215,7 @@ class Checkpointer:
         again and again; inside `epochs()` only to the end of the epoch. `total` counts the steps of the whole run.
 
         Raises:
+            StateError: the data has no position, or no batch at all.
             SaveFailed: a save in the background failed; raised at the next step's end.
             KeyboardInterrupt, SystemExit: after a signal, once the last checkpoint is durable.
         """

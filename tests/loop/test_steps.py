@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -125,6 +126,24 @@ def test_steps_cycle_through_the_data(tmp_path: pathlib.Path, stop: int) -> None
 def test_a_loader_without_a_position_is_refused(tmp_path: pathlib.Path) -> None:
     with Checkpointer(tmp_path, counting()) as ckpt, pytest.raises(StateError, match="ResumableSampler"):
         next(ckpt.steps(3, data=[1, 2, 3]))
+
+
+def test_data_without_a_batch_ends_the_loop(tmp_path: pathlib.Path) -> None:
+    class Short:
+        rest = [1]
+
+        def __iter__(self) -> Iterator[int]:
+            while self.rest:
+                yield self.rest.pop()
+
+        def state_dict(self) -> dict[str, object]:
+            return {}
+
+    seen = []
+    with pytest.raises(StateError, match="Short that has no batch"), Checkpointer(tmp_path, {}) as ckpt:
+        for _, batch in ckpt.steps(3, data=Short()):
+            seen.append(batch)
+    assert seen == [1]
 
 
 def test_step_end_in_a_foreign_loop(tmp_path: pathlib.Path) -> None:

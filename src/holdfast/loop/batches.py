@@ -24,6 +24,7 @@ class BatchSource:
             )
         self._loader = loader
         self._iterator: Iterator[object] | None = None
+        self._ended = 0  # passes, since there was a batch
         self.batch = 0
 
     @property
@@ -42,14 +43,26 @@ class BatchSource:
         self.batch = resumed_at
 
     def take(self) -> tuple[bool, object]:
-        """Return (True, the next batch), or (False, None) at the end of the pass."""
+        """Return (True, the next batch), or (False, None) at the end of the pass.
+
+        Raises:
+            StateError: two whole passes gave no batch. The rest of one that was resumed at its end gives none.
+        """
         if self._iterator is None:
             raise RuntimeError("take() before open()")
         try:
             value = next(self._iterator)
         except StopIteration:
             self._iterator = None
+            self._ended += 1
+            if self._ended > 2:
+                raise StateError(
+                    f"the data given to steps() is a {type(self._loader).__name__} that has no batch: it came to its "
+                    "end twice without one; look for an empty dataset, or one that is smaller than a batch, with "
+                    "drop_last=True"
+                ) from None
             return False, None
+        self._ended = 0
         self.batch += 1
         return True, value
 
