@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from holdfast import Checkpointer, EarlyStopping, Run, best, every
+from holdfast.core.errors import PolicyError
 from holdfast.core.records import CheckpointRecord
 from holdfast.policies import Rule, Verdict, on
 from holdfast.policies.presets import keras_early_stopping, lightning_save_top_k
@@ -105,3 +106,11 @@ def test_the_last_save_is_labelled_by_the_next_start_where_its_trainer_was_kille
     assert (Run(store).steps, Run(store).tags) == ([2, 3], {"best": 2})
     go(store)  # has nothing left to train
     assert (Run(store).steps, Run(store).tags) == ([3], {"best": 3})
+
+
+@pytest.mark.parametrize(
+    "stop", [5, best("loss", mode="min"), EarlyStopping], ids=["number", "rule", "class"]
+)
+def test_what_is_no_early_stopping_is_refused_by_name(stop: object) -> None:
+    with pytest.raises(PolicyError, match=r"stop=.* expected EarlyStopping\("):
+        Checkpointer(MemoryStore(), {}, stop=stop)  # type: ignore[arg-type]

@@ -34,6 +34,12 @@ class Tracker:
     def __init__(
         self, save: Rule | None, stop: EarlyStopping | None, time: TimeSource, *, judges: bool = True
     ) -> None:
+        if stop is not None and not isinstance(stop, EarlyStopping):
+            kind = type(stop).__name__
+            raise PolicyError(
+                f'stop={stop!r} is a {kind}; expected EarlyStopping("val_loss", mode="min", patience=5) or one of the '
+                "presets"
+            )
         self._judges = judges
         self._save = save
         self._stop = stop
