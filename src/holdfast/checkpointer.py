@@ -291,7 +291,7 @@ class Checkpointer:
             self._foreign = True
         if metrics:
             self._engine.tracker.log(metrics)
-        ahead = 1 if step is None else step - self.step
+        ahead = 1 if step is None else check_count("step", step) - self.step
         if ahead < 0:
             raise PolicyError(
                 f"step_end({step}) goes back: the run's clock stands at {self.step}; use restore()"

@@ -159,6 +159,16 @@ def test_step_end_in_a_foreign_loop(tmp_path: pathlib.Path) -> None:
     assert Run(tmp_path)[4].metrics == {"loss": 0.25}
 
 
+def test_counts_may_be_integers_of_numpy(tmp_path: pathlib.Path) -> None:
+    with Checkpointer(tmp_path, {}) as ckpt:
+        ckpt.count(samples=np.int64(8), tokens=np.uint32(100))
+        ckpt.step_end(np.int64(3))
+        with pytest.raises(PolicyError, match="whole number"):
+            ckpt.step_end(3.5)
+    clock = Run(tmp_path).latest.clock
+    assert (clock.step, clock.samples, clock.tokens) == (3, 8, 100)
+
+
 def test_a_save_inside_the_loop_waits_for_the_end_of_the_step(tmp_path: pathlib.Path) -> None:
     held = counting()
     with Checkpointer(tmp_path, held) as ckpt:

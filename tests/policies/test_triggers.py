@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from holdfast.core.clock import Clock
 from holdfast.core.errors import PolicyError
 from holdfast.core.records import Moment, Observation
 from holdfast.policies import (
+    EarlyStopping,
     Rule,
     at,
     auto,
@@ -285,6 +287,16 @@ def test_a_retention_rule_is_no_trigger(rule: Rule, named: str) -> None:
         require_trigger(rule)
     with pytest.raises(PolicyError, match=message):
         decide(rule, Moment(Clock(), Clock(step=1)))
+
+
+def test_integers_of_numpy_count() -> None:
+    given = (every(steps=np.int64(2)), last(np.int32(3)), at(np.arange(1, 3)))
+    assert given == (every(steps=2), last(3), at([1, 2]))
+    assert repr(given) == "(every(steps=2), last(3), at([1, 2]))"
+    assert EarlyStopping("loss", mode="min", patience=np.int64(3)).patience == 3
+    for value in (np.int64(0), np.float32(2.5), np.bool_(True)):
+        with pytest.raises(PolicyError, match="must be a whole number of at least 1"):
+            every(steps=value)
 
 
 def test_something_else_is_no_trigger() -> None:

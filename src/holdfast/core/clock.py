@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 from holdfast.core.errors import PolicyError
@@ -28,10 +29,10 @@ class Clock:
 
 
 def check_count(name: str, value: object) -> int:
-    """Return `value` if it is a count: an integer that is not negative. Raises PolicyError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    """Return `value` as an int if it is a count: an integer, of numpy too, that is not negative. Raises PolicyError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise PolicyError(f"{name}={value!r} must be a whole number that is not negative")
-    return value
+    return int(value)
 
 
 class TimeSource(Protocol):

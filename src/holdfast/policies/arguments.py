@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Literal
 
 from holdfast.core.errors import PolicyError
@@ -13,12 +14,13 @@ Mode = Literal["min", "max"]
 
 
 def whole(name: str, value: object, minimum: int = 1) -> int:
-    """Return `value` as an int; whole floats such as `1e9` count. Raises PolicyError below `minimum`."""
+    """Return `value` as an int; integers of numpy count, and whole floats such as `1e9`. Raises PolicyError below
+    `minimum`."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise PolicyError(f"{name}={value!r} must be a whole number of at least {minimum}")
-    return value
+    return int(value)
 
 
 def amount(name: str, value: object, *, zero: bool = False) -> float:
