@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -240,6 +241,7 @@ def test_a_fingerprint_may_be_added_later() -> None:
         {"position": -1},
         {"epoch": -1},
         {"epoch": "1"},
+        {"position": 4.0},
     ],
 )
 def test_refuses_a_damaged_state(change: dict[str, Any]) -> None:
@@ -254,6 +256,8 @@ def test_refuses_a_damaged_state(change: dict[str, Any]) -> None:
         (0, {}),
         (3, {"drop_last": True}),
         (20, {"batch_size": 0}),
+        (20, {"batch_size": 2.5}),
+        (20, {"seed": 1.5}),
         (20, {"seed": -1}),
         (20, {"seed": 2**64}),
         (20, {"rank": 2, "world_size": 2}),
@@ -285,3 +289,20 @@ def test_state_is_plain_values() -> None:
         "world_size": 2,
         "drop_last": True,
     }
+
+
+def test_integers_of_numpy_are_as_good_as_others() -> None:
+    """What they leave in a state is plain, and can be restored."""
+    options = {
+        "batch_size": np.int64(4),
+        "seed": np.uint64(3),
+        "rank": np.int32(0),
+        "world_size": np.int64(1),
+    }
+    sampler = ResumableSampler(20, **options, drop_last=np.bool_(True))  # type: ignore[arg-type]
+    next(iter(sampler))
+    state = sampler.state_dict()
+    assert {type(value) for value in state.values()} == {int, bool, str, type(None)}
+    again = ResumableSampler(20, batch_size=4, seed=3)
+    again.load_state_dict({**state, "position": np.int64(4)})  # as it was once stored
+    assert again.state_dict() == {**state, "drop_last": False}

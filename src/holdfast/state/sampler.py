@@ -12,6 +12,7 @@ import operator
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Sized
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,8 +176,9 @@ class ResumableSampler:
     ) -> None:
         self._dataset = None if isinstance(dataset_or_length, int | np.integer) else dataset_or_length
         self.length = _length_of(dataset_or_length)
-        self.seed, self.shuffle, self.fingerprint = seed, shuffle, fingerprint
-        self.batch_size, self.drop_last = batch_size, drop_last
+        # Of numpy they would be stored as such, and a position that follows from them too.
+        self.seed, self.batch_size = _integer("seed", seed), _integer("batch_size", batch_size)
+        self.shuffle, self.drop_last, self.fingerprint = bool(shuffle), bool(drop_last), fingerprint
         self.rank, self.world_size = _place(rank, world_size)
         self._pass: EpochPass | None = None
         self._counted_by: EpochPass | None = None
@@ -338,8 +340,7 @@ def _checked(state: Mapping[str, object], sampler: ResumableSampler) -> tuple[in
                 'new key of the state, with missing=["<new key>"] and unexpected=["<old key>"]'
             )
     epoch, position = state.get("epoch"), state.get("position")
-    if not (isinstance(epoch, int) and isinstance(position, int)):
-        raise StateError(f"data position: expected integers, found epoch {epoch!r}, position {position!r}")
+    epoch, position = _integer("data position", epoch), _integer("data position", position)
     if not (0 <= epoch < _WORD and 0 <= position <= sampler.length):
         raise StateError(
             f"data position: expected epoch >= 0 and 0 <= position <= {sampler.length}, found epoch {epoch}, "
@@ -368,9 +369,16 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
             return 0, 1
         return int(distributed.get_rank()), int(distributed.get_world_size())
+    rank, world_size = _integer("rank", rank), _integer("world_size", world_size)
     if not 0 <= rank < world_size:
         raise StateError(f"rank: expected 0 <= rank < world_size, found {rank} of {world_size}; correct them")
     return rank, world_size
+
+
+def _integer(name: str, value: object) -> int:
+    if not isinstance(value, Integral):
+        raise StateError(f"{name}: expected an integer, found {value!r} ({type(value).__name__}); correct it")
+    return int(value)
 
 
 def _hash64(purpose: bytes, seed: int, epoch: int, position: int) -> int:
