@@ -13,6 +13,7 @@ from holdfast.format.values import TensorLeaf, Typed
 __all__ = ["ABSENT", "Absent", "ValueChange", "changed_values", "short"]
 
 LONG = 16
+SEQUENCES = (list, tuple, collections.deque)
 
 
 class Absent:
@@ -81,7 +82,7 @@ def _in_mapping(
 
 
 def _is_sequence(value: object) -> bool:
-    return isinstance(value, (list, tuple, collections.deque))
+    return isinstance(value, SEQUENCES)
 
 
 def _worth_entering(before: object, after: object) -> bool:
@@ -103,7 +104,7 @@ def _items(value: dict[object, object] | Absent) -> Mapping[object, object]:
 def _same(before: object, after: object) -> bool:
     if type(before) is not type(after):
         return False
-    if isinstance(before, (list, tuple, collections.deque)):
-        return len(before) == len(after) and all(map(_same, before, after))  # type: ignore[arg-type]
+    if isinstance(before, SEQUENCES) and isinstance(after, SEQUENCES):
+        return len(before) == len(after) and all(map(_same, before, after))
     # NaN is not equal to itself, and 0.0 equals -0.0; their texts say what they are.
     return repr(before) == repr(after) if isinstance(before, (float, complex)) else before == after

@@ -14,7 +14,7 @@ from holdfast.core.errors import PolicyError
 from holdfast.core.records import Moment, Observation
 from holdfast.format.events import Event, Observed
 from holdfast.format.manifest import clock_from_doc, clock_to_doc, floats_from_doc, floats_to_doc
-from holdfast.policies import EarlyStopping, Rule, Verdict, decide
+from holdfast.policies import EarlyStopping, Rule, Verdict, decide, require_stopping
 from holdfast.policies.best import Best
 from holdfast.policies.grids import Grid
 from holdfast.policies.moments import Auto, On, WhenIdle
@@ -34,12 +34,7 @@ class Tracker:
     def __init__(
         self, save: Rule | None, stop: EarlyStopping | None, time: TimeSource, *, judges: bool = True
     ) -> None:
-        if stop is not None and not isinstance(stop, EarlyStopping):
-            kind = type(stop).__name__
-            raise PolicyError(
-                f'stop={stop!r} is a {kind}; expected EarlyStopping("val_loss", mode="min", patience=5) or one of the '
-                "presets"
-            )
+        stop = require_stopping(stop) if stop is not None else None
         self._judges = judges
         self._save = save
         self._stop = stop

@@ -7,7 +7,7 @@ in `holdfast.policies.presets`.
 
 from holdfast.policies.arguments import Mode
 from holdfast.policies.best import best
-from holdfast.policies.early_stopping import EarlyStopping, StoppingFold, Verdict
+from holdfast.policies.early_stopping import EarlyStopping, StoppingFold, Verdict, require_stopping
 from holdfast.policies.grids import at, every, log_spaced
 from holdfast.policies.metrics import best_of, improves, order_key
 from holdfast.policies.moments import EVENTS, auto, on, when_idle
@@ -41,6 +41,7 @@ __all__ = [
     "plan",
     "relevant",
     "require_retention",
+    "require_stopping",
     "require_trigger",
     "tagged",
     "thin",

@@ -13,7 +13,7 @@ from holdfast.policies.arguments import Mode, amount, metric_name, number, optim
 from holdfast.policies.metrics import improves
 from holdfast.policies.peers import PEERS, Peer, better, improves_like, single, worst
 
-__all__ = ["EarlyStopping", "StopAction", "StoppingFold", "Verdict"]
+__all__ = ["EarlyStopping", "StopAction", "StoppingFold", "Verdict", "require_stopping"]
 
 StopAction: TypeAlias = Literal["continue", "improve", "wait", "stop"]
 
@@ -196,6 +196,16 @@ class StoppingFold:
     def _say(self, action: StopAction, reason: str) -> Verdict:
         best = (None, None) if self._best is None else (self._best.value, self._best.clock.step)
         return Verdict(action, self._waited, self.rule.patience, reason, *best)
+
+
+def require_stopping(rule: object) -> EarlyStopping:
+    """Return `rule` if it can say when to stop. Raises PolicyError that names what it is instead."""
+    if not isinstance(rule, EarlyStopping):
+        raise PolicyError(
+            f"stop={rule!r} is a {type(rule).__name__}; expected EarlyStopping("
+            "'val_loss', mode='min', patience=5) or what a function of holdfast.policies.presets gives"
+        )
+    return rule
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
