@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,25 @@ def test_a_rank_that_leaves_by_an_exception_is_waited_for_by_nobody(tmp_path: Pa
     assert f"rank {who}" in str(ends[1 - who].error)
     assert all(end.seconds < SECONDS / 2 for end in ends)
     assert sound(tmp_path / "run") == [2]
+
+
+def test_who_hears_nothing_of_a_save_names_who_is_late(tmp_path: Path) -> None:
+    given_up = threading.Event()
+
+    def body(rank: int) -> None:
+        seconds = 2.0 if rank == 2 else SECONDS
+        try:
+            with ranked(tmp_path / "run", state_of(rank), rank, ranks=(rank, 3, seconds)) as ckpt:
+                for _ in ckpt.steps(2):
+                    if rank == 1:
+                        given_up.wait(SECONDS)
+        finally:
+            if rank == 2:
+                given_up.set()
+
+    ends = side_by_side(3, body)
+    assert isinstance(ends[2].error, SaveFailed)
+    assert "rank 1 left no record" in str(ends[2].error)
 
 
 def test_what_a_rank_had_for_itself_and_shares_now_is_not_found_among_its_own(tmp_path: Path) -> None:

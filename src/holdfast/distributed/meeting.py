@@ -178,6 +178,11 @@ class Meeting:
         with contextlib.suppress(HoldfastError):  # the next launch frees it
             drop_all(self.store, self.store.names(self._place(topic)))
 
+    def heard(self, topic: str) -> list[int]:
+        """Return which ranks but the first have said something on a topic."""
+        there = set(self.store.names(self._place(topic)))
+        return [rank for rank in range(1, self.ranks.world) if self._key(topic, rank) in there]
+
     def missing(self, heard: Sequence[int]) -> str:
         """Return the names of those who were not heard, and what is known of them."""
         silent = [r for r in range(1, self.ranks.world) if r not in heard]

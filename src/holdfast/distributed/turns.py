@@ -94,13 +94,13 @@ class Turns:
                 )
             if gone or now > end:
                 why = (
-                    "it has ended, or gave the run up"
+                    "it has ended, or gave the run up; see what became of it"
                     if gone
-                    else f"it did not for {meeting.ranks.seconds:g} s"
+                    else f"it did not for {meeting.ranks.seconds:g} s. All ranks must log monitored metrics, and call "
+                    "save(), in the same steps"
                 )
                 raise RanksDisagree(
-                    f"rank {meeting.ranks.rank} waited at the end of step {step} for rank 0 to decide, and {why}. All "
-                    "ranks must log monitored metrics, and call save(), in the same steps"
+                    f"rank {meeting.ranks.rank} waited at the end of step {step} for rank 0 to decide, and {why}"
                 )
             looked = now if now > looked + 1 else looked
             time.sleep(pause)

@@ -126,10 +126,8 @@ class Follower(_Share):
         if outcome is None or outcome.error:
             self._data.forget()
         if outcome is None:
-            gone = "it has ended, or gave the run up" if self._meeting.is_gone(0) else "see what became of it"
             raise SaveFailed(
-                f"step {job.manifest.step}: rank 0 did not say whether the save is committed, and rank {rank} waited "
-                f"as long as it was told ({self._meeting.ranks.seconds:g} s at most); {gone}"
+                f"step {job.manifest.step}: rank 0 did not say whether the save is committed: {self._why(topic)}"
             )
         if outcome.error:
             if not outcome.unknown:  # a full store must not keep what came to nothing
@@ -137,6 +135,16 @@ class Follower(_Share):
             raise SaveFailed(outcome.error)
         self._data.committed(Base(outcome.key, topic))
         return Committed(outcome.key, outcome.ordinal, {}, record.new_bytes)
+
+    def _why(self, topic: str) -> str:
+        """Return what is known of why rank 0 says nothing of a save."""
+        meeting = self._meeting
+        if meeting.is_gone(0):
+            return "it has ended, or gave the run up; see what became of it"
+        heard = meeting.heard(topic)
+        waits = len(heard) < meeting.ranks.world - 1
+        who = f"{meeting.missing(heard)} left no record of its share" if waits else "it did not"
+        return f"{who} within {meeting.ranks.seconds:g} s; see what became of it"
 
     def _free(self, job: Job) -> None:
         """Free what this rank has written of a save that came to nothing, in all of its waves."""
