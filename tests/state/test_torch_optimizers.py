@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pathlib
 
 import pytest
 import torch
 from torch import nn
 
+import holdfast
 from holdfast.core.errors import StateError
 
 OPTIMIZERS = {
@@ -343,3 +345,33 @@ def test_only_part_of_an_optimizer(save):
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
     assert torch.equal(live.state[other[2].weight]["exp_avg"], optimizer.state[model[2].weight]["exp_avg"])
     assert live.state[other[0].weight]["step"] == step
+
+
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "ASGD"])
+def test_moments_of_a_scalar_that_is_spread_are_spread_and_its_counters_are_not(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    tensor = pytest.importorskip("torch.distributed.tensor")
+    from torch.distributed.device_mesh import DeviceMesh
+
+    mesh = DeviceMesh("cpu", [0], _init_backend=False, _rank=0)
+
+    def spread(value: float) -> torch.Tensor:
+        return tensor.DTensor.from_local(torch.tensor(value), mesh, [tensor.Replicate()], run_check=False)
+
+    def made(value: float) -> tuple[nn.ParameterDict, torch.optim.Optimizer]:
+        model = nn.ParameterDict({"scale": nn.Parameter(spread(value))})
+        return model, OPTIMIZERS[name](list(model.parameters()))
+
+    def step(model: nn.ParameterDict, optimizer: torch.optim.Optimizer) -> float:
+        model["scale"].grad = spread(0.5)
+        optimizer.step()
+        return model["scale"].to_local().item()
+
+    one, other = made(2.0), made(3.0)
+    step(*one)
+    holdfast.save(tmp_path, dict(zip(("model", "optimizer"), one, strict=True)))
+    holdfast.load(tmp_path, into=dict(zip(("model", "optimizer"), other, strict=True)))
+    kinds = [{k: type(v) for k, v in o.state[m["scale"]].items()} for m, o in (one, other)]
+    assert kinds[0] == kinds[1]
+    assert step(*one) == step(*other)

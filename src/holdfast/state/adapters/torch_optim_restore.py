@@ -26,6 +26,8 @@ _NOT_STORED = ("params", "param_names")
 _NAMELESS = re.compile(r"group\d+\.\d+")
 # Counters that torch keeps on the CPU unless the step itself runs on the device.
 _HOST_KEYS = ("step", "mu_product")
+# What is one number for each parameter, however that is spread; else it would look like a moment of a scalar parameter.
+_NUMBERS = (*_HOST_KEYS, "eta", "mu")
 
 
 def plan_optimizer(optimizer: Optimizer, groups: Named, node: object, path: str, ctx: Restoring) -> None:
@@ -206,7 +208,8 @@ def _plan_state(
     for key, node in saved.items():
         below = f"{path}/{key}"
         if ctx.selected(below):
-            spread = plan_new_shard(parameter, node, below, ctx) if live.get(key) is None else None
+            alike = live.get(key) is None and (parameter.dim() > 0 or key not in _NUMBERS)
+            spread = plan_new_shard(parameter, node, below, ctx) if alike else None
             if spread is not None:
                 builds[key] = spread
                 continue

@@ -76,7 +76,7 @@ def _plan_shard(t: torch.Tensor, node: TensorLeaf, path: str, ctx: Restoring) ->
 
 def plan_new_shard(like: torch.Tensor, node: object, path: str, ctx: Restoring) -> Build | None:
     """Plan a new tensor that is spread as `like`, such as an optimizer's of a parameter; None if it is no such one."""
-    if not isinstance(node, TensorLeaf) or not is_spread(like) or not like.dim():
+    if not isinstance(node, TensorLeaf) or not is_spread(like):
         return None
     stored = ctx.spec(node)
     if stored is None or stored.shape != like.shape or why_not(like) is not None:
