@@ -212,6 +212,28 @@ def test_who_does_not_come_is_named_by_all_who_did(tmp_path: Path, writer: str) 
         assert "rank 2 did not come" in str(ends[rank].error)
 
 
+def test_saves_with_gradients_and_without_follow_each_other(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    def body(rank: int) -> object:
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        state = {"model": model, "optimizer": optimizer, "own": {"v": np.zeros(3) + rank}}
+        with ranked(tmp_path / "run", state, rank, save=every(steps=1)) as ckpt:
+            for step in ckpt.steps(5):
+                model(torch.ones(1, 3)).sum().backward()
+                if step % 2 == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        return model.weight.tolist()
+
+    one, other = values(side_by_side(2, body))
+    found = holdfast.Run(str(tmp_path / "run"))
+    assert ["model/weight.grad" in c.tensors for c in found] == [False, True, False, True, False]
+    assert sound(tmp_path / "run") == [1, 2, 3, 4, 5]
+    assert found.latest.tensors["model/weight"][...].tolist() == one != other
+
+
 def test_where_there_is_no_checkpoint_all_ranks_hear_the_same_error(tmp_path: Path) -> None:
     def body(rank: int) -> object:
         state = state_of(rank)

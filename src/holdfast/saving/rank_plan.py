@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import msgspec
@@ -24,6 +25,14 @@ __all__ = ["RankPlanner"]
 NOTHING = msgspec.Raw(b"null")
 
 
+@dataclass(frozen=True, slots=True)
+class _RankLayout(Layout):
+    """A layout with what it was made of. A plan with gradients has another, and the next without goes back to this."""
+
+    division: Division
+    shared: frozenset[str]  # names of what several ranks hold the same of, besides what says so itself
+
+
 class RankPlanner(Planner):
     """Plans what one of several ranks saves. `same` are globs over the tree paths of tensors that are the same on every
     rank, besides those that say so themselves."""
@@ -40,8 +49,6 @@ class RankPlanner(Planner):
         self._ranks = ranks
         self._same = same
         self._check = check_replicas
-        self._division = Division()
-        self._shared_names: frozenset[str] = frozenset()
         self._everybody = group_of(range(ranks.world))
         self._compares = False
         self._compared: frozenset[str] = frozenset()  # names that were, with what other ranks hold
@@ -66,43 +73,45 @@ class RankPlanner(Planner):
         self, state: Mapping[str, object], sources: Sequence[TensorSource], aliases: Mapping[str, str],
         lasting: Sequence[bool],
     ) -> Layout:  # fmt: skip
-        division = self._division = self._divided(state, [s.spec for s in sources])
+        specs = [s.spec for s in sources]
+        shared = self._shared(state, specs)
+        division = divide(specs, shared, list(state), self._ranks.rank)
         tied: dict[str, dict[str, str]] = {sheet: {} for sheet in division.sheets}
         for alias, stored in aliases.items():
             tied[alias.partition("/")[0]][alias] = stored
         keeps = [taken.rows is None and lasting[taken.source] for taken in division.taken]
-        return Layout(division.sheets, tied, [], keeps)
+        return _RankLayout(division.sheets, tied, [], keeps, division, frozenset(shared))
 
     def _planned(
         self, state: Mapping[str, object], layout: Layout, trees: dict[str, msgspec.Raw],
         sources: list[TensorSource], report: CaptureReport,
     ) -> Plan:  # fmt: skip
+        assert isinstance(layout, _RankLayout)
         others = [sheet for sheet in layout.tensors if sheet not in state]
-        ordered = list(map(sources.__getitem__, self._division.numbers))
-        for place, rows in self._division.cut:
+        ordered = list(map(sources.__getitem__, layout.division.numbers))
+        for place, rows in layout.division.cut:
             ordered[place] = _some_rows(ordered[place], *rows)
         kinds = kinds_of(state) | dict.fromkeys(others, "rank")
-        agreement = Agreement(self._division.agreed, self._replicas(sources))
+        agreement = Agreement(layout.division.agreed, self._replicas(sources, layout.shared))
         return Plan(layout, kinds, trees | dict.fromkeys(others, NOTHING), ordered, report, agreement)
 
-    def _replicas(self, sources: Sequence[TensorSource]) -> dict[str, Replica]:
+    def _replicas(self, sources: Sequence[TensorSource], shared: frozenset[str]) -> dict[str, Replica]:
         """Return what is to be compared with what other ranks hold: all that is shared, if that was asked for; else
         what is spread over some ranks only, once, for another group may mean something else by the same name."""
         if not self._compares:
             return {}
-        wanted = [
-            source for source in sources
-            if source.spec.nbytes and (self._is_shared(source.spec) if self._check else self._is_apart(source.spec))
-        ]  # fmt: skip
+
+        def is_shared(spec: TensorSpec) -> bool:
+            return spec.shard is not None or spec.name in shared
+
+        is_wanted = is_shared if self._check else self._is_apart
+        wanted = [source for source in sources if source.spec.nbytes and is_wanted(source.spec)]
         names = frozenset(source.spec.name for source in wanted)
         if not self._check:
             if names <= self._compared:
                 return {}
             self._compared |= names
         return {source.spec.name: self._replica(source) for source in wanted}
-
-    def _is_shared(self, spec: TensorSpec) -> bool:
-        return spec.shard is not None or spec.name in self._shared_names
 
     def _is_apart(self, spec: TensorSpec) -> bool:
         return spec.shard is not None and spec.shard.group != self._everybody
@@ -118,11 +127,6 @@ class RankPlanner(Planner):
         if shard is None:
             return Replica("", spec.shape, (0,) * len(spec.shape), spec.shape, digest)
         return Replica(shard.group, shard.box[1], shard.box[0], spec.shape, digest)
-
-    def _divided(self, state: Mapping[str, object], specs: Sequence[TensorSpec]) -> Division:
-        shared = self._shared(state, specs)
-        self._shared_names = frozenset(shared)
-        return divide(specs, shared, list(state), self._ranks.rank)
 
     def _shared(
         self, state: Mapping[str, object], specs: Sequence[TensorSpec]
