@@ -252,6 +252,31 @@ def scenario_exact() -> None:
         dist.barrier()
 
 
+def scenario_accumulation() -> None:
+    """A run that is cut in the middle of an accumulation of gradients goes on with them, in whichever layout."""
+    for source, layout in (("fsdp-2", "fsdp-2"), ("ddp-2", "fsdp-2"), ("fsdp-2", "ddp-2")):
+        if RANK < 2:
+            found = {}
+            for name, parts in (("whole", [(source, 9)]), ("cut", [(source, 4), (layout, 9)])):
+                for number, (kind, stop) in enumerate(parts):
+                    model, optimizer = made(kind, 7 + number)
+                    torch.manual_seed(60 + RANK)
+                    url = str(OUT / f"accumulation-{source}-{layout}-{name}")
+                    with checkpointer(url, kind, model, optimizer, save=every(steps=2)) as ckpt:
+                        for step in ckpt.steps(stop):
+                            if step == 4:
+                                found[f"{name}-gradients"] = [
+                                    raw(whole(p.grad)) for p in model.parameters() if p.grad is not None
+                                ]
+                            model(torch.randn(4, 6)).square().mean().backward()
+                            if step % 3 == 2:
+                                optimizer.step()
+                                optimizer.zero_grad()
+                found[name] = contents(model, optimizer)
+            tell(f"accumulation-{source}-{layout}", **found)
+        dist.barrier()
+
+
 def scenario_amplification() -> None:
     """What is read of a large model is what is needed."""
     for source, layout in (

@@ -33,6 +33,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "boxes",
         "layouts",
         "exact",
+        "accumulation",
         "amplification",
         "rollback",
         "data",
@@ -117,6 +118,19 @@ def test_a_resume_at_the_same_layout_is_exact(out: Path, layout: str) -> None:
     for rank in told(out, f"exact-{layout}", LAYOUTS[layout]):
         assert len(rank["whole"][0]) == 6
         assert rank["cut"] == rank["whole"]  # losses, parameters and moments, and what is drawn next
+
+
+@pytest.mark.parametrize(
+    ("source", "layout"), [("fsdp-2", "fsdp-2"), ("ddp-2", "fsdp-2"), ("fsdp-2", "ddp-2")]
+)
+def test_gradients_that_are_not_consumed_yet_come_back_in_any_layout(
+    out: Path, source: str, layout: str
+) -> None:
+    for rank in told(out, f"accumulation-{source}-{layout}", 2):
+        assert len(rank["cut-gradients"]) == 8
+        assert rank["cut-gradients"] == rank["whole-gradients"]
+        if source == layout:  # another one sums in another order
+            assert rank["cut"] == rank["whole"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from holdfast.core.errors import StateError
 from holdfast.core.names import join_path
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapter import NO_KINDS, Kinds, Outline
+from holdfast.state.adapters.torch_distributed import is_spread
 from holdfast.state.adapters.torch_meta import (
     REMEDY,
     has_meta,
@@ -35,7 +36,7 @@ from holdfast.state.adapters.torch_names import (
     unwrapped,
 )
 from holdfast.state.adapters.torch_placing import NAMES
-from holdfast.state.adapters.torch_tensor_plans import plan_tensor
+from holdfast.state.adapters.torch_tensor_plans import plan_new_shard, plan_tensor
 from holdfast.state.adapters.torch_tensors import (
     ENGINE,
     capture_tensor,
@@ -331,7 +332,7 @@ def _plan_gradients(root: nn.Module, stored: Mapping[str, object], path: str, ct
 def _plan_gradient(parameter: nn.Parameter, node: TensorLeaf, where: str, ctx: Restoring) -> None:
     if parameter.grad is not None and plan_tensor(parameter.grad, node, where, ctx) is not None:
         return
-    spec = ctx.need(node, where)
+    spec = ctx.spec(node) if is_spread(parameter) else ctx.need(node, where)
     shape = spec.shape if is_lazy(parameter) and spec is not None else tuple(parameter.shape)
     wanted = TensorSpec(where, NAMES[parameter.dtype], shape)
     castable = spec is not None and spec.shape == wanted.shape
@@ -340,9 +341,12 @@ def _plan_gradient(parameter: nn.Parameter, node: TensorLeaf, where: str, ctx: R
         ctx.mismatch(where, wanted.describe(), spec.describe() if spec else "nothing", remedy=remedy)
         return
     name, device = ctx.stored_name(node), home_of(parameter)
-    ctx.report.restored.append((where, ""))
+    spread = plan_new_shard(parameter, node, where, ctx)
+    if spread is None:
+        ctx.report.restored.append((where, ""))
 
     def build(m: Materializer) -> object:
-        return ENGINE.make(m.tensors[name], "torch.Tensor").to(device, parameter.dtype)
+        made = ENGINE.make(m.tensors[name], "torch.Tensor") if spread is None else spread(m)
+        return cast("torch.Tensor", made).to(device, parameter.dtype)
 
     ctx.act(Stage.VALUES, build, lambda v: setattr(parameter, "grad", v))
