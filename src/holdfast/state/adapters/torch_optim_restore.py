@@ -11,6 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from holdfast.core.names import join_path
 from holdfast.format.values import TensorLeaf
+from holdfast.state.adapters.torch_distributed import is_spread
 from holdfast.state.adapters.torch_meta import home_of
 from holdfast.state.adapters.torch_tensor_plans import plan_new_shard, plan_tensor
 from holdfast.state.adapters.torch_tensors import ENGINE
@@ -208,8 +209,8 @@ def _plan_state(
     for key, node in saved.items():
         below = f"{path}/{key}"
         if ctx.selected(below):
-            alike = live.get(key) is None and (parameter.dim() > 0 or key not in _NUMBERS)
-            spread = plan_new_shard(parameter, node, below, ctx) if alike else None
+            alike = is_spread(parameter) and (parameter.dim() > 0 or key not in _NUMBERS)
+            spread = plan_new_shard(parameter, node, below, ctx) if alike and live.get(key) is None else None
             if spread is not None:
                 builds[key] = spread
                 continue
