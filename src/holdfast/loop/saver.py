@@ -233,14 +233,12 @@ class Saver:
         def job() -> None:
             if self._waiting is arena:
                 self._waiting = None
-            try:
-                if self._complete(part, order, arena, begun, by_rule=by_rule):
-                    self._then()
-            finally:
-                self._arenas.give_back(arena)
+            if self._complete(part, order, arena, begun, by_rule=by_rule):
+                self._then()
 
         with self._failures():  # of a job that runs at once
-            self._writer.submit(job)
+            # Who waits for the arena finds the failure of the save that had it.
+            self._writer.submit(job, then=lambda: self._arenas.give_back(arena))
 
     def _complete(
         self, part: Part, order: SaveOrder, arena: Arena, begun: Begun | None, *, by_rule: bool

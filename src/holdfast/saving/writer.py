@@ -14,6 +14,10 @@ __all__ = ["Writer", "at_work"]
 Job = Callable[[], None]
 
 
+def _nothing() -> None:
+    pass
+
+
 class Writer:
     """Runs jobs one after the other on a background thread.
 
@@ -24,7 +28,7 @@ class Writer:
         self._background = background
         self._changed = threading.Condition()
         self._running = False
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[tuple[Job, Job]] = deque()
         self._failure: BaseException | None = None
 
     @property
@@ -32,13 +36,16 @@ class Writer:
         """Whether a job is under way."""
         return self._running
 
-    def submit(self, job: Job) -> None:
-        """Run a job after those before it."""
+    def submit(self, job: Job, then: Job = _nothing) -> None:
+        """Run a job after those before it, and `then` when it has ended in whatever way and its failure is kept."""
         if not self._background:
-            job()
+            try:
+                job()
+            finally:
+                then()
             return
         with self._changed:
-            self._waiting.append(job)
+            self._waiting.append((job, then))
             if self._running:
                 return
             self._running = True
@@ -72,18 +79,19 @@ class Writer:
     def _run(self) -> None:
         while True:
             with self._changed:
-                job = self._waiting.popleft() if self._waiting else None
-                if job is None:
+                turn = self._waiting.popleft() if self._waiting else None
+                if turn is None:
                     self._running = False
                     at_work.discard(self)
                 self._changed.notify_all()
-            if job is None:
+            if turn is None:
                 return
             try:
-                job()
+                turn[0]()
             except BaseException as e:  # noqa: BLE001 - kept, and raised later
                 with self._changed:
                     self._failure = self._failure or e
+            turn[1]()
 
 
 at_work: set[Writer] = set()  # those with a job under way, also where nobody else knows of them any more
