@@ -144,8 +144,7 @@ class Engine:
         self._go_on()
         if fresh:
             moment, _ = self.tracker.advance(step=0, epochs=0, events=frozenset({"start"}), in_flight=False)
-            reasons = self.tracker.reasons(moment)
-            if reasons:
+            if reasons := self.tracker.reasons(moment):
                 self.save(reasons)
 
     def _has_history(self) -> bool:
@@ -237,9 +236,8 @@ class Engine:
             self.session.log.record(Verdicted(self.clock.step, "stop", self.stopped.reason))
         reasons, by_rule = self._decided(moment)
         if reasons:
-            overlap = self.interrupts.stop_signal is None
             tags, self.requested = tuple(self.requested or ()), None
-            self.save(reasons, tags=tags, overlap=overlap, by_rule=by_rule)
+            self.save(reasons, tags=tags, overlap=self.interrupts.stop_signal is None, by_rule=by_rule)
         elif not self._warm:  # the first step is over: now the optimizer's state exists too
             self._saver.prewarm()
         self._warm = True
@@ -340,8 +338,7 @@ class Engine:
         moment, _ = self.tracker.advance(
             step=self.clock.step, epochs=0, events=frozenset({"exception"}), in_flight=self._saver.busy
         )
-        reasons = self.tracker.reasons(moment)
-        if reasons:
+        if reasons := self.tracker.reasons(moment):
             try:
                 self.save((f"exception {type(error).__name__}", *reasons), exact=False)
             except HoldfastError as e:
