@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from servers.processes import free_port
 
 WORKER = Path(__file__).with_name("worker.py")
 LONE = Path(__file__).with_name("lone_worker.py")
@@ -42,9 +43,7 @@ def torchrun(world: int, order: dict[str, object]) -> int:
 
 def each(world: int, order: dict[str, object], worker: Path = WORKER) -> list[tuple[int, str]]:
     """Run every rank as a process of its own, which nobody ends for the others; return exit codes and errors."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = [
         subprocess.Popen(
             [sys.executable, str(worker), json.dumps(order)],

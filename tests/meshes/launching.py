@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from servers.processes import free_port
 
 HERE = Path(__file__).parent
 SECONDS = 200
@@ -37,9 +38,7 @@ def run(devices: int, *words: object) -> list[str]:
 
 
 def start_several(world: int, devices: int, *words: object) -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [started(devices, "several.py", rank, world, port, *words) for rank in range(world)]
 
 

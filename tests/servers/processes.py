@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import secrets
 import socket
 import subprocess
 import time
@@ -14,17 +15,18 @@ from pathlib import Path
 START_SECONDS = 60.0
 
 
+# The system gives nobody a port below its own, who asks for any: what is free stays so until its server has started.
+PORTS = range(10_000, 30_000)
+
+
 def free_port(*, and_above: int = 0) -> int:
     """Return a port that nobody listens at, where asked for with another that lies so much above it."""
     while True:
-        with socket.socket() as s, socket.socket() as other:
-            s.bind(("127.0.0.1", 0))
-            port = int(s.getsockname()[1])
-            if not and_above:
-                return port
-            with contextlib.suppress(OSError, OverflowError):
-                other.bind(("127.0.0.1", port + and_above))
-                return port
+        port = secrets.choice(PORTS)
+        with socket.socket() as s, socket.socket() as other, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + and_above if and_above else 0))
+            return port
 
 
 def answers(port: int) -> bool:
