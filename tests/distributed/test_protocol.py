@@ -45,7 +45,7 @@ def test_a_rank_killed_in_any_phase_is_no_hang_and_no_half(
     if writer == "process" and point in ("writing", "record", "gathering", "whole", "commit", "committed"):
         pytest.skip("these lines run in the writer process, which outlives its trainer")
     run = tmp_path / "run"
-    ended = each(2, order(run, "x", kill=[dead], point=point, at=4, seconds=20, writer=writer), LONE)
+    ended = each(2, order(run, "x", kill=[dead], point=point, at=4, seconds=60, writer=writer), LONE)
     assert ended[dead][0] == -signal.SIGKILL
     alive, words = ended[1 - dead]
     step = holdfast.Run(str(run)).latest.step
@@ -66,7 +66,7 @@ def test_a_rank_killed_in_any_phase_is_no_hang_and_no_half(
 def test_a_rank_killed_in_any_phase_under_a_process_group(tmp_path: Path, point: str, dead: int) -> None:
     pytest.importorskip("torch.distributed")
     run = tmp_path / "run"
-    killed = order(run, "x", kill=[dead], point=point, at=4, seconds=20, writer="thread", gloo=True)
+    killed = order(run, "x", kill=[dead], point=point, at=4, seconds=60, writer="thread", gloo=True)
     ended = each(2, killed, LONE)
     assert ended[dead][0] == -signal.SIGKILL
     alive, words = ended[1 - dead]

@@ -16,7 +16,7 @@ from distributed.side_by_side import side_by_side, values
 from holdfast import best, every
 from holdfast.core.errors import NoCheckpoint, RanksDisagree, SaveFailed, UnsupportedValue
 
-SECONDS = 25.0  # that a rank waits for others; who hears how things stand needs far less
+SECONDS = 100.0  # that a rank waits for others; who hears how things stand needs far less
 
 
 def ranked(run: Path, state: dict[str, Any], rank: int, world: int = 2, **how: Any) -> holdfast.Checkpointer:

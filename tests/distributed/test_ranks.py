@@ -74,7 +74,7 @@ def test_no_byte_of_what_is_shared_is_written_twice_and_each_rank_writes(
 
 @pytest.mark.parametrize(("dead", "alive"), [(1, 0), (0, 1)])
 def test_a_rank_that_dies_before_a_save_fails_it_by_name(tmp_path: Path, dead: int, alive: int) -> None:
-    ended = each(2, order("plain", tmp_path / "run", "x", kill_at=5, kill=[dead], seconds=5))
+    ended = each(2, order("plain", tmp_path / "run", "x", kill_at=5, kill=[dead]))
     assert ended[dead][0] == -signal.SIGKILL
     assert ended[alive][0] > 0
     said = [line for line in ended[alive][1].splitlines() if "step 6:" in line]
