@@ -9,9 +9,10 @@ import pathlib
 import numpy as np
 import pytest
 
+import holdfast
 from holdfast import Checkpointer, Run, every, last
 from holdfast.core.buffers import Buffer
-from holdfast.core.errors import HoldfastError, LeaseHeld, SaveFailed
+from holdfast.core.errors import HoldfastError, LeaseHeld, NotFound, SaveFailed, StoreError
 from holdfast.stores import LocalStore, OsDisk
 
 
@@ -37,6 +38,43 @@ def test_a_damaged_log_line_costs_that_line(tmp_path: pathlib.Path, caplog: pyte
     assert go(tmp_path, 8) == 8
     assert "line of the run log is left out" in caplog.text
     assert [o.clock.step for o in Run(tmp_path).observations()] == [2, 3, 4, 5, 6, 7, 8]
+
+
+class Away(LocalStore):
+    """A directory in which the newest checkpoint's data cannot be read."""
+
+    def __init__(self, root: pathlib.Path, error: StoreError) -> None:
+        super().__init__(root)
+        self.error = error
+
+    def read_into(self, key: str, start: int, target: memoryview) -> None:
+        if key.startswith("data/000000000003"):
+            raise self.error
+        super().read_into(key, start, target)
+
+
+@pytest.mark.parametrize("code", [None, errno.EMFILE, errno.ETIMEDOUT])
+def test_what_does_not_answer_is_not_passed_over_for_an_older_one(
+    tmp_path: pathlib.Path, code: int | None
+) -> None:
+    go(tmp_path, 3)
+    error = StoreError("status 503") if code is None else StoreError(code, "could not read")
+    held = {"w": np.full(3, 7.0), "empty": {"t": np.zeros((0, 4))}}
+    with pytest.raises(StoreError, match=r"step 3 cannot be read now: .*start again when its place answers"):
+        holdfast.load(Away(tmp_path, error), into=held)
+    assert held["w"][0] == 7
+    assert Run(tmp_path).steps == [1, 2, 3]
+    holdfast.load(Away(tmp_path, error), into=held, step=2)
+    assert held["w"][0] == 2
+
+
+@pytest.mark.parametrize("error", [StoreError(errno.EIO, "could not read"), NotFound("no object")])
+def test_what_a_disk_has_lost_is_passed_over(tmp_path: pathlib.Path, error: StoreError) -> None:
+    go(tmp_path, 3)
+    held = {"w": np.zeros(3), "empty": {"t": np.zeros((0, 4))}}
+    report = holdfast.load(Away(tmp_path, error), into=held)
+    assert held["w"][0] == 2
+    assert any("passed over step 3" in note for note in report.notes)
 
 
 def test_a_damaged_tag_stops_deletion_and_not_training(

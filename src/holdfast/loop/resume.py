@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from holdfast.catalog.history import History
 from holdfast.catalog.ranks import View, view_of
 from holdfast.catalog.trust import Trust
 from holdfast.core.collector import collector_held
-from holdfast.core.errors import IntegrityError, NoCheckpoint, StateError, StoreError
+from holdfast.core.errors import IntegrityError, NoCheckpoint, NotFound, StateError, StoreError
 from holdfast.core.names import matches
 from holdfast.core.units import format_bytes
 from holdfast.distributed.ranks import Ranks
@@ -29,7 +30,7 @@ from holdfast.state.restoring import BoxWanted
 from holdfast.state.rng import fold_into_rng, restore_rng
 from holdfast.state.tensors import HostTensor
 
-__all__ = ["Restored", "mender", "restore_state"]
+__all__ = ["Restored", "is_damage", "mender", "restore_state"]
 
 Fetch: TypeAlias = Callable[[Reader, Sequence[str], Mapping[str, BoxWanted]], dict[str, HostTensor]]
 Picked: TypeAlias = Callable[[Manifest], object]
@@ -39,6 +40,10 @@ logger = logging.getLogger("holdfast")
 
 ALONE = Ranks()
 NONE_LEFT_OUT: Mapping[int, str] = MappingProxyType({})
+_UNREADABLE = {  # what a file system says of a file, whenever it is asked
+    errno.EIO, errno.EBADMSG, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
+    getattr(errno, "EUCLEAN", errno.EIO),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +79,19 @@ def restore_state(
     """Put a checkpoint into live objects. Nothing live is touched before every byte that is needed was verified.
 
     "latest" takes the newest checkpoint that verifies and can be resumed from, and says which newer ones it left. One
-    that is not trusted is not passed over: whether to go back behind it is for a person to say. Where one does not
-    verify `mend`, if given, is told the key of its manifest and may mend it, and returns what it did, in words. Steps
-    that are `left_out` are not taken, for the reasons given. `fetch` reads in the place of `Reader.read`, once it is
-    known that all fits; `picked` is told of each checkpoint that is tried, before anything of it is read. `lent` is
-    memory that snapshots are copied into: what still lies there is not read again, and the rest is read into it.
+    that is not trusted is not passed over: whether to go back behind it is for a person to say. Neither is one whose
+    place does not answer: it may be whole. Where one does not verify `mend`, if given, is told the key of its manifest
+    and may mend it, and returns what it did, in words. Steps that are `left_out` are not taken, for the reasons given.
+    `fetch` reads in the place of `Reader.read`, once it is known that all fits; `picked` is told of each checkpoint
+    that is tried, before anything of it is read. `lent` is memory that snapshots are copied into: what still lies there
+    is not read again, and the rest is read into it.
 
     Raises:
         NoCheckpoint: there is none.
         Untrusted: no trusted key has signed it.
         IntegrityError: the one that was asked for does not verify.
         StateError: it does not fit the live objects; the message names every path.
+        StoreError: its place does not answer.
     """
     history.refresh()
     passed_over: dict[int, str] = dict(left_out)
@@ -111,11 +118,24 @@ def restore_state(
                 passed_over[step] = "holds weights only"
                 continue
             return _mended(history, step, attempt, mend)
-        except (IntegrityError, StoreError, NoCheckpoint) as e:  # the last: it was deleted just now
+        except (IntegrityError, StoreError, NoCheckpoint) as e:
+            if not is_damage(e):
+                raise StoreError(
+                    f"step {step} cannot be read now: {e}; start again when its place answers, or restore an older "
+                    "step by its number"
+                ) from e
             passed_over[step] = str(e)
             logger.warning("step %d does not verify, falling back to an older checkpoint: %s", step, e)
     what = "; ".join(f"step {s}: {why}" for s, why in passed_over.items())
     raise NoCheckpoint(f"{history.store.url} has no checkpoint to resume from{': ' + what if what else ''}")
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether a restore that failed says something of the checkpoint, and not of its place or of this process
+    alone: what a disk cannot read is lost, and what a server does not send now may come later."""
+    if isinstance(error, StoreError):
+        return isinstance(error, NotFound) or error.errno in _UNREADABLE
+    return isinstance(error, (IntegrityError, NoCheckpoint))  # the last: it was deleted just now
 
 
 def mender(history: History, mend: Mend) -> Callable[[int], list[str]]:

@@ -30,7 +30,7 @@ from holdfast.distributed.words import Decision, Outcome, Restoring
 from holdfast.loop.following import Following
 from holdfast.loop.handing import Handing, check_broadcast
 from holdfast.loop.naming import Naming, after_rank_0
-from holdfast.loop.resume import Fetch, Picked, Restored, nobody_to_tell
+from holdfast.loop.resume import Fetch, Picked, Restored, is_damage, nobody_to_tell
 from holdfast.loop.saver import SaveSettings
 from holdfast.loop.session import Session
 from holdfast.saving.job import Host
@@ -238,8 +238,7 @@ class Together:
             failure = e
             if self.broadcast:
                 handing.give_up()
-            damaged = isinstance(e, (IntegrityError, StoreError, NoCheckpoint))
-            self.meeting.say(topic, Restoring(rank, f"{type(e).__name__}: {e}", damaged))
+            self.meeting.say(topic, Restoring(rank, f"{type(e).__name__}: {e}", is_damage(e)))
         outcome = self.meeting.hear(f"{topic}-done", 0, Outcome)
         if outcome is not None and outcome.instead >= 0:
             return {outcome.instead: outcome.error}

@@ -19,6 +19,7 @@ from holdfast.core.buffers import Buffer
 from holdfast.core.errors import (
     AlreadyExists,
     HoldfastError,
+    IntegrityError,
     InvalidFormat,
     NotFound,
     StoreError,
@@ -184,6 +185,7 @@ class RingStore:
     def _reading(self, key: str, act: Callable[[PeerStore | None, m.Value], T]) -> T:
         """Do something with an object at one of the services that hold it."""
         why: StoreError | None = None
+        away = False
         for _ in range(READ_AGAIN):
             value = self._value(key)
             if not value.bulk:
@@ -198,8 +200,12 @@ class RingStore:
                     why = e
                 except StoreError as e:
                     self._quorum.set_aside(i, e)
-                    why = e
-        raise StoreError(f"{self.url}: could not read {key}: none of the services that hold it has it: {why}")
+                    why, away = e, True
+        if away:
+            raise StoreError(
+                f"{self.url}: could not read {key}: a service that holds it does not answer: {why}"
+            )
+        raise IntegrityError(f"{self.url}: {key} is lost: none of the services that held it has it: {why}")
 
     def _value(self, key: str) -> m.Value:
         value = self._quorum.value(self._key(key), f"read {key}")
