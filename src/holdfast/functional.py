@@ -158,14 +158,13 @@ def load(
 def _load_into(
     run: Run, into: Mapping[str, object], step: int | str, options: RestoreOptions, *, rng: bool
 ) -> RestoreReport:
+    if not isinstance(into, MutableMapping):
+        raise StateError(
+            f"`into` is a {type(into).__name__}, which cannot take new values for what cannot be changed in place, "
+            "such as numbers; pass a dict"
+        )
     restored = restore_state(run.history, into, step, options, trust=run.trust, rng=rng)
-    if restored.replaced:
-        if not isinstance(into, MutableMapping):
-            raise StateError(
-                f"{', '.join(restored.replaced)}: hold values that cannot be changed in place, and `into` is a "
-                f"{type(into).__name__} that cannot take new ones; pass a dict"
-            )
-        into.update(restored.replaced)
+    into.update(restored.replaced)
     return restored.report
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import holdfast
 from holdfast.core.errors import InvalidFormat, StateError
 
 
@@ -201,3 +203,11 @@ def test_a_malformed_state_is_found_before_anything_changes(save):
         with pytest.raises(InvalidFormat, match="malformed"):
             saved.into({"m": live, key: state[key]}, unexpected=("*",))
         assert snapshot(live) == before
+
+
+def test_a_place_that_takes_no_new_values_is_refused_before_anything_changes(tmp_path):
+    holdfast.save(tmp_path, {"array": np.ones(2), "number": 5}, step=1)
+    live = np.zeros(2)
+    with pytest.raises(StateError, match=r"`into` is a mappingproxy.*pass a dict"):
+        holdfast.load(tmp_path, into=MappingProxyType({"array": live, "number": 0}))
+    assert not live.any()
