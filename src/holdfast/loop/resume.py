@@ -48,13 +48,14 @@ _UNREADABLE = {  # what a file system says of a file, whenever it is asked
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore gave: checkpoint, report, new values for immutable ones, and whether the `whole` of it was read
-    from the store."""
+    """What a restore gave: checkpoint as it was saved, report, new values for immutable ones, whether the `whole` of it
+    was read from the store, and whether it is put together from what several ranks had: `wide`."""
 
     manifest: Manifest
     report: RestoreReport
     replaced: dict[str, object]
     whole: bool
+    wide: bool = False
 
 
 def nobody_to_tell(manifest: Manifest) -> None:
@@ -108,7 +109,7 @@ def restore_state(
         if ranks.rank >= manifest.world_size and RNG_PART in view.manifest.parts and rng:
             fold_into_rng(ranks.rank)  # so that no two ranks draw the same
         restored.report.notes[:0] = view.notes
-        return restored
+        return replace(restored, manifest=manifest, wide=view.merged)
 
     if which != "latest":
         return _mended(history, which, attempt, mend)

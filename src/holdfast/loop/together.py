@@ -27,12 +27,14 @@ from holdfast.distributed.meeting import Meeting
 from holdfast.distributed.ranks import Ranks
 from holdfast.distributed.turns import Turns
 from holdfast.distributed.words import Decision, Outcome, Restoring
+from holdfast.format.manifest import Manifest
 from holdfast.loop.following import Following
 from holdfast.loop.handing import Handing, check_broadcast
 from holdfast.loop.naming import Naming, after_rank_0
 from holdfast.loop.resume import Fetch, Picked, Restored, is_damage, nobody_to_tell
 from holdfast.loop.saver import SaveSettings
 from holdfast.loop.session import Session
+from holdfast.loop.untaken import taken_by_nobody
 from holdfast.saving.job import Host
 from holdfast.saving.rank_plan import RankPlanner
 from holdfast.stores import Store
@@ -195,9 +197,8 @@ class Together:
         if len(heard) < self.ranks.world - 1:
             failed[f"{self.meeting.missing(list(heard))} said nothing for {self.ranks.seconds:g} s"] = False
         if not failed:
-            unused = _taken_by_nobody(restored, heard)
-            if unused:
-                failed[unused] = False
+            mine = Restoring(0, unused=restored.report.elsewhere, wide=restored.wide)
+            failed = _left_over(self.store, restored.manifest, {0: mine, **heard})
         if failed and all(failed.values()) and step not in self._mended:
             self._mended[step] = []
             with contextlib.suppress(HoldfastError):  # then it is as it was, and that is what is said
@@ -233,7 +234,7 @@ class Together:
                     f"rank {rank} found attempt {restored.manifest.attempt} of step {decision.step}; rank 0 has "
                     f"restored {decision.attempt}"
                 )
-            self.meeting.say(topic, Restoring(rank, unused=restored.report.elsewhere))
+            self.meeting.say(topic, Restoring(rank, unused=restored.report.elsewhere, wide=restored.wide))
         except Exception as e:  # noqa: BLE001 - raised below, once the others know
             failure = e
             if self.broadcast:
@@ -261,14 +262,15 @@ def _as_on_rank_0(decision: Decision) -> HoldfastError:
     return cast("HoldfastError", kind(f"rank 0 could not restore: {decision.error}"))
 
 
-def _taken_by_nobody(restored: Restored, heard: Mapping[int, Restoring]) -> str:
-    """Return what is wrong when something stored was taken by no rank, else nothing."""
-    unused = set(restored.report.elsewhere)
-    for word in heard.values():
-        unused &= set(word.unused)
+def _left_over(store: Store, manifest: Manifest, words: Mapping[int, Restoring]) -> dict[str, bool]:
+    """Return what is wrong when something stored was taken by no rank, else nothing; and whether that is damage."""
+    try:
+        unused = taken_by_nobody(store, manifest, words)
+    except (IntegrityError, StoreError) as e:
+        return {f"rank 0: {type(e).__name__}: {e}": True}
     if not unused:
-        return ""
-    shown = ", ".join(sorted(unused)[:SHOWN]) + (
-        f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
-    )
-    return f"no rank has anything that takes {shown} of the checkpoint; to ignore it pass unexpected="
+        return {}
+    shown = ", ".join(unused[:SHOWN]) + (f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else "")
+    return {
+        f"no rank has anything that takes {shown} of the checkpoint; to ignore it pass unexpected=": False
+    }
