@@ -12,7 +12,11 @@ import pytest
 import holdfast
 from distributed.side_by_side import End, side_by_side, values
 from holdfast import every
+from holdfast.catalog.ranks import View, view_of
 from holdfast.core.errors import RanksDisagree
+from holdfast.format.manifest import Manifest
+from holdfast.loop import resume, untaken
+from holdfast.stores import Store
 
 State = dict[str, Any]
 Options = dict[str, Any]
@@ -120,3 +124,54 @@ def test_ranks_that_lack_more_and_less_of_it_miss_the_same(
     refused(launch(tmp_path, 2, [state(0), state(1, more=module(a=0))]), "more/z")
     found = values(launch(tmp_path, 1, [state(0), state(1, more=module(a=0, z=0)), state(2)]))
     assert found[1]["more"].z.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("had", "has"), [(0, 0), (1, 1), (0, 2)])
+def test_who_lacks_nothing_gets_what_was_its_own_and_no_more(tmp_path: Path, had: int, has: int) -> None:
+    """Where one rank has something that the others have not, or left it to another."""
+
+    def states(full: bool, log: int) -> list[State]:
+        own = [{f"v{r}": np.full(3, float(r)), "seen": [r] * r} if full else {} for r in range(3)]
+        return [{"own": own[r]} | ({"log": {"n": 5 * full}} if r == log else {}) for r in range(3)]
+
+    values(launch(tmp_path, 1, states(True, had)))
+    for rank, found in enumerate(values(launch(tmp_path, 1, states(False, has)))):
+        assert list(found["own"]) == [f"v{rank}", "seen"]
+        assert found["own"][f"v{rank}"].tolist() == [rank] * 3
+        assert found["own"]["seen"] == [rank] * rank
+        assert found.get("log") == ({"n": 5} if rank == has else None)
+
+
+def test_who_resumes_as_it_saved_reads_nothing_of_other_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def states() -> list[State]:
+        return [state(0, log={"n": 5}), state(1), state(2)]
+
+    values(launch(tmp_path, 1, states()))
+    looked: list[tuple[int, bool]] = []
+
+    def looks(store: Store, manifest: Manifest, rank: int, world: int, *, wide: bool = False) -> View:
+        looked.append((rank, wide))
+        return view_of(store, manifest, rank, world, wide=wide)
+
+    monkeypatch.setattr(resume, "view_of", looks)
+    monkeypatch.setattr(untaken, "view_of", looks)
+    values(launch(tmp_path, 1, states()))
+    assert sorted(looked) == [(0, False), (1, False), (2, False)]
+
+
+@pytest.mark.parametrize("now", ["acb", "cba", "bca"])
+def test_stages_that_some_ranks_exchange(tmp_path: Path, module: Callable[..., Any], now: str) -> None:
+    values(launch(tmp_path, 1, [{"model": module(**{name: i})} for i, name in enumerate("abc")]))
+    found = values(launch(tmp_path, 1, [{"model": module(**{name: 9})} for name in now]))
+    for name, mine in zip(now, found, strict=True):
+        assert getattr(mine["model"], name).tolist() == ["abc".index(name)] * 2
+
+
+@pytest.mark.parametrize(("now", "left"), [("abb", "c"), ("caa", "b"), ("cbb", "a")])
+def test_a_stage_that_no_rank_has_any_more(
+    tmp_path: Path, module: Callable[..., Any], now: str, left: str
+) -> None:
+    values(launch(tmp_path, 1, [{"model": module(**{name: 1})} for name in "abc"]))
+    refused(launch(tmp_path, 1, [{"model": module(**{name: 9})} for name in now]), f"model/{left}")

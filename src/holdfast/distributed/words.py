@@ -88,13 +88,14 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Restoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A rank has restored what was decided, or why it could not; `damaged`: what is stored does not verify.
 
-    `unused` are the stored paths that nothing of this rank took; `wide`: it looked at what other ranks had too, for it
-    is laid out otherwise than then."""
+    `unused` are the stored paths that nothing of this rank took; `own`: some are of what was not as rank 0 had it.
+    `wide`: it looked at what other ranks had too, for it is laid out otherwise than then."""
 
     rank: Count
     error: str = ""
     damaged: bool = False
     unused: list[str] = []
+    own: bool = False
     wide: bool = False
 
 

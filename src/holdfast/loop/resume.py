@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -48,13 +49,15 @@ _UNREADABLE = {  # what a file system says of a file, whenever it is asked
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore gave: checkpoint as it was saved, report, new values for immutable ones, whether the `whole` of it
-    was read from the store, and whether it is put together from what several ranks had: `wide`."""
+    """What a restore gave: checkpoint as it was saved, report, new values for immutable ones, and whether the `whole`
+    of it was read from the store. Of several ranks: whether one left something of its `own`, which was not as rank 0
+    had it, and whether it looked at what others had too: `wide`."""
 
     manifest: Manifest
     report: RestoreReport
     replaced: dict[str, object]
     whole: bool
+    own: bool = False
     wide: bool = False
 
 
@@ -109,7 +112,9 @@ def restore_state(
         if ranks.rank >= manifest.world_size and RNG_PART in view.manifest.parts and rng:
             fold_into_rng(ranks.rank)  # so that no two ranks draw the same
         restored.report.notes[:0] = view.notes
-        return replace(restored, manifest=manifest, wide=view.merged)
+        left = {path.partition("/")[0] for path in restored.report.elsewhere}
+        own = any(view.manifest.parts[key] is not manifest.parts.get(key) for key in left)
+        return replace(restored, manifest=manifest, own=own, wide=view.merged)
 
     if which != "latest":
         return _mended(history, which, attempt, mend)
@@ -173,22 +178,18 @@ def _restore_seen(
     ranks: Ranks,
     restore: Callable[[View, RestoreOptions], Restored],
 ) -> tuple[Restored, View]:
-    """Have a checkpoint restored as this process sees it; or, as one of as many ranks as then that are laid out
-    otherwise, with what others had beside it: what one stage of a pipeline had another one has now."""
-    shared = replace(options, shared=True)
+    """Have a checkpoint restored as this process sees it; or, as one of as many ranks as then that lacks something,
+    with what others had beside it: what one stage of a pipeline had another one has now."""
+    shared = replace(options, shared=ranks.several)
     view = view_of(history.store, manifest, ranks.rank, ranks.world)
-    wanted = shared if view.merged and ranks.several else options
-    try:
-        return restore(view, wanted), view
-    except StateError as e:
-        if not ranks.several or view.merged:
-            raise
-        misfit = e
-    view = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
-    try:
+    if view.merged or not ranks.several:
         return restore(view, shared), view
-    except StateError:
-        raise misfit from None  # what is said of the checkpoint as it was saved is to the point
+    with contextlib.suppress(StateError):
+        return restore(view, shared), view
+    wide = view_of(history.store, manifest, ranks.rank, ranks.world, wide=True)
+    with contextlib.suppress(StateError):
+        return restore(wide, shared), wide
+    return restore(view, options), view  # which says all that does not fit of the checkpoint as it was saved
 
 
 def _restore_one(

@@ -197,8 +197,8 @@ class Together:
         if len(heard) < self.ranks.world - 1:
             failed[f"{self.meeting.missing(list(heard))} said nothing for {self.ranks.seconds:g} s"] = False
         if not failed:
-            mine = Restoring(0, unused=restored.report.elsewhere, wide=restored.wide)
-            failed = _left_over(self.store, restored.manifest, {0: mine, **heard})
+            words = {0: _word(0, restored), **heard}
+            failed = _left_over(self.store, restored.manifest, words)
         if failed and all(failed.values()) and step not in self._mended:
             self._mended[step] = []
             with contextlib.suppress(HoldfastError):  # then it is as it was, and that is what is said
@@ -234,7 +234,7 @@ class Together:
                     f"rank {rank} found attempt {restored.manifest.attempt} of step {decision.step}; rank 0 has "
                     f"restored {decision.attempt}"
                 )
-            self.meeting.say(topic, Restoring(rank, unused=restored.report.elsewhere, wide=restored.wide))
+            self.meeting.say(topic, _word(rank, restored))
         except Exception as e:  # noqa: BLE001 - raised below, once the others know
             failure = e
             if self.broadcast:
@@ -260,6 +260,10 @@ def _as_on_rank_0(decision: Decision) -> HoldfastError:
     if not alike or issubclass(kind, OSError):
         return RanksDisagree(f"rank 0 could not restore: {decision.kind}: {decision.error}")
     return cast("HoldfastError", kind(f"rank 0 could not restore: {decision.error}"))
+
+
+def _word(rank: int, restored: Restored) -> Restoring:
+    return Restoring(rank, unused=restored.report.elsewhere, own=restored.own, wide=restored.wide)
 
 
 def _left_over(store: Store, manifest: Manifest, words: Mapping[int, Restoring]) -> dict[str, bool]:

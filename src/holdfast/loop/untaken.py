@@ -24,6 +24,8 @@ def taken_by_nobody(store: Store, manifest: Manifest, words: Mapping[int, Restor
     Raises:
         IntegrityError, StoreError: what ranks had for themselves cannot be read.
     """
+    if not (words[0].unused or any(word.own or word.wide for word in words.values())):
+        return []  # what some left is as rank 0 had it, which took it
     named = Counter(path for word in words.values() for path in set(word.unused))
     if not named:
         return []
