@@ -77,6 +77,17 @@ def test_what_a_disk_has_lost_is_passed_over(tmp_path: pathlib.Path, error: Stor
     assert any("passed over step 3" in note for note in report.notes)
 
 
+def test_a_manifest_that_somebody_deletes_meanwhile_costs_that_checkpoint(tmp_path: pathlib.Path) -> None:
+    held = {"w": np.zeros(3)}
+    with Checkpointer(tmp_path, held, save=every(steps=1), keep=last(3) | every(steps=4)) as ckpt:
+        for step in ckpt.steps(10):
+            held["w"] += 1
+            ckpt.wait()
+            if step == 6:
+                (tmp_path / "checkpoints" / "000000000004.json").unlink()
+    assert Run(tmp_path).steps == [6, 8, 9, 10]  # 6 was its neighbour when it went
+
+
 def test_a_damaged_tag_stops_deletion_and_not_training(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -146,7 +146,9 @@ class History:
         return self._sound()
 
     def _sound(self) -> list[int]:
-        return [step for step in sorted(self._entries) if step not in self._broken]
+        """Return the steps whose manifest was read and verifies, once all were; what others deleted is not there."""
+        known, broken = self._known.by_key, self._broken
+        return [s for s, entry in sorted(self._entries.items()) if entry.key in known and s not in broken]
 
     @property
     def newest_step(self) -> int | None:
@@ -261,7 +263,7 @@ class History:
             step = which if isinstance(which, int) else self._step_of(which)
             with contextlib.suppress(KeyError, MissingObject):
                 return self.manifests[step]
-        have = ", ".join(map(str, self._sound()[-8:])) or "none"
+        have = ", ".join(map(str, self.steps[-8:])) or "none"
         raise NoCheckpoint(f"{self.store.url} has no checkpoint {which!r}; its newest steps are: {have}")
 
     def key_of(self, which: int | str) -> str | None:
