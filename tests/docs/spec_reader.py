@@ -10,6 +10,7 @@ import base64
 import json
 import re
 import unicodedata
+import zoneinfo
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -559,9 +560,17 @@ class SpecCheckpoint:
         if key == "$t":
             require(content in ("t", "g", "p", "f", "n", "s"), f"unknown letter {content!r}")
             return self.tensor(check_name(path))
+        if key == "$typed" and content[0] == "datetime.local":
+            return self._local_time(content[1], path)
         if key == "$typed":
             return (content[0], self._value(content[1], path))
         return _plain(key, content, self._value, path)
+
+    def _local_time(self, parts: dict[str, Any], path: str) -> Any:
+        time = self._value(parts["time"], path)
+        if parts["zone"] is not None:
+            time = time.replace(tzinfo=zoneinfo.ZoneInfo(parts["zone"]))
+        return time.replace(fold=parts["fold"])
 
 
 def below(path: str, key: object) -> str:

@@ -11,6 +11,7 @@ import pathlib
 import re
 import shutil
 import uuid
+import zoneinfo
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ VALUES: dict[str, object] = {
         datetime.date(1970, 1, 1),
         datetime.time(23, 59),
         datetime.timedelta(days=-1, microseconds=3),
+        datetime.datetime(2024, 10, 27, 2, 30, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin"), fold=1),
+        datetime.time(2, 30, fold=1),
     ],
     "exact": [
         decimal.Decimal("0.10"),
@@ -499,6 +502,8 @@ def assert_same(ours: Any, theirs: Any, where: str) -> None:
     else:
         assert type(ours) is type(theirs), where
         assert ours == theirs, where
+        if isinstance(ours, (datetime.datetime, datetime.time)):
+            assert repr(ours) == repr(theirs), where
 
 
 def test_a_checkpoint_of_several_ranks_is_what_each_of_them_had(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import math
 import pathlib
 import struct
 import uuid
+import zoneinfo
 
 import msgspec
 import pytest
@@ -74,7 +75,7 @@ atoms = st.one_of(
     st.none(), st.booleans(), integers, floats, st.builds(complex, floats, floats), text, st.binary(max_size=12),
     st.builds(range, integers, integers, st.sampled_from([1, -3, 2**66])),
     st.builds(datetime.datetime, *[st.integers(1, 12)] * 3, *[st.integers(0, 23)] * 3, tzinfo=zones),
-    st.dates(), st.times(), st.timedeltas(), st.decimals(), st.just(decimal.Decimal("sNaN12")), st.fractions(),
+    st.dates(), st.times().map(lambda t: t.replace(fold=0)), st.timedeltas(), st.decimals(), st.just(decimal.Decimal("sNaN12")), st.fractions(),
     st.uuids(), text.map(pathlib.PurePosixPath), st.builds(TensorLeaf, names, names | st.sampled_from(["torch.Tensor", "numpy.ndarray"])),
 )  # fmt: skip
 keys = st.recursive(
@@ -274,6 +275,20 @@ def test_the_encoding_of_one_value_of_each_kind_is_fixed() -> None:
     for json, value in table.items():
         assert msgspec.json.encode(encode_value(value)).decode() == json
         assert same(decode_value(msgspec.json.decode(json)), value)
+
+
+def test_the_encoding_of_times_by_the_clocks_of_a_zone_is_fixed() -> None:
+    """Named types stay `Typed`: to decode a tree takes no time zone database."""
+    berlin = zoneinfo.ZoneInfo("Europe/Berlin")
+    table = {
+        '{"time":{"$datetime":"2024-10-27T02:30:00"},"zone":"Europe/Berlin","fold":1}': datetime.datetime(2024, 10, 27, 2, 30, tzinfo=berlin, fold=1),
+        '{"time":{"$time":"02:30:00"},"zone":"Europe/Berlin","fold":0}': datetime.time(2, 30, tzinfo=berlin),
+        '{"time":{"$time":"02:30:00+00:00"},"zone":null,"fold":1}': datetime.time(2, 30, tzinfo=datetime.UTC, fold=1),
+    }  # fmt: skip
+    for json, value in table.items():
+        text = msgspec.json.encode(encode_value(value)).decode()
+        assert text == f'{{"$typed":["datetime.local",{json}]}}'
+        assert encode_value(decode_value(msgspec.json.decode(text))) == msgspec.json.decode(text)
 
 
 MALFORMED = [

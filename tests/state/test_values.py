@@ -11,15 +11,21 @@ import fractions
 import math
 import pathlib
 import uuid
+import zoneinfo
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from holdfast.core.errors import StateError, UnsupportedValue
+from holdfast.core.errors import InvalidFormat, StateError, UnsupportedValue
+from holdfast.format.values import Typed
 from holdfast.state.codecs import register_codec
+from holdfast.state.materialize import Materializer
 from holdfast.state.records import EnumMember, Record
+from holdfast.state.registry import dispatch
+
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 
 
 class Colour(enum.Enum):
@@ -85,6 +91,17 @@ PLAIN = {
         datetime.timedelta(1, 2, 3),
         datetime.date(2020, 1, 1),
     ],
+    "zones": [
+        datetime.datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN),
+        datetime.datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN, fold=1),
+        datetime.datetime(2024, 10, 27, 2, 30, fold=1),
+        datetime.datetime(2024, 10, 27, 2, 30, tzinfo=datetime.timezone(datetime.timedelta(hours=5)), fold=1),
+        datetime.time(2, 30, tzinfo=BERLIN),
+        datetime.time(2, 30, fold=1),
+        datetime.time(2, 30, tzinfo=datetime.UTC),
+        datetime.datetime(2024, 1, 1, tzinfo=zoneinfo.ZoneInfo("Etc/GMT+1")),
+    ],
+    "zone in a key": {datetime.datetime(2024, 7, 1, tzinfo=BERLIN): 1},
     "numbers": [decimal.Decimal("1.10"), fractions.Fraction(1, 3)],
     "uuid": uuid.UUID(int=5),
     "paths": [pathlib.Path("a/b"), pathlib.PurePosixPath("c")],
@@ -108,6 +125,8 @@ def same(a: object, b: object) -> bool:
         return len(a) == len(b) and all(same(k, m) and same(v, w) for (k, v), (m, w) in pairs)
     if isinstance(a, (list, tuple, collections.deque)):
         return len(a) == len(b) and all(same(v, w) for v, w in zip(a, b, strict=True))
+    if isinstance(a, (datetime.datetime, datetime.time)):
+        return repr(a) == repr(b)  # equal moments may differ in zone and fold
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.tobytes() == b.tobytes()
     return bool(a == b)
@@ -125,6 +144,55 @@ def test_plain_values_come_back(name, save):
 @pytest.mark.parametrize("name", sorted(set(PLAIN) - {"enum", "point", "set of enums", "keys"}))
 def test_plain_values_load_without_live_objects(name, save):
     assert same(save({"v": PLAIN[name]}).load()["v"], PLAIN[name])
+
+
+class Solar(datetime.tzinfo):
+    """A zone without a name, as other packages have them."""
+
+    def utcoffset(self, when):
+        return None if when is None else datetime.timedelta(minutes=34)
+
+    def dst(self, when):
+        return None
+
+
+def test_of_a_zone_without_a_name_the_moment_is_kept_and_a_time_of_day_refused(save):
+    moment = datetime.datetime(2024, 7, 1, 12, tzinfo=Solar())
+    loaded = save({"v": [moment]}).load()["v"][0]
+    assert loaded.isoformat() == moment.isoformat() == "2024-07-01T12:00:00+00:34"
+    with pytest.raises(UnsupportedValue, match=r"v/at: the zone of .* has neither a name nor"):
+        save({"v": {"at": datetime.time(12, tzinfo=Solar())}})
+
+
+def test_a_zone_that_the_machine_does_not_know_is_named_and_nothing_is_changed(save, monkeypatch):
+    saved = save({"v": {"n": 1, "at": datetime.time(2, 30, tzinfo=BERLIN)}})
+
+    def unknown(key):
+        raise zoneinfo.ZoneInfoNotFoundError(key)
+
+    monkeypatch.setattr("holdfast.state.adapters.containers.ZoneInfo", unknown)
+    box = {"n": 0, "at": None}
+    with pytest.raises(StateError, match="zone Europe/Berlin is stored, and this machine does not know"):
+        saved.into({"v": box})
+    assert box == {"n": 0, "at": None}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"time": datetime.time(1), "zone": "../../etc/passwd", "fold": 0},
+        {"time": datetime.time(1), "zone": "/etc/passwd", "fold": 0},
+        {"time": datetime.time(1), "zone": 5, "fold": 0},
+        {"time": datetime.time(1), "zone": None, "fold": 2},
+        {"time": datetime.time(1), "zone": None},
+        {"time": datetime.time(1, tzinfo=datetime.UTC), "zone": "Europe/Berlin", "fold": 0},
+        {"time": datetime.date(2024, 1, 1), "zone": "Europe/Berlin", "fold": 0},
+        [],
+    ],
+)
+def test_a_malformed_time_of_a_zone_is_refused(parts):
+    with pytest.raises(InvalidFormat, match=r"datetime\.local is malformed"):
+        Materializer({}, dispatch()).value(Typed("datetime.local", parts))
 
 
 def test_captured_tree_shares_nothing(save):

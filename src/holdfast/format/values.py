@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -65,7 +66,7 @@ class Typed:
 
     Kinds: "torch.Size", "torch.dtype", "torch.device", "torch.layout", "torch.memory_format", "numpy.dtype",
     "enum" (value: {"type", "member"}), "dataclass" and "namedtuple" (value: {"type", "fields"}),
-    "codec:<name>" (a codec registered by the user).
+    "datetime.local" (value: {"time", "zone", "fold"}), "codec:<name>" (a codec registered by the user).
     """
 
     kind: str
@@ -132,6 +133,29 @@ def _set(value: set[object] | frozenset[object], path: str, depth: int) -> list[
     return sorted((encode_value(v, _beside(path, "element"), depth + 1) for v in value), key=repr)
 
 
+def _time(key: str, value: datetime.datetime | datetime.time, path: str) -> Json:
+    """Return the form of a time: ISO 8601, and beside it what that has no place for.
+
+    Of a zone without a name the offset at that moment is kept, which a time of day alone does not have.
+    """
+    zone = _zone(value.tzinfo)
+    if zone is None and value.tzinfo is not None and value.utcoffset() is None:
+        raise UnsupportedValue(
+            f"{path or 'the state'}: the zone of {value!r} has neither a name nor, without a date, an offset; "
+            "give it a zoneinfo.ZoneInfo or a datetime.timezone"
+        )
+    plain = value if zone is None else value.replace(tzinfo=None)
+    text: Json = {key: plain.isoformat()}
+    if zone is None and not value.fold:
+        return text
+    return {"$typed": ["datetime.local", {"time": text, "zone": zone, "fold": value.fold}]}
+
+
+def _zone(of: datetime.tzinfo | None) -> str | None:
+    """Return the name of an IANA time zone."""
+    return of.key if type(of) is ZoneInfo else None
+
+
 def _leaf(leaf: TensorLeaf, path: str) -> Json:
     letter = _LETTERS.get(leaf.kind) if leaf.name == path else None
     return {"$tensor": [leaf.name, leaf.kind]} if letter is None else {"$t": letter}
@@ -149,9 +173,9 @@ _ENCODERS: dict[type, Callable[..., Json]] = {
     collections.OrderedDict: lambda v, p, d: {"$ordereddict": _pairs(v, p, d)},
     collections.Counter: lambda v, p, d: {"$counter": _pairs(v, p, d)},
     collections.deque: lambda v, p, d: {"$deque": [_items(v, p, d), v.maxlen]},
-    datetime.datetime: lambda v, p, d: {"$datetime": v.isoformat()},
+    datetime.datetime: lambda v, p, d: _time("$datetime", v, p),
     datetime.date: lambda v, p, d: {"$date": v.isoformat()},
-    datetime.time: lambda v, p, d: {"$time": v.isoformat()},
+    datetime.time: lambda v, p, d: _time("$time", v, p),
     datetime.timedelta: lambda v, p, d: {"$timedelta": [v.days, v.seconds, v.microseconds]},
     decimal.Decimal: lambda v, p, d: {"$decimal": str(v)},
     fractions.Fraction: lambda v, p, d: {"$fraction": [_int(v.numerator), _int(v.denominator)]},

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import builtins
 import collections
+import datetime
 import pathlib
+import re
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence
 from typing import cast
+from zoneinfo import ZoneInfo
 
+from holdfast.core.errors import StateError
 from holdfast.core.names import join_path
 from holdfast.format.values import Typed
 from holdfast.state.adapter import NO_KINDS, Kinds, Outline
@@ -19,6 +23,7 @@ __all__ = ["Atoms", "Mappings", "Sequences", "Sets"]
 
 _DICTS = (dict, collections.OrderedDict, collections.Counter, collections.defaultdict)
 _FACTORIES = ("list", "dict", "set", "int", "float", "str", "bool", "tuple")
+_ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")  # such as America/Port-au-Prince or Etc/GMT+1
 
 
 class Mappings:
@@ -210,12 +215,15 @@ class Sets:
 
 
 class Atoms:
-    """Immutable values that need a name in the file: concrete paths and slices."""
+    """Immutable values that need a name in the file: concrete paths, slices, and times by the clocks of a zone."""
 
     divisible = False
 
     def __init__(self) -> None:
-        self.kinds: Kinds = {"pathlib.Path": lambda m, v: pathlib.Path(str(v))}
+        self.kinds: Kinds = {
+            "pathlib.Path": lambda m, v: pathlib.Path(str(v)),
+            "datetime.local": lambda m, v: _local_time(v),
+        }
 
     def claims(self, cls: type) -> bool:
         return cls is slice or issubclass(cls, pathlib.PurePath)
@@ -247,6 +255,24 @@ def _new_defaultdict(m: Materializer, value: object) -> object:
     name = parts.get("factory")
     factory = cast("Callable[[], object]", getattr(builtins, str(name))) if name in _FACTORIES else None
     return collections.defaultdict(factory, m.mapping(parts["items"]))
+
+
+def _local_time(value: object) -> datetime.datetime | datetime.time:
+    parts = cast("Mapping[str, object]", value)
+    time, zone, fold = parts["time"], parts["zone"], parts["fold"]
+    if not isinstance(time, (datetime.datetime, datetime.time)) or type(fold) is not int:
+        raise ValueError("its time is none")
+    if zone is None:
+        return time.replace(fold=fold)
+    if time.tzinfo is not None or not _ZONE.fullmatch(cast("str", zone)):
+        raise ValueError(f"its zone is {zone!r:.80}")
+    try:
+        return time.replace(tzinfo=ZoneInfo(cast("str", zone)), fold=fold)
+    except (LookupError, OSError) as e:
+        raise StateError(
+            f"a time in the zone {zone:.80} is stored, and this machine does not know that zone; "
+            "install its time zone database, or run: pip install tzdata"
+        ) from e
 
 
 def _stored_items(node: object) -> Mapping[object, object] | None:
