@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 import holdfast
 from holdfast import Checkpointer, every, last, where
+from holdfast.catalog.keys import lease_key
+from holdfast.catalog.lease import acquire
 from holdfast.core.errors import PolicyError
+from holdfast.core.processes import process_start
+from holdfast.format.sealed import seal
 from holdfast.replication import Mirror
+from holdfast.stores.local import LocalStore
 
 
 def learn(run: Path, total: int, **options: object) -> None:
@@ -137,6 +144,20 @@ def test_to_a_new_place_with_a_rule(cli, run: Path, tmp_path: Path) -> None:  # 
     assert holdfast.Run(tmp_path / "new").steps == [2, 3]
     assert cli("sync", run, "--to", run).code == 2
     assert cli("sync", run, "--keep", "last(1)").code == 2
+
+
+def test_a_mirror_that_somebody_else_copies_to_is_no_accident(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    store, parent = LocalStore(tmp_path / "near"), os.getppid()
+    lease = acquire(store, heartbeat=False)
+    theirs = msgspec.structs.replace(lease.doc, pid=parent, started=process_start(parent))
+    store.replace(lease_key(lease.generation), seal(msgspec.json.encode(theirs)))
+    told = [cli("sync", run), cli("cp", run, tmp_path / "near")]
+    assert [r.code for r in told] == [8, 5]
+    for said in (told[0].out, told[1].err):
+        text = " ".join(said.split())
+        assert f"near is being written by process {parent} on" in text
+        assert "nothing is wrong: copies are made one after the other" in text
+        assert "Stop that process" not in text
 
 
 def test_a_run_without_mirrors(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

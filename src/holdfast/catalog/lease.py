@@ -94,14 +94,13 @@ def _is_finishing(doc: LeaseDoc, now: float) -> bool:
     )
 
 
-def _held_message(store: Store, doc: LeaseDoc, *, here: bool, remaining: float, now: float) -> str:
+def _held_message(store: Store, doc: LeaseDoc, advice: str, time: TimeSource) -> str:
+    here, now = doc.namespace == namespace(), time.now()
     if here and doc.pid == os.getpid():
         return f"{store.url} is being written by another Checkpointer of this process; close() that one first"
-    message = (
-        f"{store.url} is being written by {doc.owner} (for {now - doc.acquired:.0f} s). "
-        "Stop that process, or use another directory"
-    )
-    return message if here else f"{message}; if that machine is gone, its lease ends in {remaining:.0f} s"
+    message = f"{store.url} is being written by {doc.owner} (for {now - doc.acquired:.0f} s). {advice}"
+    gone = f"; if that machine is gone, its lease ends in {doc.expires - now:.0f} s"
+    return message if here else message + gone
 
 
 def holder(store: Store) -> LeaseDoc | None:
@@ -164,9 +163,10 @@ def acquire(
     wait: bool = False,
     writer: int = 0,
     above: int = 0,
+    advice: str = "Stop that process, or use another directory",
 ) -> Lease:
     """Take the run's lease; `writer` is the process that commits for this one. In a copy of a run the generation is
-    to be `above` those that its log speaks of already.
+    to be `above` those that its log speaks of already. `advice` is what to do when another process holds it.
 
     A lease whose process is gone from this machine is taken at once, or as soon as its writer has finished the last
     checkpoint; one from elsewhere when it has expired. With `wait` that end is waited for: a job that was moved to
@@ -180,8 +180,7 @@ def acquire(
     if present is not None:
         present = _awaited(store, present, time, wait=wait)
     if present is not None and is_held(present, time.now()):
-        here, remaining = present.namespace == namespace(), present.expires - time.now()
-        raise LeaseHeld(_held_message(store, present, here=here, remaining=remaining, now=time.now()))
+        raise LeaseHeld(_held_message(store, present, advice, time))
     generation = max(present.generation if present is not None else 0, above) + 1
     doc = _new_doc(generation, time.now(), writer)
     lease = Lease(store, doc, time)

@@ -40,6 +40,7 @@ from holdfast.replication.streaming import verified_pieces
 from holdfast.stores import Store, Stream, prove_create
 
 __all__ = [
+    "BY_TURNS",
     "Copied",
     "Progress",
     "check_is_of",
@@ -56,6 +57,10 @@ __all__ = [
 
 logger = logging.getLogger("holdfast")
 
+BY_TURNS = (  # what to do where another process writes the place that a copy goes to
+    "If it copies there too, as a trainer with mirrors and `holdfast sync` do, nothing is wrong: copies are made one "
+    "after the other, and this one can be made when that has ended"
+)
 SMALL_BYTES = 16 << 20  # files up to this are copied several at once
 TOGETHER = 4
 

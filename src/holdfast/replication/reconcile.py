@@ -33,6 +33,7 @@ from holdfast.format.manifest import Manifest
 from holdfast.format.packed import Pack
 from holdfast.policies import Rule
 from holdfast.replication.copying import (
+    BY_TURNS,
     Copied,
     copy_checkpoint,
     copy_file,
@@ -147,7 +148,7 @@ class Reconciler:
             raise
         self.reached = True
         copy_identity(source.store, self.target)
-        lease = acquire(self.target, self.time, above=source.generation)
+        lease = acquire(self.target, self.time, above=source.generation, advice=BY_TURNS)
         try:
             outcome = self._run(source, lease)
             self._generation = lease.generation

@@ -16,6 +16,7 @@ from holdfast.core.errors import CommitConflict, IntegrityError, NoCheckpoint
 from holdfast.format.manifest import Manifest
 from holdfast.format.packed import Pack
 from holdfast.replication.copying import (
+    BY_TURNS,
     Copied,
     copy_checkpoint,
     copy_identity,
@@ -62,7 +63,7 @@ def transfer(
     run = read_identity(source).run
     wanted = _wanted(source, run, which)
     copied = copy_identity(source, target)
-    lease = acquire(target, time or SystemTime())
+    lease = acquire(target, time or SystemTime(), advice=BY_TURNS)
     try:
         found, problems = _read(source, wanted)
         planned(_missing_bytes(target, [manifest for _, manifest in found]))
