@@ -160,6 +160,25 @@ def test_a_mirror_that_somebody_else_copies_to_is_no_accident(cli, run: Path, tm
         assert "Stop that process" not in text
 
 
+def test_sync_names_what_is_broken_at_the_run_itself(cli, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    manifest = run / "checkpoints" / f"{2:012}.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole.replace(b'"step"', b'"stop"', 1))
+    shutil.rmtree(tmp_path / "near")
+    synced = cli("sync", run)
+    assert synced.code == 4
+    assert (
+        f"not copied: the manifest of step 2 does not verify; mend it with holdfast repair {run}"
+        in " ".join(synced.out.split())
+    )
+    assert "2 checkpoints copied" in synced.out
+    told = cli("sync", run, "--json")
+    assert (told.code, json.loads(told.out)["broken"]) == (4, [2])
+    manifest.write_bytes(whole)
+    again = cli("sync", run, "--json")
+    assert (again.code, json.loads(again.out)["broken"]) == (0, [])
+
+
 def test_a_run_without_mirrors(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     holdfast.save(tmp_path / "alone", {"x": 1}, step=7)
     assert cli("status", tmp_path / "alone").code == 0

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.exits import BEHIND
+from holdfast.cli.exits import BEHIND, INTEGRITY
 from holdfast.cli.options import Json, RunPath
 from holdfast.cli.output import emit, growing_progress, line
 from holdfast.cli.words import bytes_, count
@@ -47,7 +47,8 @@ def sync(
 ) -> None:
     """Copy to mirrors what they lack, and remove there what they are not to keep.
 
-    Works while the run is being written. Exits with 8 when something is not where it must be afterwards.
+    Works while the run is being written. Exits with 4 when a manifest of the run does not verify, and with 8 when
+    something else is not where it must be afterwards.
     """
     primary = open_store(path)
     if to is None and (keep is not None or compress or verify or rate is not None):
@@ -60,11 +61,17 @@ def sync(
         mirrors = [Mirror(to, None if keep is None else parse_rule(keep), compress, rate, verify)]
     with growing_progress("copying") as (expect, advance):
         done = sync_mirrors(primary, mirrors, SystemTime(), expect=expect, advance=advance)
+    broken = sorted({step for one in done for step in one.broken})
     if json:
-        emit({"run": primary.url, "mirrors": [_document(one) for one in done]})
+        emit({"run": primary.url, "broken": broken, "mirrors": [_document(one) for one in done]})
     else:
+        for step in broken:
+            why = f"the manifest of step {step} does not verify; mend it with holdfast repair {path}"
+            line(("not copied: ", "bold red"), why)
         for one in done:
             _print(one)
+    if broken:
+        raise typer.Exit(INTEGRITY)
     if any(one.error is not None for one in done):
         raise typer.Exit(BEHIND)
 

@@ -20,11 +20,15 @@ __all__ = ["Synced", "remembered_mirrors", "sync"]
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What a pass over one mirror came to: `error` is why it was not finished, None where all is where it must be."""
+    """What a pass over one mirror came to: `error` is why it was not finished, None where all is where it must be.
+
+    `broken` are the steps whose manifest at the run's own place does not verify, and so was not copied.
+    """
 
     url: str
     outcome: Outcome | None
     error: str | None
+    broken: tuple[int, ...] = ()
 
 
 def remembered_mirrors(primary: Store) -> list[Mirror]:
@@ -67,20 +71,22 @@ def sync(
     done: list[Synced] = []
     run = read_identity(primary).run
     for mirror in mirrors:
-        url = str(mirror.url)
+        url, broken = str(mirror.url), tuple[int, ...]()
         try:
             ((_, store),) = mirrors_of(primary, [mirror], time)
             url = store.url
             goal = Goal(mirror.keep, mirror.pack, mirror.verify)
             reconciler = Reconciler(store, goal, time, advance, _first_time(expect))
-            outcome = reconciler.run(look(History(primary, run), run))
+            source = look(History(primary, run), run)
+            broken = tuple(sorted(source.location.broken))
+            outcome = reconciler.run(source)
         except PolicyError:
             raise
         except HoldfastError as e:
-            done.append(Synced(url, None, str(e)))
+            done.append(Synced(url, None, str(e), broken))
         else:
             error = next((f"step {step}: {why}" for step, why in outcome.failed.items()), None)
-            done.append(Synced(url, outcome, error))
+            done.append(Synced(url, outcome, error, broken))
     return done
 
 
