@@ -43,6 +43,7 @@ def test_tag_and_untag(cli, run: Path) -> None:
     assert cli("tag", run, "good", "300", "--json").json["tags"] == {"deployed": 200, "good": 300}
     assert cli("tag", f"{run}@100", "first").out == "first is step 100\n"
     assert cli("tag", run, "again", "deployed").out == "again is step 200\n"
+    assert cli("tag", f"{run}@200", "again", 200).out == "again is step 200\n"
     assert cli("untag", run, "good").code == 0
     assert cli("untag", run, "first", "--json").json == {
         "run": run.as_uri(), "tag": "first", "step": None, "tags": {"again": 200, "deployed": 200},
@@ -121,9 +122,14 @@ def test_rm(cli, run: Path) -> None:
     assert cli("verify", run).code == 0
 
 
-def test_rm_refuses_before_it_asks(cli, answers, run: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("rm", 200), ("rm", 100, "--grace", "x"), ("prune", "--keep", "last(1)", "--grace", "x")]
+)
+def test_what_is_wrong_is_refused_before_it_is_asked(
+    cli, answers, run: Path, arguments: tuple[object, ...]
+) -> None:
     screen = answers("y\n")
-    assert cli("rm", run, 200).code == 2
+    assert cli(arguments[0], run, *arguments[1:]).code == 2
     assert "[y/N]" not in screen.getvalue()
 
 

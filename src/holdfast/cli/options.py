@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from holdfast.core.units import parse_seconds
+
 __all__ = ["Grace", "Json", "Now", "RunPath", "Target", "Trusted", "Yes", "grace_of"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
@@ -36,5 +38,10 @@ Trusted = Annotated[
 
 
 def grace_of(grace: str, *, now: bool) -> str:
-    """Return how long what is deleted stays in the trash."""
+    """Return how long what is deleted stays in the trash.
+
+    Raises:
+        PolicyError: `grace` is no duration.
+    """
+    parse_seconds(grace)
     return "0s" if now else grace

@@ -49,7 +49,7 @@ def prune(
     day (--grace), from where `holdfast undo` brings it back.
     """
     run = Run(path)
-    rule = parse_rule(keep)
+    rule, grace = parse_rule(keep), grace_of(grace, now=now)
     plan = run.plan(rule)
     going = [d.step for d in plan if d.action == "drop"]
     idle = not going and not any(d.action == "demote" for d in plan)
@@ -57,7 +57,7 @@ def prune(
         _print_plan(run, plan, going)
     if not dry_run and not idle:
         ask_first(yes, f"Delete {count(len(going), 'checkpoint')}?" if going else "Keep only their weights?")
-        done = run.prune(rule, grace=grace_of(grace, now=now))
+        done = run.prune(rule, grace=grace)
         if [(d.step, d.action) for d in done] != [(d.step, d.action) for d in plan]:
             note(("the run changed meanwhile; what was done is what the rule says now", "yellow"))
         plan = done
@@ -65,7 +65,7 @@ def prune(
             line(
                 ("done", "green"),
                 f": {count(len(run), 'checkpoint')} left",
-                *way_back(grace, now=now or not going),
+                *(way_back(grace) if going else ()),
             )
     if json:
         emit(
@@ -93,9 +93,9 @@ def ask_first(yes: bool, question: str) -> None:
         raise typer.Exit(0)
 
 
-def way_back(grace: str, *, now: bool) -> tuple[str, ...]:
+def way_back(grace: str) -> tuple[str, ...]:
     """Return how what was deleted is brought back; nothing where it was freed at once."""
-    seconds = parse_seconds(grace_of(grace, now=now))
+    seconds = parse_seconds(grace)
     return (
         (f"; `holdfast undo` brings back what was deleted, for {format_seconds(seconds)}",) if seconds else ()
     )

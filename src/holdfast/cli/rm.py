@@ -34,14 +34,14 @@ def rm(
     A checkpoint with a tag and the last one of a run are deleted with --force only. What is deleted stays in the trash
     for a day (--grace), from where `holdfast undo` brings it back; one that does not verify is gone at once.
     """
-    run = Run(path)
+    run, grace = Run(path), grace_of(grace, now=now)
     chosen = list(dict.fromkeys(steps))
     run.check_removal(chosen, force=force)
     if not json:
         _print_victims(run, chosen)
     ask_first(yes, f"Delete {count(len(chosen), 'checkpoint')}?")
-    freed = run.remove(chosen, force=force, grace=grace_of(grace, now=now))
-    back = way_back(grace, now=now)
+    freed = run.remove(chosen, force=force, grace=grace)
+    back = way_back(grace)
     if json:
         emit({"run": run.store.url, "removed": chosen, "freed_bytes": freed, "left": run.steps})
     else:

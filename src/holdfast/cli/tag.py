@@ -9,6 +9,7 @@ import typer
 from holdfast.cli.options import Json, RunPath
 from holdfast.cli.output import emit, line
 from holdfast.cli.targets import open_target
+from holdfast.core.errors import PolicyError
 from holdfast.run import Run
 
 __all__ = ["tag", "untag"]
@@ -27,6 +28,8 @@ def tag(
 ) -> None:
     """Name a checkpoint, or move the name there. What is tagged is never pruned."""
     run, step = open_target(path)
+    if step is not None and which not in (None, str(step)):
+        raise PolicyError(f"what to tag is said twice: @{step}, and then {which}; name one of them")
     run.tag(name, which if which is not None else "latest" if step is None else step)
     _report(run, name, run.tags.get(name), json=json)
 
