@@ -183,3 +183,13 @@ def test_an_old_signature_is_not_left_beside_a_new_export(cli, run: Path, p256: 
 def test_a_p256_key_signs_manifests_too(cli, run: Path, p256: Path) -> None:
     assert cli("sign", run, "--key", p256).code == 0
     assert holdfast.open(run, trusted=p256.with_suffix(".pub")).step == 500
+
+
+@pytest.mark.parametrize("name", ["trust.toml", "key.pub"])
+def test_a_key_or_trust_file_that_makes_no_sense_is_wrong_usage(
+    cli, run: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("nonsense")
+    refused = cli("show", run, "--trust", tmp_path / name)
+    assert refused.code == 2
+    assert name in refused.err

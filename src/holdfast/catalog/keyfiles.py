@@ -17,7 +17,7 @@ import msgspec
 
 from holdfast.catalog.trust import NOBODY, Trust, TrustedKey, Verifying
 from holdfast.core.clock import SystemTime, TimeSource
-from holdfast.core.errors import InvalidFormat, PolicyError
+from holdfast.core.errors import PolicyError
 from holdfast.format.signing import MAX_KEY_BYTES, PublicKey, SigningKey, public_key_of
 
 __all__ = [
@@ -129,8 +129,8 @@ def make_trust(
     this process signs with is the one that is trusted.
 
     Raises:
-        PolicyError: signatures are to be verified and nobody is trusted, or `verify` is not known.
-        InvalidFormat: a key or a trust file makes no sense.
+        PolicyError: signatures are to be verified and nobody is trusted, `verify` is not known, or a key or a trust
+            file makes no sense.
     """
     if verify not in (None, "require", "warn", "off"):
         raise PolicyError(f'verify={verify!r} is not known; expected "require", "warn" or "off"')
@@ -167,7 +167,7 @@ def _read_trust_file(path: str) -> list[TrustedKey]:
     try:
         file = msgspec.convert(tomllib.loads(text), _File)
     except (ValueError, RecursionError) as e:
-        raise InvalidFormat(f"{path}: is not a trust file: {e}") from e
+        raise PolicyError(f"{path}: is not a trust file: {e}") from e
     beside = Path(path).parent
     return [
         TrustedKey(_public_key(k.public, beside), k.name, tuple(k.runs), _moment(k.until, path))
@@ -180,9 +180,7 @@ def _moment(until: object, path: str) -> float | None:
     if until is None:
         return None
     if not isinstance(until, datetime.date):
-        raise InvalidFormat(
-            f"{path}: until = {until!r:.40} is no date; write it as 2027-01-31, without quotes"
-        )
+        raise PolicyError(f"{path}: until = {until!r:.40} is no date; write it as 2027-01-31, without quotes")
     if not isinstance(until, datetime.datetime):
         until = datetime.datetime.combine(until, datetime.time())
     return (until if until.tzinfo else until.replace(tzinfo=datetime.UTC)).timestamp()
@@ -192,7 +190,7 @@ def _text(raw: bytes, path: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise InvalidFormat(f"{path}: is not text") from None
+        raise PolicyError(f"{path}: is not text") from None
 
 
 def _read_file(path: str, limit: int) -> bytes:
@@ -202,7 +200,7 @@ def _read_file(path: str, limit: int) -> bytes:
     except OSError as e:
         raise PolicyError(f"{path}: cannot be read: {e.strerror}") from e
     if len(raw) > limit:
-        raise InvalidFormat(f"{path}: has more than {limit} bytes; it is no key and no trust file")
+        raise PolicyError(f"{path}: has more than {limit} bytes; it is no key and no trust file")
     return raw
 
 

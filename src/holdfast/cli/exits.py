@@ -50,7 +50,7 @@ BROKEN_PIPE = 141
 CODES = {
     OK: "done",
     UNEXPECTED: "an unexpected error",
-    USAGE: "wrong usage: arguments, a rule, an act that needs --force or --yes",
+    USAGE: "wrong usage: arguments, a rule, a key or trust file, an act that needs --force or --yes",
     NOT_FOUND: "no such run, checkpoint, tag, part or tensor",
     INTEGRITY: "stored bytes are wrong or gone, or a newer holdfast wrote them",
     HELD: "another process holds the run for writing",

@@ -157,7 +157,7 @@ class UnsupportedValue(StateError, TypeError):
 
 
 class PolicyError(HoldfastError, ValueError):
-    """A trigger, retention rule, metric or interval makes no sense as given."""
+    """A trigger, retention rule, metric, interval, key or trust file makes no sense as given."""
 
 
 class NotReplicated(HoldfastError, TimeoutError):

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from holdfast.core.errors import InvalidFormat, MissingDependency, PolicyError
+from holdfast.core.errors import MissingDependency, PolicyError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -143,7 +143,7 @@ def public_key_of(text: str, name: str) -> PublicKey:
     """Return the public key in `text`: PEM, or base64 of the 32 bytes of an Ed25519 key. `name` is for messages.
 
     Raises:
-        InvalidFormat: it is neither.
+        PolicyError: it is neither.
     """
     b = _backend()
     try:
@@ -158,9 +158,7 @@ def public_key_of(text: str, name: str) -> PublicKey:
         b.UnsupportedAlgorithm,
     ):  # a private key in its place is not to be shown
         pass
-    raise InvalidFormat(
-        f"{name}: is no public key; expected PEM, or base64 of the 32 bytes of an Ed25519 key"
-    )
+    raise PolicyError(f"{name}: is no public key; expected PEM, or base64 of the 32 bytes of an Ed25519 key")
 
 
 def _public(key: object, name: str = "key") -> PublicKey:
