@@ -114,3 +114,32 @@ def test_the_last_save_is_labelled_by_the_next_start_where_its_trainer_was_kille
 def test_what_is_no_early_stopping_is_refused_by_name(stop: object) -> None:
     with pytest.raises(PolicyError, match=r"stop=.* expected EarlyStopping\("):
         Checkpointer(MemoryStore(), {}, stop=stop)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("event", ["improved", "stop", "eval_end"])
+def test_a_rule_that_waits_for_nothing_that_can_come_is_refused(event: str) -> None:
+    store, loss = MemoryStore(), best("loss", mode="min")
+    for save in (on(event), on(event).after(step=3) | on("improved"), on(event) & on("stop")):
+        with pytest.raises(PolicyError, match=rf"never fires on '{event}', which"):
+            Checkpointer(store, {"n": {"n": 0}}, save=save, keep=loss, writer="inline")
+    assert list(store.list("")) == []
+    Checkpointer(store, {"n": {"n": 0}}, save=on(event), stop=PATIENT, writer="inline").close()
+
+
+def test_an_event_that_cannot_come_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    def told(save: Rule, stop: EarlyStopping | None = None) -> list[str]:
+        caplog.clear()
+        with Checkpointer(MemoryStore(), {"n": {"n": 0}}, save=save, stop=stop, writer="inline") as ckpt:
+            for _ in ckpt.steps(2):
+                ckpt.log(loss=1.0, score=1.0)
+        return [r.getMessage() for r in caplog.records]
+
+    (one,) = told(every(steps=1) | on("eval_end", "epoch_end"))
+    assert one.startswith(
+        "on('eval_end', 'epoch_end') never fires on 'eval_end', which comes with a metric that"
+    )
+    assert len(told(~on("improved"))) == 1
+    assert len(told(best("loss", mode="min") | on("improved", "stop", "eval_end"))) == 2
+    assert told(on("improved", "stop", "eval_end"), PATIENT) == []
+    assert told(best("loss", mode="min") & on("eval_end")) == []
+    assert told(on("start", "end", "epoch_end", "preempt", "exception")) == []

@@ -53,6 +53,8 @@ class Tracker:
         leaves = save.leaves() if save is not None else ()
         self._monitored = {leaf.metric for leaf in leaves if isinstance(leaf, Best)}
         self._monitored |= {stop.metric} if stop is not None else set()
+        if save is not None:
+            _check_events(save, monitors=bool(self._monitored), stops=stop is not None, tell=judges)
 
     def rewind(self, events: Iterable[Event], clock: Clock, last_save: Clock) -> None:
         """Set the clock, and fold the run's observations up to it afresh."""
@@ -178,6 +180,30 @@ class Tracker:
                 self.verdict = self._fold.observe(one)
         if self._save is not None:
             self._history = self._save.relevant((*self._history, *observations))
+
+
+def _check_events(save: Rule, *, monitors: bool, stops: bool, tell: bool) -> None:
+    """Warn of events that never come, as nothing is there that they could come from.
+
+    Raises:
+        PolicyError: the rule waits for nothing else.
+    """
+    never: dict[str, str] = {}
+    if not stops:
+        never = dict.fromkeys(("improved", "stop"), "is a verdict of early stopping; give stop= as well")
+    if not monitors:
+        never["eval_end"] = (
+            "comes with a metric that save= or stop= speaks of, and they speak of none; "
+            "write such as save=best('val_loss', mode='min')"
+        )
+    leaves = list(save.leaves())
+    lost = {leaf: [e for e in leaf.names if e in never] for leaf in leaves if isinstance(leaf, On)}
+    why = [f"{leaf!r} never fires on {e!r}, which {never[e]}" for leaf, names in lost.items() for e in names]
+    turned = any(isinstance(node, Not) for node in save.nodes())
+    if not turned and all(isinstance(leaf, On) and lost[leaf] == [*leaf.names] for leaf in leaves):
+        raise PolicyError(f"save={save!r} never fires: {'; '.join(why)}")
+    for one in why if tell else ():
+        logger.warning("%s", one)
 
 
 def metric_number(name: str, value: object) -> float:
