@@ -105,6 +105,7 @@ def test_the_patience_of_the_code_wins_and_the_count_survives() -> None:
         ({"patience": True}, "patience=True must be a whole number"),
         ({"min_delta": -0.1}, "min_delta=-0.1 must be a finite number of at least 0"),
         ({"min_delta": NAN}, "min_delta=nan must be a finite number"),
+        ({"baseline": -(10**400)}, "must be a finite number"),
         ({"start_after": -1}, "start_after=-1 must be"),
         ({"baseline": INF}, "baseline=inf must be a finite number"),
         ({"reference": "best"}, "reference='best' must be one of 'last_significant', 'best_ever'"),

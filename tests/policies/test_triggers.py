@@ -227,6 +227,8 @@ def test_windows_count_in_all_units() -> None:
         (lambda: every(steps="100"), "steps='100' must be a whole number of at least 1"),
         (lambda: every(minutes=0), "minutes=0 must be a finite number above 0"),
         (lambda: every(minutes=NAN), "minutes=nan must be a finite number above 0"),
+        (lambda: every(minutes=10**400), "must be a finite number above 0"),
+        (lambda: every(minutes=5, offset=10**400), "must be a finite number of at least 0"),
         (lambda: every(hours=INF), "hours=inf must be a finite number above 0"),
         (lambda: every(seconds=True), "seconds=True must be a finite number above 0"),
         (lambda: every(), "every() takes exactly one of steps, .*; found none"),

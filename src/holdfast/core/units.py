@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 
 from holdfast.core.errors import PolicyError
 
-__all__ = ["exact_bytes", "exact_seconds", "format_bytes", "format_seconds", "parse_bytes", "parse_seconds"]
+__all__ = [
+    "exact_bytes",
+    "exact_seconds",
+    "format_bytes",
+    "format_seconds",
+    "is_finite",
+    "parse_bytes",
+    "parse_seconds",
+]
 
 _DIGITS = r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
 _NUMBER = re.compile(rf"{_DIGITS}\s*([A-Za-z]*)", re.ASCII)
@@ -26,6 +35,11 @@ _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400
 _DURATIONS_TEXT = "seconds as a number, or text such as '90s', '30m', '1h 30m', '1.5d' or '1w'"
 
 
+def is_finite(value: float) -> bool:
+    """Return whether a number is finite also as a float: no NaN, no infinity, and no integer beyond its range."""
+    return abs(value) <= sys.float_info.max
+
+
 def parse_bytes(size: str | int) -> int:
     """Return a size in bytes.
 
@@ -33,11 +47,11 @@ def parse_bytes(size: str | int) -> int:
     MiB GiB TiB PiB` in powers of 1024 (IEC 80000-13); case does not matter. Fractions of a byte are cut off.
     Raises PolicyError for anything else, and for negative sizes.
     """
-    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 0 and is_finite(size):
         return size
     number, unit = _split(size) if isinstance(size, str) else (None, "")
     factor = _SIZES.get(unit.lower())
-    if number is None or factor is None or not math.isfinite(float(number)):
+    if number is None or factor is None or not is_finite(float(number)):
         raise PolicyError(f"size {size!r} is not understood; expected {_SIZES_TEXT}")
     return int(number) * factor if number.isdigit() else int(float(number) * factor)
 
@@ -63,13 +77,13 @@ def parse_seconds(duration: str | float) -> float:
     which add up: "1h 30m". Raises PolicyError for anything else, and for negative, infinite or NaN durations.
     """
     if isinstance(duration, (int, float)) and not isinstance(duration, bool):
-        seconds = float(duration)
+        seconds = float(duration) if is_finite(duration) else math.inf
     else:
         parts = _parts(duration) if isinstance(duration, str) else []
         if not parts or any(unit not in _DURATIONS for _, unit in parts):
             raise PolicyError(f"duration {duration!r} is not understood; expected {_DURATIONS_TEXT}")
         seconds = sum(number * _DURATIONS[unit] for number, unit in parts)
-    if not math.isfinite(seconds) or seconds < 0:
+    if not is_finite(seconds) or seconds < 0:
         raise PolicyError(f"duration {duration!r} is negative or not finite; expected {_DURATIONS_TEXT}")
     return seconds
 

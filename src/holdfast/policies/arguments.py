@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral
 from typing import Literal
 
 from holdfast.core.errors import PolicyError
+from holdfast.core.units import is_finite
 
 __all__ = ["Mode", "amount", "metric_name", "number", "only_one", "optimisation_mode", "whole"]
 
@@ -26,7 +26,7 @@ def whole(name: str, value: object, minimum: int = 1) -> int:
 def amount(name: str, value: object, *, zero: bool = False) -> float:
     """Return `value` as a finite float above zero, or at least zero with `zero=True`. Raises PolicyError."""
     wanted = "a finite number of at least 0" if zero else "a finite number above 0"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
         raise PolicyError(f"{name}={value!r} must be {wanted}")
     if value < 0 or (value == 0 and not zero):
         raise PolicyError(f"{name}={value!r} must be {wanted}")
@@ -35,7 +35,7 @@ def amount(name: str, value: object, *, zero: bool = False) -> float:
 
 def number(name: str, value: object) -> float:
     """Return `value` as a finite float of either sign. Raises PolicyError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
         raise PolicyError(f"{name}={value!r} must be a finite number")
     return float(value)
 
