@@ -24,7 +24,7 @@ from holdfast.core.clock import SystemTime, TimeSource
 from holdfast.core.errors import HoldfastError, IntegrityError, NoCheckpoint, PolicyError, StateError
 from holdfast.core.names import check_tag
 from holdfast.core.records import CheckpointRecord, Observation
-from holdfast.core.units import parse_seconds
+from holdfast.core.units import format_count, parse_seconds
 from holdfast.format.events import Event, Observed, Removed, Untagged
 from holdfast.format.manifest import (
     clock_from_doc,
@@ -69,7 +69,7 @@ class Run:
         self.history = History(self.store, self.identity.run)
 
     def __repr__(self) -> str:
-        return f"<Run {self.store.url}: {len(self)} checkpoints>"
+        return f"<Run {self.store.url}: {format_count(len(self), 'checkpoint')}>"
 
     @property
     def id(self) -> str:

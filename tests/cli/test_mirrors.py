@@ -179,6 +179,29 @@ def test_sync_names_what_is_broken_at_the_run_itself(cli, run: Path, tmp_path: P
     assert (again.code, json.loads(again.out)["broken"]) == (0, [])
 
 
+def test_one_of_a_thing_is_said_in_the_singular(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run, near = tmp_path / "run", tmp_path / "near"
+    learn(run, 1, mirrors=[near], keep=last(1))
+    assert repr(holdfast.Run(run)).endswith(": 1 checkpoint>")
+    shutil.rmtree(near)
+    told = cli("doctor", run).out
+    assert ", with 1 checkpoint\n" in told
+    assert "is behind, 1 checkpoint to come" in told
+    cli("sync", run)
+    manifest = run / "checkpoints" / f"{1:012}.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole.replace(b'"step"', b'"stop"', 1))
+    assert "the manifest of step 1 does not verify" in cli("status", run).out
+    manifest.unlink()
+    assert "step 1 only here" in cli("status", run).out
+    assert "1 checkpoint, the newest of step 1, only in the mirror" in cli("doctor", run).out
+    learn(run, 2, mirrors=[near])
+    cli("rm", run, 1, "--yes")
+    told = cli("doctor", run).out
+    assert "1 deleted checkpoint in the trash, 0 due to be freed" in told
+    assert "1 remains in it" in cli("collect", run).out
+
+
 def test_a_run_without_mirrors(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     holdfast.save(tmp_path / "alone", {"x": 1}, step=7)
     assert cli("status", tmp_path / "alone").code == 0

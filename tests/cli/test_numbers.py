@@ -79,7 +79,7 @@ def test_cat_of_odd_tensors(cli, tmp_path: Path) -> None:
         assert result.code == 0, result.err
         assert cli("cat", tmp_path / "r", f"m/{name}", "--json").code == 0
         assert cli("cat", tmp_path / "r", f"m/{name}", "--values", "--json").code == 0
-    assert "NaN  1 elements" in cli("cat", tmp_path / "r", "m/bad").out
+    assert "NaN  1 element\n" in cli("cat", tmp_path / "r", "m/bad").out
 
 
 def test_diff_of_two_steps(cli, run: Path) -> None:

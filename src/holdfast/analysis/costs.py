@@ -15,7 +15,7 @@ from holdfast.catalog.keys import CHECKPOINTS
 from holdfast.core.errors import NoCheckpoint
 from holdfast.core.memory import map_pages
 from holdfast.core.records import CheckpointRecord
-from holdfast.core.units import format_bytes, format_seconds
+from holdfast.core.units import format_bytes, format_count, format_seconds
 from holdfast.format.events import Event, Observed, Resumed, Saved
 from holdfast.run import Run
 from holdfast.stores import Store
@@ -88,7 +88,7 @@ def measure_run(run: Run) -> Measured:
     failing = resumes >= FEWEST_RESUMES and newest.active_seconds > 0
     origins = {
         "state": "the largest checkpoint",
-        "changed": f"median of {len(changed)} checkpoints",
+        "changed": f"median of {format_count(len(changed), 'checkpoint')}",
         "weights": "the modules' share of the newest checkpoint",
         "step_seconds": "the run log",
         "held": "the run log: steps with a save against steps without",

@@ -14,7 +14,7 @@ from holdfast.cli.options import Json, Target, Trusted
 from holdfast.cli.output import emit, line, progress, stdout
 from holdfast.cli.table import show_facts
 from holdfast.cli.targets import checkpoint_of
-from holdfast.cli.words import bytes_, number, spec_document, tensor
+from holdfast.cli.words import bytes_, count, number, spec_document, tensor
 from holdfast.core.errors import NoCheckpoint, PolicyError
 
 __all__ = ["cat"]
@@ -70,7 +70,7 @@ def cat(
     for key, start, end in places[:FIRST_PLACES]:
         line((f"step {checkpoint.step}, {key}, bytes {start:,} to {end:,}", "dim"))
     if len(places) > FIRST_PLACES:
-        line((f"and {len(places) - FIRST_PLACES} more places", "dim"))
+        line((f"and {count(len(places) - FIRST_PLACES, 'more place')}", "dim"))
     line()
     _print_statistics(found)
     first = _first_values(view)
@@ -162,7 +162,7 @@ def _print_statistics(found: Statistics) -> None:
     wrong = [("NaN", found.nan), ("+inf", found.positive_infinite), ("-inf", found.negative_infinite)]
     for what, times in wrong:
         if times:
-            line("  ", (f"{what}  {times:,} elements", "bold red"))
+            line("  ", (f"{what}  {count(times, 'element')}", "bold red"))
     if found.minimum is not None and found.minimum != found.maximum:
         line()
         line(

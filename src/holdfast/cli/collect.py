@@ -51,5 +51,5 @@ def collect(
     line(
         (f"freed {bytes_(freed.nbytes)}", "green"),
         f" in {count(freed.files, 'data file')}; {count(freed.trashed, 'checkpoint')} left the trash for good, "
-        f"{left} remain in it",
+        f"{left} {'remains' if left == 1 else 'remain'} in it",
     )

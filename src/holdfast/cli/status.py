@@ -70,7 +70,8 @@ def _row(place: MirrorStatus) -> list[object]:
 
 
 def _only_here(place: MirrorStatus) -> str:
-    return f"steps {', '.join(map(str, place.only_here))} are only here" if place.only_here else ""
+    steps = ", ".join(map(str, place.only_here))
+    return f"step{'' if len(place.only_here) == 1 else 's'} {steps} only here" if steps else ""
 
 
 def _document(found: RunStatus) -> dict[str, object]:

@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 
 from holdfast.core.clock import Clock
-from holdfast.core.units import format_bytes, format_seconds
+from holdfast.core.units import format_bytes, format_count, format_seconds
 from holdfast.state.tensors import TensorSpec
 
 __all__ = ["age", "bytes_", "clock_document", "count", "date", "number", "spec_document", "tensor"]
@@ -45,7 +45,7 @@ def number(value: float | int | None) -> str:
 
 def count(n: int, what: str, many: str = "") -> str:
     """Return a count with its noun."""
-    return f"{n:,} {what if n == 1 else many or what + 's'}"
+    return format_count(n, what, many)
 
 
 def tensor(spec: TensorSpec) -> str:

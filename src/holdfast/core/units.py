@@ -1,4 +1,4 @@
-"""Sizes and durations: what a person may write, and how they are shown again."""
+"""Sizes, durations and counts: what a person may write, and how they are shown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ __all__ = [
     "exact_bytes",
     "exact_seconds",
     "format_bytes",
+    "format_count",
     "format_seconds",
     "is_finite",
     "parse_bytes",
@@ -62,6 +63,11 @@ def format_bytes(size: int) -> str:
     while round(abs(value), 1) >= 1000 and unit < len(_DECIMAL) - 1:
         value, unit = value / 1000, unit + 1
     return f"{size} B" if unit == 0 else f"{value:.1f} {_DECIMAL[unit]}"
+
+
+def format_count(n: int, what: str, many: str = "") -> str:
+    """Return a count with its noun: `format_count(1, "step")` is `'1 step'`."""
+    return f"{n:,} {what if n == 1 else many or what + 's'}"
 
 
 def exact_bytes(size: int) -> str | int:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 
+from holdfast.core.units import format_count
 from holdfast.distributed.ranks import Ranks
 from holdfast.distributed.speech import look_for_all, put_all
 from holdfast.distributed.words import Hello, Opening
@@ -51,7 +52,8 @@ class RollCall:
     def odd(self) -> str:
         """Return a few words on those who count the ranks otherwise."""
         world = self._ranks.world
-        odd = [f"rank {r} counts {h.world} ranks" for r, h in sorted(self.told.items()) if h.world != world]
+        told = sorted(self.told.items())
+        odd = [f"rank {r} counts {format_count(h.world, 'rank')}" for r, h in told if h.world != world]
         return f": {', '.join(odd)}" if odd else ""
 
     def _nonces(self) -> dict[int, str]:

@@ -24,6 +24,7 @@ from holdfast.catalog.trust import Trust, TrustedKey
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import HoldfastError, OutOfSpace, Untrusted
 from holdfast.core.records import CheckpointRecord
+from holdfast.core.units import format_count
 from holdfast.format.events import Removed
 from holdfast.format.manifest import Manifest
 from holdfast.format.ranks import ELSEWHERE, is_ranks
@@ -241,8 +242,9 @@ class Upkeep:
             with self._tidiness.freeing():
                 freed = self.history.empty_trash(due)
             logger.info(
-                "freed %d bytes: %d checkpoints left the trash of %s", freed, len(due), self.store.url
-            )
+                "freed %d bytes: %s left the trash of %s",
+                freed, format_count(len(due), "checkpoint"), self.store.url,
+            )  # fmt: skip
         self._note_trash(list_trash(self.store), now)
         return freed
 

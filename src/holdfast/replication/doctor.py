@@ -18,7 +18,7 @@ from holdfast.catalog.tags import read_tags
 from holdfast.catalog.trash import list_trash
 from holdfast.core.clock import SystemTime, TimeSource
 from holdfast.core.errors import HoldfastError, IntegrityError
-from holdfast.core.units import format_bytes, format_seconds
+from holdfast.core.units import format_bytes, format_count, format_seconds
 from holdfast.replication.looking import location_of, without_data
 from holdfast.replication.record import read_mirrors
 from holdfast.replication.status import run_status
@@ -57,7 +57,11 @@ def diagnose(store: Store, time: TimeSource | None = None) -> list[Finding]:
         return [Finding(RUN, "wrong", str(e), f"holdfast repair {name} --from COPY")]
     history = History(store, run)
     found = [
-        Finding("run", "good", f"{name_of(store.url)} is run {run}, with {len(history.steps)} checkpoints")
+        Finding(
+            "run",
+            "good",
+            f"{name_of(store.url)} is run {run}, with {format_count(len(history.steps), 'checkpoint')}",
+        )
     ]
     found += _writer(store, now)
     found += _checkpoints(store, history, name, now)
@@ -162,12 +166,13 @@ def _left_overs(store: Store, history: History, name: str, now: float) -> Iterat
         ]
         if idle:
             size = format_bytes(sum(o.size for o in idle))
-            text = f"{len(idle)} data files, {size}, belong to no checkpoint: saves that are under way or never ended"
+            files = format_count(len(idle), "data file")
+            text = f"{files} of no checkpoint, {size}: saves that are under way or never ended"
             yield Finding("left-overs", "note", text, f"holdfast collect {name}, when nobody writes the run")
     trash = list_trash(store)
     if trash:
         due = sum(t.until <= now for t in trash)
-        text = f"{len(trash)} deleted checkpoints lie in the trash, {due} of them beyond their time"
+        text = f"{format_count(len(trash), 'deleted checkpoint')} in the trash, {due} due to be freed"
         yield Finding(
             "trash",
             "note",
@@ -200,16 +205,17 @@ def _mirrors(store: Store, run: str, name: str, time: TimeSource) -> Iterator[Fi
         )  # fmt: skip
         return
     for place in places:
-        missing = f", {len(place.missing)} checkpoints to come" if place.missing else ""
+        missing = f", {format_count(len(place.missing), 'checkpoint')} to come" if place.missing else ""
         text = f"the mirror {name_of(place.url)} is {place.state}{missing}{f': {place.error}' if place.error else ''}"
         level: Level = "good" if place.state == "ok" else "note" if place.state == "behind" else "warning"
         sync = {"good": "", "note": f"holdfast sync {name}"}
         remedy = sync.get(level, f"see to that place, then holdfast sync {name}")
         yield Finding(f"mirror {place.url}", level, text, remedy)
         if place.only_here:
+            lost = format_count(len(place.only_here), "checkpoint")
             text = (
-                f"{len(place.only_here)} checkpoints, the newest of step {max(place.only_here)}, are only in "
-                f"the mirror {name_of(place.url)}: the run lost them without a word"
+                f"{lost}, the newest of step {max(place.only_here)}, only in the mirror {name_of(place.url)}: lost by "
+                "the run without a word"
             )
             back = f"holdfast repair {name} brings back those that training did not leave behind"
             yield Finding(f"only in {place.url}", "note", text, back)

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from holdfast.catalog.history import History
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import HoldfastError, NotReplicated, PolicyError
-from holdfast.core.units import format_bytes, format_seconds
+from holdfast.core.units import format_bytes, format_count, format_seconds
 from holdfast.replication.keeper import Keeper, MirrorStatus
 from holdfast.replication.looking import look
 from holdfast.replication.mirror import MirrorLike, mirrors_of
@@ -199,7 +199,7 @@ def _needed(ack: Ack, mirrors: int) -> int:
     if isinstance(ack, bool) or not isinstance(ack, int) or not 1 <= ack <= 1 + mirrors:
         raise PolicyError(
             f'ack={ack!r} is not "local", "all", or a number of locations from 1 to {1 + mirrors}: '
-            f"the run itself and {mirrors} mirrors"
+            f"the run itself and {format_count(mirrors, 'mirror')}"
         )
     return ack
 
@@ -210,5 +210,6 @@ def _lack(keeper: Keeper) -> str:
     if status.error is not None:
         return f"{status.url} ({status.error})"
     if status.missing:
-        return f"{status.url} ({len(status.missing)} checkpoints, {format_bytes(status.missing_bytes)} to go)"
+        missing = format_count(len(status.missing), "checkpoint")
+        return f"{status.url} ({missing}, {format_bytes(status.missing_bytes)} to go)"
     return f"{status.url} (it is being looked at)"

@@ -12,7 +12,7 @@ from holdfast.core.clock import TimeSource
 from holdfast.core.errors import HoldfastError, IntegrityError, NotARun, PolicyError
 from holdfast.policies import Rule, last
 from holdfast.replication.answers import ask_all
-from holdfast.replication.desired import plan_mirror
+from holdfast.replication.desired import Location, plan_mirror
 from holdfast.replication.keeper import MirrorStatus
 from holdfast.replication.looking import Source, location_of, look
 from holdfast.replication.reconcile import Outcome
@@ -72,9 +72,14 @@ def run_status(store: Store, time: TimeSource) -> RunStatus:
 
 
 def _broken(source: Source) -> str | None:
-    if not source.location.broken:
-        return None
-    return f"the manifests of steps {', '.join(map(str, sorted(source.location.broken)))} do not verify"
+    return _unverified(source.location) if source.location.broken else None
+
+
+def _unverified(location: Location, where: str = "") -> str:
+    steps = ", ".join(map(str, sorted(location.broken)))
+    if len(location.broken) == 1:
+        return f"the manifest of step {steps}{where} does not verify"
+    return f"the manifests of steps {steps}{where} do not verify"
 
 
 def _mirrors(mirrors: Sequence[RememberedMirror], source: Source, time: TimeSource) -> list[MirrorStatus]:
@@ -112,7 +117,7 @@ def mirror_status(
     outcome = Outcome(plan_mirror(source.location, there, source.past, rule, now=time.now()), there)
     missing = tuple(h.step for h in outcome.missing)
     if there.broken:
-        note = f"the manifests of steps {', '.join(map(str, sorted(there.broken)))} there do not verify"
+        note = _unverified(there, " there")
     return MirrorStatus(
         store.url,
         "degraded" if there.broken else "behind" if missing else "ok",

@@ -17,6 +17,7 @@ import msgspec
 
 from holdfast.core.errors import UnsupportedValue
 from holdfast.core.names import MAX_PATH_BYTES
+from holdfast.core.units import format_count
 from holdfast.format.values import MAX_DEPTH, TensorLeaf, Typed
 from holdfast.state.adapter import Adapter, Dispatch, Engine
 from holdfast.state.codecs import Codec, codec_for
@@ -188,7 +189,7 @@ class Capturing:
     def note_container(self, path: str, kind: str, size: int) -> None:
         """Add a line for a container, unless the object that it is the state of has one."""
         if not self.in_key and (not self.report.entries or self.report.entries[-1].path != path):
-            self.note(path, "captured", kind, f"{size} entries")
+            self.note(path, "captured", kind, format_count(size, "entry", "entries"))
 
     def key(self, key: object, path: str) -> object:
         """Return the detached form of a dict key or set element, which may hold no tensor."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from holdfast.core.units import format_count
 from holdfast.state.tensors import TensorSpec
 
 __all__ = ["CaptureEntry", "CaptureReport", "RestoreOptions", "RestoreReport"]
@@ -80,7 +81,7 @@ class RestoreReport:
         return not (self.missing or self.unexpected or self.mismatched or self.cast)
 
     def __str__(self) -> str:
-        lines = [f"restored {len(self.restored)} values"]
+        lines = [f"restored {format_count(len(self.restored), 'value')}"]
         for title in ("missing", "unexpected", "mismatched", "cast"):
             rows: list[tuple[str, str]] = getattr(self, title)
             lines += [f"{title:<10} {path}{': ' + note if note else ''}" for path, note in rows]

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.core.errors import MissingDependency, StateError
+from holdfast.core.units import format_count
 
 if TYPE_CHECKING:
     from holdfast.state.adapters.torch_loader import ResumableLoader
@@ -191,9 +192,10 @@ class ResumableSampler:
         if self.batch_size < 1:
             raise StateError(f"batch_size: expected at least 1, found {self.batch_size}; it counts per rank")
         if not self._share(0):
+            batch = format_count(self.global_batch_size, "sample")
             raise StateError(
-                f"dataset: expected at least one global batch of {self.global_batch_size} samples, found "
-                f"{self.length} with drop_last={self.drop_last}; use a smaller batch_size or drop_last=False"
+                f"dataset: expected at least one global batch of {batch}, found {self.length} with "
+                f"drop_last={self.drop_last}; use a smaller batch_size or drop_last=False"
             )
 
     @property
@@ -260,7 +262,7 @@ class ResumableSampler:
             raise StateError("loader: expected a dataset, found only a length; call loader(dataset, ...)")
         if _length_of(source) != self.length:
             raise StateError(
-                f"loader: expected a dataset of {self.length} samples, as the sampler has, found "
+                f"loader: expected a dataset of {format_count(self.length, 'sample')}, as the sampler has, found "
                 f"{len(source)}; build the sampler from this dataset"
             )
         return ResumableLoader(source, self, batched_reads=batched_reads, **dataloader_kwargs)

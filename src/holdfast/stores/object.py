@@ -22,6 +22,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from holdfast.core.buffers import Buffer
 from holdfast.core.errors import AlreadyExists, HoldfastError, InvalidFormat, NotFound, StoreError, Truncated
 from holdfast.core.names import check_key, is_key
+from holdfast.core.units import format_count
 from holdfast.core.workers import Workers
 from holdfast.stores.address import Address, shown
 from holdfast.stores.base import MAX_WHOLE_BYTES, ObjectInfo, Stream
@@ -327,7 +328,9 @@ class ObjectStore:
             )
         else:
             if aborted:
-                logger.info("aborted %d uploads that dead writers had begun in %s", aborted, self.url)
+                logger.info(
+                    "aborted %s that dead writers had begun in %s", format_count(aborted, "upload"), self.url
+                )
 
     def delete(self, keys: Sequence[str]) -> None:
         left = sorted({check_key(key) for key in keys})

@@ -10,6 +10,7 @@ import torch
 from torch.optim import LBFGS, Optimizer
 
 from holdfast.core.names import join_path
+from holdfast.core.units import format_count
 from holdfast.format.values import TensorLeaf
 from holdfast.state.adapters.torch_distributed import is_spread
 from holdfast.state.adapters.torch_meta import home_of
@@ -83,7 +84,7 @@ def _pair_groups(
     for g, named in enumerate(groups):
         below = join_path(where, g)
         if g >= len(saved):
-            ctx.missing(below, f"a parameter group of {len(named)} parameters")
+            ctx.missing(below, f"a parameter group of {format_count(len(named), 'parameter')}")
             continue
         mine = _pair_names(named, saved[g]["params"], saved_names, path=below, ctx=ctx)
         for parameter_id, name in mine.items():
@@ -94,7 +95,9 @@ def _pair_groups(
         _check_order(optimizer, [n for n, _ in named], saved[g]["params"], below, ctx)
         _plan_hyperparameters(optimizer.param_groups[g], saved[g], below, ctx)
     for g in range(len(groups), len(saved)):
-        ctx.unexpected(join_path(where, g), f"a parameter group of {len(saved[g]['params'])} parameters")
+        ctx.unexpected(
+            join_path(where, g), f"a parameter group of {format_count(len(saved[g]['params']), 'parameter')}"
+        )
     for name in sorted(saved_names - seen):
         if not any(name in saved[g]["params"] for g in range(len(groups), len(saved))):
             ctx.unexpected(
