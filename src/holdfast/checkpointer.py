@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar, get_args, overload
 
 from holdfast.catalog.keyfiles import KeySource, TrustSource, signing_of
+from holdfast.catalog.keys import parse_grace
 from holdfast.catalog.trust import Verifying
 from holdfast.core.clock import Clock, SystemTime, TimeSource, check_count
 from holdfast.core.errors import HoldfastError, PolicyError, SaveFailed
 from holdfast.core.names import check_tag
-from holdfast.core.units import parse_bytes, parse_seconds
+from holdfast.core.units import parse_bytes
 from holdfast.distributed.ranks import RanksLike, ranks_of
 from holdfast.loop.batches import BatchSource
 from holdfast.loop.engine import Engine
@@ -147,7 +147,7 @@ class Checkpointer:
                 None if memory is None else parse_bytes(memory),
                 self_contained,
                 derive,
-                math.ceil(parse_seconds(grace)),
+                parse_grace(grace),
                 _word("when_full", when_full, WhenFull),
             ),
             signing=signing,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from holdfast.catalog.deletion import Freed
 from holdfast.catalog.history import History
 from holdfast.catalog.identity import read_identity
 from holdfast.catalog.keyfiles import KeySource, TrustSource, make_trust, read_signing_key
+from holdfast.catalog.keys import parse_grace
 from holdfast.catalog.lease import LeaseDoc, holder, is_held
 from holdfast.catalog.runlog import LogWriter, timeline
 from holdfast.catalog.signatures import add_signature
@@ -233,7 +233,7 @@ class Run:
         Raises:
             LeaseHeld: a training process writes the run; its own retention rule is in force.
         """
-        grace_seconds = _whole_seconds(grace)
+        grace_seconds = parse_grace(grace)
         session = Session(self.store, self._time)
         try:
             return session.upkeep.retain(require_retention(keep), grace_seconds)
@@ -250,7 +250,7 @@ class Run:
             StateError: it is tagged or the last one, and `force` is not given.
             LeaseHeld: a training process writes the run.
         """
-        grace_seconds = _whole_seconds(grace)
+        grace_seconds = parse_grace(grace)
         self.check_removal(steps, force=force)
         session = Session(self.store, self._time)
         try:
@@ -324,7 +324,3 @@ class Run:
             raise StateError(
                 f"this would delete the last checkpoint of {self.store.url}; force it if that is meant"
             )
-
-
-def _whole_seconds(grace: str | float) -> int:
-    return math.ceil(parse_seconds(grace))

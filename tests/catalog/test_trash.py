@@ -122,13 +122,20 @@ def test_collecting_with_a_shorter_grace_empties_the_trash(store: Dated) -> None
     assert store.list("data") == []
 
 
-@pytest.mark.parametrize("grace", ["-1h", "soon", float("nan")])
+@pytest.mark.parametrize("grace", ["-1h", "soon", float("nan"), 10**12, "999999999999.5s"])
 def test_a_grace_that_makes_no_sense_is_refused_before_anything_is_done(store: Dated, grace: str) -> None:
     with pytest.raises(PolicyError):
         run_of(store).remove([1], grace=grace)
     with pytest.raises(PolicyError):
         run_of(store).prune(holdfast.last(1), grace=grace)
     assert run_of(store).steps == [1, 2, 3]
+
+
+def test_the_longest_grace_that_a_key_can_say(store: Dated) -> None:
+    run = run_of(store)
+    run.remove([1], grace=10**12 - 1)
+    assert [d.step for d in run.trash()] == [1]
+    assert run.undelete(1).step == 1
 
 
 def test_without_grace_nothing_stays(store: Dated) -> None:

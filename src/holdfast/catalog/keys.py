@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from holdfast.core.errors import PolicyError
 from holdfast.core.names import check_tag, step_name
+from holdfast.core.units import parse_seconds
 
 __all__ = [
     "CHECKPOINTS",
@@ -28,6 +30,7 @@ __all__ = [
     "log_key",
     "manifest_key",
     "packed_key",
+    "parse_grace",
     "parse_manifest_key",
     "plain_key",
     "signature_key",
@@ -58,7 +61,8 @@ MAX_ORDINAL = 9999
 PACKED = ".zst"
 
 _DATA_FILE = re.compile(rf"data/\d{{12}}-[0-9A-Za-z]+/[^/]+\.safetensors(?:{re.escape(PACKED)})?")
-_TRASH = re.compile(r"trash/(\d{12})-([0-9A-Za-z]+)(?:-(\d{1,12}))?\.json")
+_GRACE_DIGITS = 12
+_TRASH = re.compile(rf"trash/(\d{{12}})-([0-9A-Za-z]+)(?:-(\d{{1,{_GRACE_DIGITS}}}))?\.json")
 _LEASE = re.compile(r"lease/\d{12}\.json")
 _MANIFEST = re.compile(r"checkpoints/(\d{12})(?:-(\d{4}))?\.json")
 
@@ -104,6 +108,18 @@ def trash_key(step: int, attempt: str, grace_seconds: int | None = None) -> str:
     The key says how long, so that a listing alone tells what may go, whatever became of the object's content.
     """
     return f"{TRASH}/{step_name(step)}-{attempt}{'' if grace_seconds is None else f'-{grace_seconds}'}.json"
+
+
+def parse_grace(grace: str | float) -> int:
+    """Return how long something is to stay in the trash, in whole seconds.
+
+    Raises:
+        PolicyError: it is no duration, or longer than a key can say.
+    """
+    seconds = math.ceil(parse_seconds(grace))
+    if seconds >= 10**_GRACE_DIGITS:
+        raise PolicyError(f"grace={grace!r} is too long; expected less than 10^{_GRACE_DIGITS} seconds")
+    return seconds
 
 
 def parse_trash_key(key: str) -> tuple[int, str, int] | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.core.units import parse_seconds
+from holdfast.catalog.keys import parse_grace
 
 __all__ = ["Grace", "Json", "Now", "RunPath", "Target", "Trusted", "Yes", "grace_of"]
 
@@ -41,7 +41,7 @@ def grace_of(grace: str, *, now: bool) -> str:
     """Return how long what is deleted stays in the trash.
 
     Raises:
-        PolicyError: `grace` is no duration.
+        PolicyError: `grace` is no duration, or too long.
     """
-    parse_seconds(grace)
+    parse_grace(grace)
     return "0s" if now else grace

@@ -14,11 +14,10 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 
 from holdfast.catalog.keyfiles import KeySource, read_signing_key
-from holdfast.catalog.keys import data_prefix
+from holdfast.catalog.keys import data_prefix, parse_grace
 from holdfast.core.clock import check_count
 from holdfast.core.errors import PolicyError, SaveFailed
 from holdfast.core.names import check_tag
-from holdfast.core.units import parse_seconds
 from holdfast.integrations.dcp.coordinator import Coordinator, Settings, begin
 from holdfast.integrations.dcp.items import items_of, names_of
 from holdfast.integrations.dcp.naming import required_step, step_of
@@ -85,7 +84,7 @@ class HoldfastWriter(StorageWriter):
         self.metrics = dict(metrics or {})
         self.tag = check_tag(tag) if tag is not None else None
         self._keep = require_retention(keep) if keep is not None else None
-        self._grace_seconds = int(parse_seconds(grace))
+        self._grace_seconds = parse_grace(grace)
         self._mirrors = tuple(mirrors) if mirrors is not None else None
         self._self_contained = self_contained
         self._sign = sign
