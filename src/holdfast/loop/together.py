@@ -271,7 +271,7 @@ def _left_over(store: Store, manifest: Manifest, words: Mapping[int, Restoring])
     try:
         unused = taken_by_nobody(store, manifest, words)
     except (IntegrityError, StoreError) as e:
-        return {f"rank 0: {type(e).__name__}: {e}": True}
+        return {f"rank 0: {type(e).__name__}: {e}": is_damage(e)}
     if not unused:
         return {}
     shown = ", ".join(unused[:SHOWN]) + (f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else "")
