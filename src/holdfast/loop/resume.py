@@ -116,9 +116,17 @@ def restore_state(
         own = any(view.manifest.parts[key] is not manifest.parts.get(key) for key in left)
         return replace(restored, manifest=manifest, own=own, wide=view.merged)
 
-    if which != "latest":
-        return _mended(history, which, attempt, mend)
-    for step in sorted({*history.manifests, *history.broken} - left_out.keys(), reverse=True):
+    if which == "latest":
+        return _newest(history, attempt, mend, passed_over)
+    return _mended(history, which, attempt, mend)
+
+
+def _newest(
+    history: History, attempt: Callable[[int | str], Restored], mend: Mend | None, passed_over: dict[int, str]
+) -> Restored:
+    """Restore the newest checkpoint that can be resumed from. Steps that are `passed_over` are not tried; what is
+    found wrong is added to them."""
+    for step in sorted({*history.manifests, *history.broken} - passed_over.keys(), reverse=True):
         try:
             if step not in history.broken and history.summary(step).demoted:
                 passed_over[step] = "holds weights only"
