@@ -428,30 +428,3 @@ def test_late_metrics_from_elsewhere_count(tmp_path: pathlib.Path) -> None:
     assert decisions == {1: "drop", 2: "keep", 3: "drop", 4: "keep"}
     Run(tmp_path).prune(best("mmlu", mode="max"))
     assert Run(tmp_path).steps == [2, 4]
-
-
-@pytest.mark.parametrize("place", ["top", "list", "inside"])
-def test_gradients_that_no_optimizer_has_consumed_are_state(tmp_path: pathlib.Path, place: str) -> None:
-    torch = pytest.importorskip("torch")
-
-    def train_to(url: pathlib.Path, until: int) -> object:
-        torch.manual_seed(0)
-        model = torch.nn.Linear(4, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        state: dict[str, dict[str, object]] = {
-            "top": {"model": model, "optimizer": optimizer},
-            "list": {"model": model, "optimizers": [optimizer]},
-            "inside": {"all": {"model": model, "optimizer": optimizer}},
-        }
-        with Checkpointer(url, state[place], save=every(steps=2)) as ckpt:
-            for step in ckpt.steps(9):
-                if step == until:
-                    return None
-                (model(torch.randn(8, 4)).square().mean() / 3).backward()
-                if step % 3 == 2:
-                    optimizer.step()
-                    optimizer.zero_grad()
-        return model.weight.detach()
-
-    train_to(tmp_path / "cut", 5)  # the newest is step 4: one micro-batch of three is in the gradients
-    assert torch.equal(train_to(tmp_path / "cut", 9), train_to(tmp_path / "whole", 9))
