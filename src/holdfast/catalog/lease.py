@@ -310,14 +310,14 @@ class Lease:
 
     def check(self) -> None:
         """Raise LeaseLost when another process has taken the run over, or it is no longer there."""
-        found = [o.key for o in _leases_in(self._store)]
+        newest = max((o.key for o in _leases_in(self._store)), default="")
         mine = lease_key(self.generation)
-        if mine not in found and not any(key > mine for key in found):
+        if newest < mine:
             raise LeaseLost(
                 f"{self._store.url}: the lease of this process is no longer there, so the run was moved, removed or "
                 "put back while it was written; nothing more is committed from this one"
             )
-        if found[-1] > mine:
+        if newest > mine:
             taker = holder(self._store)
             raise LeaseLost(
                 f"{self._store.url} was taken over by {taker.owner if taker else 'another process'}; "

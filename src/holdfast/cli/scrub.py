@@ -11,7 +11,7 @@ from holdfast.cli.exits import INTEGRITY
 from holdfast.cli.options import Json, RunPath
 from holdfast.cli.output import emit, growing_progress, line
 from holdfast.cli.words import bytes_, count
-from holdfast.core.units import format_seconds, parse_bytes, parse_seconds
+from holdfast.core.units import format_seconds, format_steps, parse_bytes, parse_seconds
 from holdfast.replication.scrub import ScrubLimits, ScrubReport
 from holdfast.replication.scrub import scrub as scrub_store
 from holdfast.stores import name_of, open_store
@@ -67,8 +67,7 @@ def _print(report: ScrubReport) -> None:
     for problem in report.problems:
         line(("wrong: ", "bold red"), problem.message)
     if report.damaged:
-        steps = ", ".join(map(str, report.damaged))
-        line(("damaged: ", "bold red"), f"step{'' if len(report.damaged) == 1 else 's'} {steps}")
+        line(("damaged: ", "bold red"), format_steps(report.damaged))
         name = shlex.quote(name_of(report.run))
         line(f"holdfast repair {name} --from COPY mends what is whole in a copy or mirror")
     read = f"{count(report.files, 'file')} read, {bytes_(report.bytes)} in {format_seconds(report.seconds)}"

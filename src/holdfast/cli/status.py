@@ -12,6 +12,7 @@ from holdfast.cli.output import emit, line, text
 from holdfast.cli.table import Column, show_table
 from holdfast.cli.words import age, bytes_, count
 from holdfast.core.clock import SystemTime
+from holdfast.core.units import format_steps
 from holdfast.replication import MirrorStatus
 from holdfast.replication.status import RunStatus, run_status
 from holdfast.stores import name_of, open_store
@@ -70,8 +71,7 @@ def _row(place: MirrorStatus) -> list[object]:
 
 
 def _only_here(place: MirrorStatus) -> str:
-    steps = ", ".join(map(str, place.only_here))
-    return f"step{'' if len(place.only_here) == 1 else 's'} {steps} only here" if steps else ""
+    return f"{format_steps(place.only_here)} only here" if place.only_here else ""
 
 
 def _document(found: RunStatus) -> dict[str, object]:

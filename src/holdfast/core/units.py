@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Collection
 
 from holdfast.core.errors import PolicyError
 
@@ -14,6 +15,7 @@ __all__ = [
     "format_bytes",
     "format_count",
     "format_seconds",
+    "format_steps",
     "is_finite",
     "parse_bytes",
     "parse_seconds",
@@ -68,6 +70,11 @@ def format_bytes(size: int) -> str:
 def format_count(n: int, what: str, many: str = "") -> str:
     """Return a count with its noun: `format_count(1, "step")` is `'1 step'`."""
     return f"{n:,} {what if n == 1 else many or what + 's'}"
+
+
+def format_steps(steps: Collection[int]) -> str:
+    """Return steps by their numbers: `'step 3'`, `'steps 3, 4'`."""
+    return f"step{'' if len(steps) == 1 else 's'} {', '.join(map(str, steps))}"
 
 
 def exact_bytes(size: int) -> str | int:

@@ -15,7 +15,7 @@ from holdfast.core.records import Moment, Observation
 from holdfast.format.events import Event, Observed
 from holdfast.format.manifest import clock_from_doc, clock_to_doc, floats_from_doc, floats_to_doc
 from holdfast.policies import EarlyStopping, Rule, Verdict, decide, require_stopping
-from holdfast.policies.best import Best
+from holdfast.policies.best import Best, monitored
 from holdfast.policies.grids import Grid
 from holdfast.policies.moments import Auto, On, WhenIdle
 from holdfast.policies.rules import AllOf, AnyOf, AtMost, Not, Window
@@ -50,8 +50,7 @@ class Tracker:
         self._counted = {"samples": 0, "tokens": 0}
         self._since = time.monotonic()
         self._warned: set[str] = set()
-        leaves = save.leaves() if save is not None else ()
-        self._monitored = {leaf.metric for leaf in leaves if isinstance(leaf, Best)}
+        self._monitored = monitored(save) if save is not None else frozenset[str]()
         self._monitored |= {stop.metric} if stop is not None else set()
         if save is not None:
             _check_events(save, monitors=bool(self._monitored), stops=stop is not None, tell=judges)

@@ -13,7 +13,7 @@ from holdfast.policies.metrics import improves, order_key
 from holdfast.policies.peers import Peer, better, improves_like, single, worst
 from holdfast.policies.rules import Kept, Rule, identity
 
-__all__ = ["Best", "best"]
+__all__ = ["Best", "best", "monitored"]
 
 Item = TypeVar("Item")
 Places: TypeAlias = list[tuple[float, Item]]
@@ -123,3 +123,8 @@ def best(metric: str, *, mode: Mode, k: int = 1, min_delta: float = 0.0) -> Best
     """
     mode = optimisation_mode(metric_name(metric), mode)
     return Best(metric, mode, whole("k", k), amount("min_delta", min_delta, zero=True))
+
+
+def monitored(rule: Rule) -> frozenset[str]:
+    """Return the metrics that a rule speaks of."""
+    return frozenset(leaf.metric for leaf in rule.leaves() if isinstance(leaf, Best))

@@ -15,7 +15,7 @@ from holdfast.core.clock import Clock
 from holdfast.core.errors import PolicyError
 from holdfast.core.records import CheckpointRecord, Moment, Observation
 from holdfast.policies.arguments import amount
-from holdfast.policies.best import Best
+from holdfast.policies.best import Best, monitored
 from holdfast.policies.metrics import best_of
 from holdfast.policies.optimum import wasted
 from holdfast.policies.places import Place, Sizes, Stay, Storage
@@ -169,8 +169,7 @@ class _Training:
         rules = [self.scenario.save, self.scenario.places[0].keep]
         leaves = [leaf for rule in rules if rule is not None for leaf in rule.leaves()]
         self.best = next((leaf for leaf in leaves if isinstance(leaf, Best)), None)
-        save = self.scenario.save.leaves()
-        self.monitored = frozenset(leaf.metric for leaf in save if isinstance(leaf, Best))
+        self.monitored = monitored(self.scenario.save)
 
     def begin(self) -> None:
         self._decide(Clock(), {}, frozenset({"start"}))

@@ -10,6 +10,7 @@ from holdfast.catalog.identity import read_identity
 from holdfast.catalog.lease import LeaseDoc, writer_of
 from holdfast.core.clock import TimeSource
 from holdfast.core.errors import HoldfastError, IntegrityError, NotARun, PolicyError
+from holdfast.core.units import format_steps
 from holdfast.policies import Rule, last
 from holdfast.replication.answers import ask_all
 from holdfast.replication.desired import Location, plan_mirror
@@ -76,10 +77,9 @@ def _broken(source: Source) -> str | None:
 
 
 def _unverified(location: Location, where: str = "") -> str:
-    steps = ", ".join(map(str, sorted(location.broken)))
-    if len(location.broken) == 1:
-        return f"the manifest of step {steps}{where} does not verify"
-    return f"the manifests of steps {steps}{where} do not verify"
+    whose = f"{format_steps(sorted(location.broken))}{where}"
+    one = len(location.broken) == 1
+    return f"the manifest of {whose} does not verify" if one else f"the manifests of {whose} do not verify"
 
 
 def _mirrors(mirrors: Sequence[RememberedMirror], source: Source, time: TimeSource) -> list[MirrorStatus]:

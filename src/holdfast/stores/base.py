@@ -8,9 +8,10 @@ from typing import Protocol, runtime_checkable
 
 from holdfast.core.buffers import Buffer
 
-__all__ = ["MAX_WHOLE_BYTES", "ObjectInfo", "Served", "Store", "Stream"]
+__all__ = ["LOOKING", "MAX_WHOLE_BYTES", "ObjectInfo", "Served", "Store", "Stream"]
 
 MAX_WHOLE_BYTES = 1 << 30
+LOOKING = ("read", "look at")  # what fails for want of an object; who writes lacks something else
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from obstore.exceptions import (
 )
 
 from holdfast.core.errors import AlreadyExists, NotFound, OutOfSpace, PermissionDenied, StoreError
+from holdfast.stores.base import LOOKING
 
 __all__ = ["is_out_of_range", "is_unsupported", "translated"]
 
@@ -75,7 +76,7 @@ def _ours(e: Exception, doing: str, place: str) -> StoreError:
         )
     if isinstance(e, AlreadyExistsError):
         return AlreadyExists(f"{place} exists already")
-    if isinstance(e, FileNotFoundError) and doing in ("read", "look at"):
+    if isinstance(e, FileNotFoundError) and doing in LOOKING:
         return NotFound(f"no object {place}")
     return StoreError(failed)
 

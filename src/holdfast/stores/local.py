@@ -22,7 +22,7 @@ from holdfast.core.errors import (
     Truncated,
 )
 from holdfast.core.names import check_key, is_key
-from holdfast.stores.base import MAX_WHOLE_BYTES, ObjectInfo, Stream
+from holdfast.stores.base import LOOKING, MAX_WHOLE_BYTES, ObjectInfo, Stream
 from holdfast.stores.direct import FileWriter
 from holdfast.stores.disk import Disk, OsDisk
 from holdfast.stores.reading import read_buffer
@@ -45,7 +45,6 @@ _KINDS: dict[int, type[StoreError]] = {
     errno.ENOSPC: OutOfSpace,
     errno.EDQUOT: OutOfSpace,
 }
-_LOOKING = ("read", "look at")  # only then an object is missed; who writes lacks something else
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 _HOW_TO_DO_WITHOUT_LINKS = (
     "the file system there has no hard links, which every commit needs (exFAT, a bucket that is mounted); give a "
@@ -77,7 +76,7 @@ def _translated(doing: str, path: str) -> Iterator[None]:
         raise
     except OSError as e:
         kind = _KINDS.get(e.errno or 0, StoreError)
-        if kind is NotFound and doing not in _LOOKING:
+        if kind is NotFound and doing not in LOOKING:
             kind = StoreError
         remedy = f"; {_REMEDIES[kind]}" if kind in _REMEDIES else ""
         raise kind(e.errno, f"could not {doing} {path}: {os.strerror(e.errno or 0)}{remedy}") from e
